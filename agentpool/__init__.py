@@ -1,0 +1,1 @@
+"""agentpool: pools of long-lived asynchronous agents, in worker processes, on Redis."""

@@ -1,0 +1,253 @@
+"""Every error a user may see, in one small tree.
+
+Each class carries its data as attributes, says in its message what to do next, and has a stable `code`: the command
+line prints it with `--json`, and a border (HTTP, say) maps classes to statuses in one table.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+__all__ = [
+    "AgentFailed",
+    "AgentLimitError",
+    "AgentPoolError",
+    "AgentTerminated",
+    "ConfigError",
+    "DuplicateAgent",
+    "IdempotencyConflict",
+    "InputTooLarge",
+    "InvalidInput",
+    "NoCapacity",
+    "PoolAtCapacity",
+    "PoolClosed",
+    "QueueFull",
+    "RedisUnavailable",
+    "ServerError",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskTimedOut",
+    "UnknownAgent",
+    "UnknownAgentType",
+    "UnknownPool",
+    "UnknownTask",
+    "UnknownWorker",
+    "UnsupportedPlatform",
+    "WorkerLost",
+    "nearest",
+]
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return a hint like ` Did you mean "x"?`, or the empty string when nothing known is close."""
+    match = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f' Did you mean "{match[0]}"?' if match else ""
+
+
+class AgentPoolError(Exception):
+    """The root of all errors that agentpool raises on purpose."""
+
+    code = "ERROR"
+
+
+class ConfigError(AgentPoolError):
+    """The configuration cannot be used; `problems` lists every fault found, not only the first."""
+
+    code = "CONFIG"
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class UnsupportedPlatform(AgentPoolError):
+    """The daemon needs something that this operating system lacks."""
+
+    code = "UNSUPPORTED_PLATFORM"
+
+
+class ServerError(AgentPoolError):
+    """The embedded Redis server could not be started, adopted or stopped."""
+
+    code = "EMBEDDED_SERVER"
+
+
+class RedisUnavailable(AgentPoolError):
+    """Redis did not answer, refused the login, or cannot take writes now."""
+
+    code = "REDIS_UNAVAILABLE"
+
+
+class _Unknown(AgentPoolError):
+    """Something was named that does not exist; `known` is what does."""
+
+    kind = "thing"
+
+    def __init__(self, name: str, known: Sequence[str] = (), hint: str = "") -> None:
+        self.name = name
+        self.known = tuple(known)
+        listed = f" Known: {', '.join(sorted(known)[:10])}." if known else ""
+        super().__init__(f'No {self.kind} named "{name}".{nearest(name, known)}{listed}{hint}')
+
+
+class UnknownPool(_Unknown):
+    """No such pool is registered in this Redis."""
+
+    code = "UNKNOWN_POOL"
+    kind = "pool"
+
+
+class UnknownAgentType(_Unknown):
+    """The pool does not run agents of this type."""
+
+    code = "UNKNOWN_AGENT_TYPE"
+    kind = "agent type"
+
+
+class UnknownAgent(_Unknown):
+    """No agent with this id is alive."""
+
+    code = "UNKNOWN_AGENT"
+    kind = "live agent"
+
+
+class UnknownWorker(_Unknown):
+    """No worker with this id is registered."""
+
+    code = "UNKNOWN_WORKER"
+    kind = "worker"
+
+
+class UnknownTask(_Unknown):
+    """No task with this id is known any more; finished tasks are kept for a while only."""
+
+    code = "UNKNOWN_TASK"
+    kind = "task"
+
+
+class DuplicateAgent(AgentPoolError):
+    """An agent with the wanted name is alive already."""
+
+    code = "DUPLICATE_AGENT"
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+        super().__init__(
+            f'Agent "{agent_id}" is alive already. Choose another name, or terminate it first: '
+            f"agentpool terminate {agent_id}"
+        )
+
+
+class NoCapacity(AgentPoolError):
+    """No worker had room within the time allowed; the request was withdrawn and nothing waits."""
+
+    code = "NO_CAPACITY"
+
+    def __init__(self, pool: str, asked: int, free: int, detail: str = "") -> None:
+        self.pool, self.asked, self.free = pool, asked, free
+        super().__init__(f'Pool "{pool}" had no room for {asked} agent(s): {free} free slots. {detail}'.rstrip())
+
+
+class PoolAtCapacity(AgentPoolError):
+    """An in-process pool is full and so is its queue of waiters."""
+
+    code = "POOL_AT_CAPACITY"
+
+
+class PoolClosed(AgentPoolError):
+    """The pool or client was closed; open a new one."""
+
+    code = "POOL_CLOSED"
+
+
+class QueueFull(AgentPoolError):
+    """A bounded queue is at its bound; nothing was added."""
+
+    code = "QUEUE_FULL"
+
+    def __init__(self, queue: str, depth: int, bound: int) -> None:
+        self.queue, self.depth, self.bound = queue, depth, bound
+        super().__init__(f"{queue} is full: {depth} waiting, bound {bound}. Try again later, or raise the bound.")
+
+
+class AgentLimitError(AgentPoolError):
+    """A tenant's limit was reached; `code` names which: CONCURRENT_LIMIT, TOTAL_LIMIT, TOKEN_RATE_LIMIT, …"""
+
+    def __init__(self, code: str, limit: int, detail: str = "") -> None:
+        self.code, self.limit = code, limit
+        super().__init__(f"{code}: the limit is {limit}. {detail}".rstrip())
+
+
+class InvalidInput(AgentPoolError):
+    """Input was refused before it reached an agent; `path` is where the wrong field is (`$` is the whole)."""
+
+    code = "INVALID_INPUT"
+
+    def __init__(self, message: str, path: str = "$") -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class InputTooLarge(InvalidInput):
+    """Input is over the pool's `max_input_bytes`."""
+
+    code = "INPUT_TOO_LARGE"
+
+    def __init__(self, size: int, bound: int) -> None:
+        self.size, self.bound = size, bound
+        super().__init__(
+            f"The input has {size} bytes; the bound is {bound}. Send a reference to the data, or raise "
+            "max_input_bytes in the pool's settings."
+        )
+
+
+class IdempotencyConflict(AgentPoolError):
+    """The same idempotency key was used before with another input."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+
+
+class AgentTerminated(AgentPoolError):
+    """The agent was ended while something was asked of it."""
+
+    code = "AGENT_TERMINATED"
+
+
+class AgentFailed(AgentPoolError):
+    """The agent's `start()` kept failing and its restarts were given up."""
+
+    code = "AGENT_FAILED"
+
+
+class TaskFailed(AgentPoolError):
+    """The agent's `run()` raised; `type`, `message` and `traceback` are what it raised, as text."""
+
+    code = "TASK_FAILED"
+
+    def __init__(self, task_id: str, type: str, message: str, traceback: str = "") -> None:
+        self.task_id, self.type, self.message, self.traceback = task_id, type, message, traceback
+        super().__init__(f"Task {task_id} failed: {type}: {message}")
+
+
+class TaskTimedOut(AgentPoolError):
+    """The task, or the wait for it, took longer than allowed."""
+
+    code = "TASK_TIMED_OUT"
+
+
+class TaskCancelled(AgentPoolError):
+    """The task was cancelled before it finished."""
+
+    code = "TASK_CANCELLED"
+
+
+class WorkerLost(AgentPoolError):
+    """The worker that ran the task died; `reason` is how."""
+
+    code = "WORKER_LOST"
+
+    def __init__(self, task_id: str, process_id: str, reason: str) -> None:
+        self.task_id, self.process_id, self.reason = task_id, process_id, reason
+        super().__init__(
+            f"Task {task_id} was running on worker {process_id}, which was lost ({reason}). "
+            "It may have had effects; submit it again if repeating it is safe."
+        )

@@ -1,0 +1,66 @@
+"""Run a verb on an interval or a wake-up until stopped.
+
+A loop is a verb (`Reaper.reap_once`) and this class; tests call the verb. An error is logged and the loop goes on,
+later each time: what failed once may work when Redis is back.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from agentpool.errors import RedisUnavailable
+
+__all__ = ["Periodic"]
+
+log = structlog.get_logger("periodic")
+
+ERROR_DELAY_MAX = 5.0
+
+
+class Periodic:
+    """A named loop. `interval` is in seconds; the verb may return a shorter delay until its next turn."""
+
+    def __init__(self, name: str, verb: Callable[[], Awaitable[float | None]], interval: float) -> None:
+        self.name, self.interval = name, interval
+        self._verb = verb
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._errors = 0
+
+    def start(self) -> None:
+        """Begin; the first turn comes at once."""
+        self._task = asyncio.create_task(self._run(), name=self.name)
+
+    def wake(self) -> None:
+        """Let the next turn come at once; wake-ups that come during a turn are kept as one."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        """End the loop, also in the middle of a turn; may be called twice."""
+        task, self._task = self._task, None
+        if task:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            delay = await self._turn()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), delay)
+
+    async def _turn(self) -> float:
+        try:
+            asked = await self._verb()
+        except RedisUnavailable as error:
+            log.warning("redis.unavailable", loop=self.name, error=str(error))
+        except Exception as error:  # noqa: BLE001 (a loop outlives its errors; each is logged with its traceback)
+            log.exception("loop.failed", loop=self.name, error=str(error))
+        else:
+            self._errors = 0
+            return self.interval if asked is None else min(self.interval, asked)
+        self._errors += 1
+        return min(self.interval * 2 ** min(self._errors, 6), max(ERROR_DELAY_MAX, self.interval))

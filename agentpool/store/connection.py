@@ -1,0 +1,158 @@
+"""How Redis is reached, and how its errors become ours.
+
+redis-py's own retries are off: it cannot know which commands may be repeated. Ours may, all of them (each script says
+in its header what a repeat does), so `Connection.call` repeats them with jittered delays until a deadline, and then
+raises `RedisUnavailable`.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.retry import Retry
+
+from agentpool.clock import monotonic
+from agentpool.errors import RedisUnavailable
+from agentpool.protocol.keys import Keys
+from agentpool.store.scripts import script
+
+__all__ = ["Connection", "SyncConnection", "translate"]
+
+T = TypeVar("T")
+
+RETRY_DELAY_MAX = 0.5
+CONNECTIONS_MAX = 64
+
+
+def redact(url: str) -> str:
+    """Return the URL without its password."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    return url.replace(f":{parts.password}@", ":***@")
+
+
+def translate(error: Exception, url: str) -> RedisUnavailable:
+    """Return our error for one of redis-py's, saying what to do next."""
+    place = redact(url)
+    text = str(error) or type(error).__name__
+    if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
+        return RedisUnavailable(f"Redis at {place} refused the login: {text}. Check user and password in the URL.")
+    if isinstance(error, NoPermissionError) or "NOPERM" in text:
+        return RedisUnavailable(f"Redis at {place} does not permit this: {text}. Widen the user's ACL.")
+    if isinstance(error, ResponseError) and "OOM" in text:
+        return RedisUnavailable(f"Redis at {place} is out of memory and takes no writes. Raise maxmemory: {text}")
+    if isinstance(error, ResponseError) and ("READONLY" in text or "MISCONF" in text):
+        return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Point the URL at a writable primary.")
+    if isinstance(error, ResponseError):
+        return RedisUnavailable(f"Redis at {place} refused a command: {text}. Run: agentpool-master check")
+    return RedisUnavailable(f"Redis at {place} does not answer: {text}. Is it running? Run: agentpool-master check")
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether a repeat may help: the server is away, starting, or slow."""
+    return isinstance(error, ConnectionError | TimeoutError | OSError) and not isinstance(error, AuthenticationError)
+
+
+class Connection:
+    """An asynchronous connection pool to one server, with the names of its keys."""
+
+    def __init__(
+        self, url: str, *, namespace: str = "", connect_timeout: float = 5.0, command_timeout: float = 5.0
+    ) -> None:
+        self.url = url
+        self.timeout = command_timeout
+        try:
+            self.redis: Any = redis.asyncio.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_connect_timeout=connect_timeout,
+                socket_timeout=command_timeout,
+                retry=AsyncRetry(NoBackoff(), 0),
+                max_connections=CONNECTIONS_MAX,
+            )
+        except ValueError as error:
+            raise RedisUnavailable(
+                f"{redact(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path"
+            ) from None
+        db = int(self.redis.connection_pool.connection_kwargs.get("db") or 0)
+        self.keys = Keys(namespace, db)
+
+    async def call(self, name: str, pool: str, *arguments: Any, timeout: float | None = None) -> Any:
+        """Run a script; repeats it while Redis is away, until `timeout` s (default: the command timeout)."""
+        prepared = script(name)
+
+        async def once() -> Any:
+            try:
+                return await self.redis.execute_command(*prepared.command(self.keys, pool, arguments))
+            except NoScriptError:
+                words = prepared.command(self.keys, pool, arguments, by_text=True)
+                return await self.redis.execute_command(*words)
+
+        return await self.repeat(once, timeout)
+
+    async def repeat(self, once: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
+        """Await `once()` again while Redis is away; raises `RedisUnavailable` at the deadline or when refused."""
+        deadline = monotonic() + (self.timeout if timeout is None else timeout)
+        delay = 0.01
+        while True:
+            try:
+                return await once()
+            except (RedisError, OSError) as error:
+                if not is_passing(error) or monotonic() + delay >= deadline:
+                    raise translate(error, self.url) from None
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
+            delay = min(delay * 2, RETRY_DELAY_MAX)
+
+    async def close(self) -> None:
+        """Close every connection; may be called twice."""
+        await self.redis.aclose()
+
+
+class SyncConnection:
+    """A blocking connection for a thread without a loop: one try a call, so that the caller keeps its rhythm."""
+
+    def __init__(self, url: str, *, namespace: str = "", timeout: float = 2.0) -> None:
+        self.url = url
+        self.redis: Any = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            single_connection_client=False,
+            max_connections=2,
+        )
+        db = int(self.redis.connection_pool.connection_kwargs.get("db") or 0)
+        self.keys = Keys(namespace, db)
+
+    def call(self, name: str, pool: str, *arguments: Any) -> Any:
+        """Run a script once; raises `RedisUnavailable`."""
+        prepared = script(name)
+        try:
+            try:
+                return self.redis.execute_command(*prepared.command(self.keys, pool, arguments))
+            except NoScriptError:
+                words = prepared.command(self.keys, pool, arguments, by_text=True)
+                return self.redis.execute_command(*words)
+        except (RedisError, OSError) as error:
+            raise translate(error, self.url) from None
+
+    def close(self) -> None:
+        """Close the connection; may be called twice."""
+        self.redis.close()

@@ -1,0 +1,57 @@
+"""A pool's event stream, read once or followed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+
+from agentpool.protocol.events import Event
+from agentpool.store.connection import Connection
+
+__all__ = ["Events"]
+
+
+class Events:
+    """Doors to events."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._keys = connection.keys
+
+    async def add(self, pool: str, type: str, *, agent_id: str = "", process_id: str = "", detail: str = "") -> None:
+        """Add an event that goes with no change of state; changes note theirs in their scripts."""
+        redis, key = self._connection.redis, self._keys.events(pool)
+        seconds, microseconds = await self._connection.repeat(redis.time)
+        at = seconds * 1000 + microseconds // 1000
+        fields = {"type": type, "at": at, "agent_id": agent_id, "process_id": process_id, "detail": detail}
+        await self._connection.repeat(lambda: redis.xadd(key, fields, maxlen=10_000))
+
+    async def read(self, pool: str, limit: int = 200) -> list[Event]:
+        """Return the latest events, oldest first."""
+        key = self._keys.events(pool)
+        rows = await self._connection.repeat(lambda: self._connection.redis.xrevrange(key, count=limit))
+        return [_event(pool, row) for row in reversed(rows)]
+
+    async def follow(self, pools: Iterable[str], interval: float = 0.2) -> AsyncIterator[Event]:
+        """Yield events of the pools from now on, as they come; looks every `interval` s."""
+        last = {pool: await self._after(pool, None) for pool in pools}
+        while True:
+            for pool, after in last.items():
+                for row in await self._after(pool, after):
+                    last[pool] = [row]
+                    yield _event(pool, row)
+            await asyncio.sleep(interval)
+
+    async def _after(self, pool: str, seen: list[Any] | None) -> list[Any]:
+        """Return the rows after the last of `seen`; with None the latest row, as where to begin."""
+        redis, key = self._connection.redis, self._keys.events(pool)
+        if seen is None:
+            return list(await self._connection.repeat(lambda: redis.xrevrange(key, count=1)))
+        start = f"({seen[-1][0]}" if seen else "-"
+        return list(await self._connection.repeat(lambda: redis.xrange(key, min=start, count=500)))
+
+
+def _event(pool: str, row: tuple[str, dict[str, Any]]) -> Event:
+    id, fields = row
+    return msgspec.convert({"id": id, "pool_name": pool, **fields}, Event, strict=False)

@@ -1,0 +1,32 @@
+-- Write a pool's settings as its leader applies them.
+--
+-- @include base
+-- KEYS[1]  pool:{p}     HASH
+-- ARGV[4]  token        of the leader
+-- ARGV[5]  schema       version of what this release writes
+-- ARGV[6]  types        number of agent types that follow
+-- ARGV[7…] type, JSON   pairs; then field, value pairs of settings
+-- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:events
+-- RETURNS  {"ok"} | {"fenced"} | {"newer", schema}
+-- AGAIN    the same
+
+if not holds('leader', ARGV[4]) then
+  return {'fenced'}
+end
+local schema = tonumber(redis.call('HGET', POOL, 'schema')) or 0
+if schema > tonumber(ARGV[5]) then
+  return {'newer', schema}
+end
+local last_type = 6 + 2 * ARGV[6]
+redis.call('DEL', POOL .. ':types')
+for i = 7, last_type, 2 do
+  redis.call('HSET', POOL .. ':types', ARGV[i], ARGV[i + 1])
+end
+redis.call('HSET', POOL, 'pool_name', pool, 'schema', ARGV[5], unpack(ARGV, last_type + 1))
+for _, size in ipairs({'floor', 'desired'}) do
+  local low, high = unpack(redis.call('HMGET', POOL, 'min_workers', 'max_workers'))
+  local value = tonumber(redis.call('HGET', POOL, size)) or 0
+  redis.call('HSET', POOL, size, math.min(math.max(value, tonumber(low)), tonumber(high)))
+end
+note('pool.applied', '', '')
+return {'ok'}

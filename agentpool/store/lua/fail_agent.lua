@@ -1,0 +1,36 @@
+-- A worker says that an agent failed: to start, in background(), or its health check.
+--
+-- @include base workers tasks agents
+-- KEYS[1]  pool:{p}       HASH
+-- ARGV[4]  worker
+-- ARGV[5]  name           of the agent
+-- ARGV[6]  incarnation    that failed
+-- ARGV[7]  failures       in a row, this one included
+-- ARGV[8]  error          as text
+-- ARGV[9]  final          "1": its restarts are given up and the agent ends; "0": the worker will try again
+-- BUILDS   agent:{p}/{n}  process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}
+--          pool:{p}:ended:{n}  pool:{p}:history  pool:{p}:events  tenant:{p}:{t}:agents
+-- RETURNS  {"ok"} | {"more"} | {"stale"}
+-- AGAIN    the same; after the end, "stale". "more": call again, its mailbox held more than one call may fail
+
+local worker, name, detail = ARGV[4], ARGV[5], ARGV[8]
+local key = agent_key(name)
+local owner, incarnation, status = unpack(redis.call('HMGET', key, 'process_id', 'incarnation', 'status'))
+if owner ~= worker or incarnation ~= ARGV[6] then
+  return {'stale'}
+end
+if ARGV[9] == '1' then
+  redis.call('HSET', key, 'ending', '1')
+  if not empty_mailbox(name, 100, 'agent_terminated', detail) then
+    return {'more'}
+  end
+  end_agent(name, 'failed', detail)
+  fill(worker, 100)
+  return {'ok'}
+end
+redis.call('HSET', key, 'failures', ARGV[7], 'last_error', detail)
+if status ~= 'active' then
+  redis.call('HSET', key, 'status', 'placed')
+end
+note('agent.start_failed', name, worker, detail)
+return {'ok'}

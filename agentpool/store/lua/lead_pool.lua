@@ -1,0 +1,28 @@
+-- A master's turn: lead the pool if nobody else does. Also notices that no master had a turn for a while (Redis was
+-- away, or every master was frozen), and then holds all reaping by time for one heartbeat timeout.
+--
+-- @include base locks
+-- KEYS[1]  pool:{p}     HASH
+-- ARGV[4]  master       id of who asks
+-- ARGV[5]  lease_ms     after which another may lead
+-- ARGV[6]  gap_ms       time without a turn of any master that sets the hold
+-- ARGV[7]  hold_ms      how long the hold lasts
+-- BUILDS   lock:pool:{p}:leader  pool:{p}:events
+-- RETURNS  {"leads", token, "1" when newly} | {"follows", token of the leader}
+-- AGAIN    the leader keeps its token and gets a new lease
+
+local tick = tonumber(redis.call('HGET', POOL, 'tick')) or 0
+if now - tick > tonumber(ARGV[6]) then
+  redis.call('HSET', POOL, 'hold_until', now + ARGV[7])
+end
+redis.call('HSET', POOL, 'tick', now)
+local before = redis.call('GET', prefix .. 'lock:pool:' .. pool .. ':leader')
+local token, other = take('leader', ARGV[4], ARGV[5])
+if not token then
+  return {'follows', other}
+end
+if token ~= before then
+  redis.call('HSET', POOL, 'leader', ARGV[4])
+  note('leader.elected', '', '', ARGV[4])
+end
+return {'leads', token, token ~= before and '1' or '0'}

@@ -1,0 +1,94 @@
+-- Pinned agents: placed, waiting, ended. Needs base.lua, workers.lua and tasks.lua.
+
+local function agent_key(name)
+  return prefix .. 'agent:' .. pool .. '/' .. name
+end
+
+-- Put an agent on a worker that has room. The caller rescores the worker.
+local function assign(name, worker)
+  local key = agent_key(name)
+  local incarnation = redis.call('HINCRBY', key, 'incarnation', 1)
+  redis.call('HSET', key, 'status', 'placed', 'process_id', worker, 'placed_at', now, 'task_id', '')
+  redis.call('ZREM', POOL .. ':pending', name)
+  redis.call('SADD', held(worker, 'agents'), name)
+  local type, tenant, project, max_idle, heartbeat =
+    unpack(redis.call('HMGET', key, 'agent_type', 'tenant', 'project', 'max_idle_ms', 'heartbeat_ms'))
+  command(worker, {type = 'spawn', agent_id = pool .. '/' .. name, agent_type = type, incarnation = incarnation,
+    tenant = tenant, project = project, max_idle_ms = tonumber(max_idle), heartbeat_ms = tonumber(heartbeat)}, true)
+  note('agent.placed', name, worker)
+end
+
+-- Let an agent wait for a place, from `due` on.
+local function queue_agent(name, due)
+  redis.call('HSET', agent_key(name), 'status', 'pending', 'process_id', '', 'task_id', '')
+  redis.call('ZADD', POOL .. ':pending', due, name)
+  note('agent.waiting', name, '')
+end
+
+-- Place an agent where there is room, or let it wait and ask for room.
+local function place_or_queue(name)
+  local worker = pick_worker()
+  if worker then
+    assign(name, worker)
+    rescore(worker)
+    return worker
+  end
+  queue_agent(name, tonumber(redis.call('HGET', agent_key(name), 'spawned_at')))
+  tell_leader('room wanted')
+  return nil
+end
+
+-- Give the room of a worker to those who wait, longest first.
+local function fill(worker, limit)
+  if redis.call('HGET', process_key(worker), 'status') ~= 'ready' then
+    return rescore(worker)
+  end
+  local room = math.min(rescore(worker), limit)
+  if room > 0 then
+    local waiting = redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, room)
+    for _, name in ipairs(waiting) do
+      assign(name, worker)
+    end
+    if #waiting > 0 then
+      rescore(worker)
+    end
+  end
+end
+
+-- Fail up to `limit` waiting tasks of an agent that ends; true when none is left.
+local function empty_mailbox(name, limit, status, detail)
+  local mailbox = POOL .. ':mailbox:' .. name
+  local outcome = plain_outcome(status, '', 'AgentTerminated', detail)
+  for _, id in ipairs(redis.call('ZRANGE', mailbox, 0, limit - 1)) do
+    finish_task(id, outcome, result_ttl())
+    redis.call('ZREM', mailbox, id)
+  end
+  return redis.call('EXISTS', mailbox) == 0
+end
+
+-- End an agent for good: its record moves to the history, its slot is free. Returns its worker, if it had one.
+local function end_agent(name, status, detail)
+  local key = agent_key(name)
+  local worker, tenant, reply_to, task =
+    unpack(redis.call('HMGET', key, 'process_id', 'tenant', 'reply_to', 'task_id'))
+  redis.call('HSET', key, 'status', status, 'last_error', detail)
+  remember('agent', pool .. '/' .. name, redis.call('HGETALL', key))
+  redis.call('DEL', key, POOL .. ':snapshot:' .. name)
+  redis.call('SREM', prefix .. 'tenant:' .. pool .. ':' .. tenant .. ':agents', name)
+  redis.call('ZREM', POOL .. ':pending', name)
+  redis.call('SET', POOL .. ':ended:' .. name, status .. ' ' .. detail, 'EX', 3600)
+  if task and task ~= '' then
+    finish_task(task, plain_outcome('agent_terminated', worker, 'AgentTerminated', detail), result_ttl())
+    end_lease(worker, task)
+  end
+  if reply_to and reply_to ~= '' then
+    publish(reply_to, cjson.encode({type = 'agent_ended', agent_id = pool .. '/' .. name, status = status,
+      detail = detail}))
+  end
+  note('agent.' .. status, name, worker, detail)
+  if worker ~= '' then
+    redis.call('SREM', held(worker, 'agents'), name)
+    command(worker, {type = 'terminate', agent_id = pool .. '/' .. name}, true)
+    return worker
+  end
+end

@@ -1,0 +1,23 @@
+-- Everything that a worker shall hold, in one consistent read: what it compares itself with after a gap.
+--
+-- @include base workers
+-- KEYS[1]  pool:{p}       HASH
+-- ARGV[4]  worker
+-- BUILDS   process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:cancels  agent:{p}/{n}  pool:{p}:mailbox:{n}
+-- RETURNS  {"ok", version, status, {tasks to cancel…}, {name, type, incarnation, tenant, project, max_idle_ms,
+--          heartbeat_ms, status, tasks in its mailbox}…} | {"gone"}
+-- AGAIN    reads only
+
+local worker = ARGV[4]
+local status, version = unpack(redis.call('HMGET', process_key(worker), 'status', 'version'))
+if not status or status == 'lost' then
+  return {'gone'}
+end
+local answer = {'ok', tonumber(version), status, redis.call('SMEMBERS', held(worker, 'cancels'))}
+for _, name in ipairs(redis.call('SMEMBERS', held(worker, 'agents'))) do
+  local fields = redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. name, 'agent_type', 'incarnation', 'tenant',
+    'project', 'max_idle_ms', 'heartbeat_ms', 'status')
+  answer[#answer + 1] = {name, unpack(fields)}
+  table.insert(answer[#answer], redis.call('ZCARD', POOL .. ':mailbox:' .. name))
+end
+return answer

@@ -1,0 +1,110 @@
+-- Give back what a dead worker held. The first call fences it; each moves at most `limit` things; any leader may go on.
+--
+-- @include base workers tasks agents
+-- KEYS[1]  pool:{p}       HASH
+-- ARGV[4]  worker
+-- ARGV[5]  proof          "owner": its master saw it end; "stale": the leader missed its beats;
+--                         "unstarted": the leader missed its registration; "lost": it is fenced already
+-- ARGV[6]  authority      "owner": id of its master; else the leader's token
+-- ARGV[7]  timeout_ms     "stale", "unstarted": silence that counts as death
+-- ARGV[8]  reason         how it died
+-- ARGV[9]  limit          things moved in this call, at most 100
+-- ARGV[10] crashes_max    crashes of one agent while it starts, after which it is given up
+-- ARGV[11] backoff_ms     delay before an agent that was starting is placed again; doubles with each crash
+-- BUILDS   process:{w}  pool:{p}:workers  pool:{p}:lost  pool:{p}:processes  pool:{p}:starting  pool:{p}:draining
+--          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
+--          pool:{p}:worker:{w}:cancels  pool:{p}:leases  pool:{p}:pending  pool:{p}:history  pool:{p}:events
+--          pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}  pool:{p}:ended:{n}  agent:{p}/{n}  task:{p}/{id}
+--          tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks  lock:pool:{p}:leader
+-- RETURNS  {"more", moved} | {"done", moved} | {"gone"} | {"fenced"} | {"alive"} | {"held"}
+-- AGAIN    "more" until everything is moved, then "gone"
+
+local worker, proof, authority, reason, limit = ARGV[4], ARGV[5], ARGV[6], ARGV[8], tonumber(ARGV[9])
+local key = process_key(worker)
+local status, master = unpack(redis.call('HMGET', key, 'status', 'master'))
+if not status then
+  redis.call('ZREM', POOL .. ':lost', worker)
+  return {'gone'}
+end
+
+local function allowed()
+  if proof == 'owner' then
+    return master == authority and 'yes' or 'fenced'
+  end
+  if not holds('leader', authority) then
+    return 'fenced'
+  end
+  if proof == 'lost' then
+    return status == 'lost' and 'yes' or 'alive'
+  end
+  local tick, hold = unpack(redis.call('HMGET', POOL, 'tick', 'hold_until'))
+  if now - (tonumber(tick) or 0) > 2000 or now < (tonumber(hold) or 0) then
+    return 'held'
+  end
+  if proof == 'unstarted' and status ~= 'ordered' and status ~= 'starting' then
+    return 'alive'
+  end
+  local beat = tonumber(redis.call('ZSCORE', POOL .. ':workers', worker)) or 0
+  return now - beat >= tonumber(ARGV[7]) and 'yes' or 'alive'
+end
+
+local verdict = allowed()
+if verdict ~= 'yes' then
+  return {verdict}
+end
+if status ~= 'lost' then
+  redis.call('HSET', key, 'status', 'lost', 'reason', reason)
+  redis.call('ZADD', POOL .. ':lost', now, worker)
+  for _, index in ipairs({'processes', 'workers', 'starting', 'draining'}) do
+    redis.call('ZREM', POOL .. ':' .. index, worker)
+  end
+  command(worker, {type = 'shutdown'})
+  note('worker.lost', '', worker, reason)
+end
+
+local moved = 0
+local outcome = plain_outcome('worker_lost', worker, 'WorkerLost', reason)
+for _, set in ipairs({'tasks', 'runs'}) do
+  for _, id in ipairs(redis.call('ZRANGE', held(worker, set), 0, limit - moved - 1)) do
+    finish_task(id, outcome, result_ttl())
+    end_lease(worker, id)
+    moved = moved + 1
+  end
+  if moved >= limit then
+    return {'more', moved}
+  end
+end
+
+-- An agent that was starting may be what killed the worker: it comes back later, and apart from the others.
+local function return_agent(name)
+  local agent = agent_key(name)
+  if redis.call('HGET', agent, 'status') ~= 'placed' then
+    place_or_queue(name)
+    return
+  end
+  local crashes = redis.call('HINCRBY', agent, 'crashes', 1)
+  redis.call('HSET', agent, 'last_error', 'its worker was lost while it started: ' .. reason)
+  if crashes >= tonumber(ARGV[10]) and empty_mailbox(name, 100, 'agent_terminated', reason) then
+    redis.call('HSET', agent, 'process_id', '')
+    end_agent(name, 'failed', 'its worker was lost ' .. crashes .. ' times while it started: ' .. reason)
+  elseif crashes == 1 then
+    place_or_queue(name)
+  else
+    local spread = redis.call('ZCARD', POOL .. ':pending')
+    queue_agent(name, now + ARGV[11] * 2 ^ (crashes - 2) + 20 * spread)
+  end
+end
+
+local names = redis.call('SRANDMEMBER', held(worker, 'agents'), limit - moved)
+for _, name in ipairs(names) do
+  redis.call('SREM', held(worker, 'agents'), name)
+  return_agent(name)
+  moved = moved + 1
+end
+if redis.call('EXISTS', held(worker, 'agents')) == 1 then
+  return {'more', moved}
+end
+forget_worker(worker, 'lost', reason)
+note('worker.reaped', '', worker, reason)
+tell_leader('worker reaped')
+return {'done', moved}

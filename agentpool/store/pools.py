@@ -1,0 +1,128 @@
+"""Pools in Redis: their settings as applied, what their leader decided, and their numbers."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from agentpool.errors import ConfigError, UnknownPool
+from agentpool.protocol.codec import new_id
+from agentpool.protocol.events import EventName
+from agentpool.protocol.records import PoolInfo, PoolStats, PoolView, TypeInfo, WorkerRecord, decode_hash
+from agentpool.protocol.states import WorkerStatus
+from agentpool.store.connection import Connection
+from agentpool.store.refusals import refusal
+from agentpool.version import SCHEMA_VERSION, __version__
+
+__all__ = ["Pools", "sum_up"]
+
+
+class Pools:
+    """Doors to pools."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._keys = connection.keys
+
+    async def install_id(self) -> str:
+        """Return the id of this installation, made at first use."""
+        redis, key = self._connection.redis, self._keys.install()
+
+        async def read() -> str:
+            await redis.set(key, new_id(), nx=True)
+            return str(await redis.get(key))
+
+        return await self._connection.repeat(read)
+
+    async def names(self) -> list[str]:
+        """Return the names of the pools, sorted."""
+        return sorted(await self._connection.repeat(lambda: self._connection.redis.smembers(self._keys.pools())))
+
+    async def info(self, pool: str) -> PoolInfo:
+        """Return a pool as applied; raises `UnknownPool`."""
+        fields = await self._connection.repeat(lambda: self._connection.redis.hgetall(self._keys.pool(pool)))
+        if not fields.get("pool_name"):
+            raise refusal(pool, pool, ["unknown_pool"])
+        return decode_hash(PoolInfo, fields)
+
+    async def types(self, pool: str) -> list[TypeInfo]:
+        """Return what the pool's agent types declare."""
+        raw = await self._connection.repeat(lambda: self._connection.redis.hgetall(self._keys.types(pool)))
+        return [msgspec.json.decode(value, type=TypeInfo) for _, value in sorted(raw.items())]
+
+    async def apply(self, pool: str, token: str, types: Iterable[TypeInfo], settings: Mapping[str, object]) -> bool:
+        """Write settings and types; False when the leader's token is no longer held."""
+        pairs = [word for info in types for word in (info.name, msgspec.json.encode(info))]
+        values = {**settings, "release": __version__, "status": "active"}
+        words = [word for pair in values.items() for word in pair]
+        answer = await self._connection.call("apply_pool", pool, token, SCHEMA_VERSION, len(pairs) // 2, *pairs, *words)
+        if answer[0] == "newer":
+            raise ConfigError(
+                f'Pool "{pool}" was written by a newer release (schema {answer[1]}, this one knows {SCHEMA_VERSION}). '
+                "Install that release or a later one."
+            )
+        if answer[0] == "ok":
+            await self._connection.repeat(lambda: self._connection.redis.sadd(self._keys.pools(), pool))
+        return bool(answer[0] == "ok")
+
+    async def remove(self, pool: str, token: str) -> None:
+        """Take a pool out of service: nothing can be placed in it until it is applied again."""
+        await self.update(pool, token, "status", "removed", EventName.POOL_REMOVED)
+        await self._connection.repeat(lambda: self._connection.redis.srem(self._keys.pools(), pool))
+
+    async def update(self, pool: str, token: str, field: str, value: object, event: str = "") -> bool:
+        """Record one of the leader's decisions; False when its token is no longer held."""
+        answer = await self._connection.call("update_pool", pool, token, field, value, event)
+        return bool(answer[0] == "ok")
+
+    async def scale(self, pool: str, workers: int) -> None:
+        """Set floor and wanted size; raises `UnknownPool`, or `InvalidInput` outside the pool's bounds."""
+        answer = await self._connection.call("scale_pool", pool, workers)
+        if answer[0] != "ok":
+            raise refusal(pool, pool, answer)
+
+    async def observe(self, pool: str) -> PoolView:
+        """Return the pool's numbers in one consistent read."""
+        answer = await self._connection.call("observe_pool", pool)
+        return PoolView(**dict(zip(PoolView.__struct_fields__, map(int, answer), strict=True)))
+
+    async def stats(self, pool: str, workers: Iterable[WorkerRecord]) -> PoolStats:
+        """Return the pool in numbers; raises `UnknownPool`."""
+        fields = await self._connection.repeat(lambda: self._connection.redis.hgetall(self._keys.pool(pool)))
+        if not fields.get("pool_name"):
+            raise UnknownPool(pool, await self.names())
+        timeout_ms = int(float(fields.get("heartbeat_timeout_ms") or 10_000))
+        return sum_up(decode_hash(PoolInfo, fields), await self.observe(pool), list(workers), timeout_ms)
+
+
+def sum_up(info: PoolInfo, view: PoolView, workers: list[WorkerRecord], timeout_ms: int) -> PoolStats:
+    """Return a pool's numbers from its records, as the contract defines them."""
+    takers = [worker for worker in workers if worker.status is WorkerStatus.READY]
+    total = sum(worker.capacity for worker in takers)
+    used = sum(worker.capacity - worker.available for worker in takers)
+    registered = [w for w in workers if w.status in (WorkerStatus.READY, WorkerStatus.DRAINING)]
+    fresh = [w for w in registered if view.now_ms - max(w.last_beat, w.started_at) < timeout_ms]
+    values: dict[str, Any] = {
+        "process_count": len(registered),
+        "active_worker_processes": len(fresh),
+        "total_capacity": total,
+        "used_capacity": used,
+        "available_capacity": total - used,
+        "agent_count": sum(worker.agent_count for worker in workers) + view.pending,
+        "pending_agents": view.pending,
+        "queued_tasks": view.waiting_tasks,
+        "running_tasks": view.running_tasks,
+        "utilization": round(used / total, 4) if total else 0.0,
+        "starting_workers": view.starting,
+        "draining_workers": view.draining,
+    }
+    return PoolStats(
+        pool_name=info.pool_name,
+        role_type=info.role_type,
+        min_workers=info.min_workers,
+        max_workers=info.max_workers,
+        desired_workers=info.desired,
+        leader=info.leader,
+        restarts=info.restarts,
+        **values,
+    )

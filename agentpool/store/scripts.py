@@ -1,0 +1,43 @@
+"""Lua scripts: found, assembled, called by SHA.
+
+A script is one file `lua/<verb>_<noun>.lua`; its header line `@include` names the files of `lua/lib` that are put
+before it. Addressing by SHA lets an old and a new release run side by side.
+"""
+
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from agentpool.protocol.keys import Keys
+
+__all__ = ["Script", "script"]
+
+_LUA = files("agentpool.store") / "lua"
+_INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
+
+
+class Script:
+    """One script's text and SHA-1; `command` gives what to send."""
+
+    __slots__ = ("name", "sha", "text")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        body = (_LUA / f"{name}.lua").read_text()
+        match = _INCLUDE.search(body)
+        libraries = match.group(1).split() if match else []
+        self.text = "\n".join([*((_LUA / "lib" / f"{lib}.lua").read_text() for lib in libraries), body])
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...], *, by_text: bool = False) -> list[Any]:
+        """Return the words of `EVALSHA` (or `EVAL`): the pool's key, the three common arguments, then the rest."""
+        head = ["EVAL", self.text] if by_text else ["EVALSHA", self.sha]
+        return [*head, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments]
+
+
+@cache
+def script(name: str) -> Script:
+    """Return the script of this name, read once per process."""
+    return Script(name)

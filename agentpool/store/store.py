@@ -1,0 +1,36 @@
+"""The store: one object with a door for each kind of thing."""
+
+from typing import Any
+
+from agentpool.store.agents import Agents
+from agentpool.store.connection import Connection
+from agentpool.store.events import Events
+from agentpool.store.locks import Locks
+from agentpool.store.pools import Pools
+from agentpool.store.tasks import Tasks
+from agentpool.store.workers import Workers
+
+__all__ = ["Store"]
+
+
+class Store:
+    """Agents, workers, tasks, pools, locks and events of one installation."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.keys = connection.keys
+        self.agents = Agents(connection)
+        self.workers = Workers(connection)
+        self.tasks = Tasks(connection)
+        self.pools = Pools(connection)
+        self.locks = Locks(connection)
+        self.events = Events(connection)
+
+    @classmethod
+    def open(cls, url: str, **options: Any) -> "Store":
+        """Return a store on this URL, with the options of `Connection`; nothing is sent yet."""
+        return cls(Connection(url, **options))
+
+    async def close(self) -> None:
+        """Close every connection; may be called twice."""
+        await self.connection.close()

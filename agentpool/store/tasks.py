@@ -1,0 +1,106 @@
+"""Tasks in Redis: submitted, claimed, completed, cancelled, read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from agentpool.errors import UnknownTask
+from agentpool.protocol.keys import pool_of
+from agentpool.protocol.records import Outcome, TaskEnvelope, TaskHeader, decode_task, encode_task
+from agentpool.protocol.states import TaskStatus
+from agentpool.store.connection import Connection
+from agentpool.store.refusals import refusal
+
+__all__ = ["Claim", "ClaimedTask", "Tasks"]
+
+
+class ClaimedTask(msgspec.Struct, frozen=True):
+    """A task that this worker now holds the lease of."""
+
+    id: str
+    header: TaskHeader
+    envelope: TaskEnvelope
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a claim brought; `lanes` still hold tasks by type."""
+
+    tasks: tuple[ClaimedTask, ...]
+    lanes: int
+
+
+class Tasks:
+    """Doors to tasks. A task's id is `<pool>/<id>`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._keys = connection.keys
+
+    async def submit(
+        self, task_id: str, header: TaskHeader, envelope: TaskEnvelope, *, timeout: float | None = None
+    ) -> None:
+        """Accept a task: when this returns, the server has it. The channel to reply to is without its prefix."""
+        pool = pool_of(task_id)
+        answer = await self._connection.call(
+            "submit_task",
+            pool,
+            task_id,
+            encode_task(header, envelope),
+            header.agent_name,
+            header.agent_type,
+            header.tenant,
+            timeout=timeout,
+        )
+        if answer[0] != "ok":
+            target = header.agent_name or header.agent_type
+            what = {"full": f"tasks for {target}"}.get(answer[0], target)
+            raise refusal(pool, what, answer)
+
+    async def claim(self, pool: str, worker: str, number: int, *, by_type: int, names: Sequence[str]) -> Claim | None:
+        """Take tasks for idle agents and free slots; None when the worker was given up."""
+        answer = await self._connection.call("claim_tasks", pool, worker, number, by_type, *names)
+        if answer[0] == "gone":
+            return None
+        _, lanes, *rest = answer
+        tasks = (self._claimed(id, record) for id, record in zip(rest[::2], rest[1::2], strict=True))
+        return Claim(tuple(task for task in tasks if task), int(lanes))
+
+    @staticmethod
+    def _claimed(id: str, record: str | None) -> ClaimedTask | None:
+        decoded = decode_task(record) if record else None
+        return ClaimedTask(id, *decoded) if isinstance(decoded, tuple) else None
+
+    async def complete(self, worker: str, task_id: str, agent_name: str, outcome: Outcome) -> tuple[int, int] | None:
+        """Record an outcome; returns (tasks in the agent's mailbox, lanes with tasks), or None for a late holder."""
+        answer = await self._connection.call(
+            "complete_task", pool_of(task_id), worker, task_id, agent_name, msgspec.json.encode(outcome)
+        )
+        return (int(answer[1]), int(answer[2])) if answer[0] == "ok" else None
+
+    async def cancel(self, task_id: str) -> str:
+        """Cancel a task; returns cancelled, asked (its worker was told) or finished. Raises `UnknownTask`."""
+        answer = await self._connection.call("cancel_task", pool_of(task_id), task_id)
+        if answer[0] == "unknown":
+            raise refusal(pool_of(task_id), task_id, ["unknown_task"])
+        return str(answer[0])
+
+    async def read(self, task_id: str) -> Outcome | None:
+        """Return the outcome, or None while there is none; raises `UnknownTask` when nothing is kept of it."""
+        key = self._keys.task(task_id)
+        raw = await self._connection.repeat(lambda: self._connection.redis.get(key))
+        if raw is None:
+            raise UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
+        decoded = decode_task(raw)
+        return decoded if isinstance(decoded, Outcome) else None
+
+    async def info(self, task_id: str) -> dict[str, Any]:
+        """Return the task's state as plain data: status, and while it runs its worker, afterwards its outcome."""
+        outcome = await self.read(task_id)
+        if outcome:
+            built: dict[str, Any] = msgspec.to_builtins(outcome)
+            return {"task_id": task_id, **built, "result": msgspec.json.decode(outcome.result)}
+        leases = self._keys.leases(pool_of(task_id))
+        worker = await self._connection.repeat(lambda: self._connection.redis.hget(leases, task_id))
+        status = TaskStatus.LEASED if worker else TaskStatus.QUEUED
+        return {"task_id": task_id, "status": str(status), "process_id": worker or ""}

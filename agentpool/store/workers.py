@@ -1,0 +1,183 @@
+"""Workers in Redis: ordered, registered, beating, drained, reaped, read."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from agentpool.errors import UnknownWorker
+from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hash
+from agentpool.protocol.states import WorkerStatus
+from agentpool.store.connection import Connection, SyncConnection
+from agentpool.store.refusals import refusal
+
+__all__ = ["Proof", "Workers", "beat_worker", "register_worker"]
+
+Proof = Literal["owner", "stale", "unstarted", "lost"]
+"""How the end of a worker is known: its master saw it, its beats stopped, it never registered, it is fenced."""
+
+
+def _pairs(fields: Mapping[str, object]) -> list[object]:
+    return [word for pair in fields.items() for word in pair]
+
+
+def register_worker(
+    connection: SyncConnection, pool: str, worker: str, secret: str, capacity: int, fields: Mapping[str, object]
+) -> int | None:
+    """Register from the worker's own process, before its loop runs; returns its version, or None when not ordered."""
+    answer = connection.call("register_worker", pool, worker, secret, capacity, *_pairs(fields))
+    return int(answer[1]) if answer[0] == "ok" else None
+
+
+def beat_worker(
+    connection: SyncConnection,
+    pool: str,
+    worker: str,
+    *,
+    loop_lag_ms: int,
+    memory_bytes: int | None,
+    cpu_percent: float,
+) -> Beat | None:
+    """Send one heartbeat; None means that the worker was given up and must exit."""
+    memory = "" if memory_bytes is None else memory_bytes
+    answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1))
+    if answer[0] == "gone":
+        return None
+    return Beat(version=int(answer[1]), status=WorkerStatus(answer[2]), lanes=int(answer[3]))
+
+
+class Workers:
+    """Doors to workers."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._keys = connection.keys
+
+    async def reserve(
+        self,
+        pool: str,
+        orders: Sequence[tuple[str, str]],
+        *,
+        leader: str,
+        placement: str,
+        master: str,
+        max_starting: int,
+        surge: int = 0,
+    ) -> list[str] | None:
+        """Order workers given as (id, secret); returns the ids ordered, or None when a token is no longer held."""
+        words = [word for order in orders for word in order]
+        answer = await self._connection.call(
+            "reserve_workers", pool, leader, placement, master, max_starting, surge, *words
+        )
+        return None if answer[0] == "fenced" else [str(worker) for worker in answer[1:]]
+
+    async def start(self, pool: str, worker: str, secret: str, fields: Mapping[str, object]) -> bool:
+        """Record who was forked for an order; False when the order is gone."""
+        answer = await self._connection.call("start_worker", pool, worker, secret, *_pairs(fields))
+        return bool(answer[0] == "ok")
+
+    async def view(self, pool: str, worker: str) -> WorkerView | None:
+        """Return all that the worker shall hold, or None when it was given up."""
+        answer = await self._connection.call("read_worker", pool, worker)
+        if answer[0] == "gone":
+            return None
+        _, version, status, cancels, *rows = answer
+        return WorkerView(
+            version=int(version),
+            status=WorkerStatus(status),
+            cancels=tuple(cancels),
+            agents=tuple(_desired(pool, row) for row in rows if row[1]),
+        )
+
+    async def drain(self, pool: str, worker: str, *, reason: str, only_idle: bool = False) -> bool:
+        """Have a worker finish and hand over; with `only_idle`, False when something is on it."""
+        answer = await self._connection.call("drain_worker", pool, worker, reason, int(only_idle))
+        match answer[0]:
+            case "ok":
+                return True
+            case "busy":
+                return False
+            case word:
+                raise refusal(pool, worker, ["unknown_worker"] if word == "unknown" else answer)
+
+    async def retire(self, pool: str, worker: str, *, reason: str) -> bool:
+        """Let an empty worker leave; False while it holds anything."""
+        answer = await self._connection.call("retire_worker", pool, worker, reason)
+        return bool(answer[0] != "busy")
+
+    async def reap(
+        self,
+        pool: str,
+        worker: str,
+        *,
+        proof: Proof,
+        authority: str,
+        reason: str,
+        timeout_ms: int = 0,
+        crashes_max: int = 5,
+        backoff_ms: int = 500,
+    ) -> str:
+        """Fence a dead worker and give back all it held; returns done, gone, fenced, alive or held."""
+        while True:
+            answer = await self._connection.call(
+                "reap_worker", pool, worker, proof, authority, timeout_ms, reason, 100, crashes_max, backoff_ms
+            )
+            if answer[0] != "more":
+                return str(answer[0])
+
+    async def pool_of(self, worker: str) -> str:
+        """Return the pool of a registered worker; raises `UnknownWorker`."""
+        key = self._keys.process(worker)
+        pool = await self._connection.repeat(lambda: self._connection.redis.hget(key, "pool_name"))
+        if not pool:
+            raise UnknownWorker(worker, hint=" List workers with: agentpool workers")
+        return str(pool)
+
+    async def all(self, pool: str) -> list[WorkerRecord]:
+        """Return all workers of a pool that are not gone, oldest order first."""
+        redis, keys = self._connection.redis, self._keys
+
+        async def read() -> list[Any]:
+            workers = await redis.zrange(keys.workers(pool), 0, -1) + await redis.zrange(keys.lost(pool), 0, -1)
+            return await self._read(workers)
+
+        records = [decode_hash(WorkerRecord, fields) for fields in await self._connection.repeat(read) if fields]
+        return sorted(records, key=lambda record: (record.ordered_at, record.process_id))
+
+    async def silent(self, pool: str, older_than_ms: int) -> list[tuple[str, bool]]:
+        """Return (worker, is starting) of at most 100 whose last beat or order is older than this Redis time."""
+        redis, keys = self._connection.redis, self._keys
+
+        async def read() -> Any:
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.zrangebyscore(keys.workers(pool), "-inf", older_than_ms, start=0, num=100)
+                pipe.zrange(keys.starting(pool), 0, -1)
+                return await pipe.execute()
+
+        silent, starting = await self._connection.repeat(read)
+        return [(worker, worker in starting) for worker in silent]
+
+    async def lost(self, pool: str) -> list[str]:
+        """Return at most 100 workers that are fenced but not yet emptied."""
+        key = self._keys.lost(pool)
+        return list(await self._connection.repeat(lambda: self._connection.redis.zrange(key, 0, 99)))
+
+    async def _read(self, workers: Iterable[str]) -> list[Any]:
+        async with self._connection.redis.pipeline(transaction=False) as pipe:
+            for worker in workers:
+                pipe.hgetall(self._keys.process(worker))
+            result: list[Any] = await pipe.execute()
+            return result
+
+
+def _desired(pool: str, row: Sequence[Any]) -> DesiredAgent:
+    name, agent_type, incarnation, tenant, project, max_idle, heartbeat, status, waiting = row
+    return DesiredAgent(
+        agent_id=f"{pool}/{name}",
+        agent_type=agent_type,
+        incarnation=int(incarnation),
+        tenant=tenant,
+        project=project,
+        max_idle_ms=int(max_idle),
+        heartbeat_ms=int(heartbeat),
+        status=status,
+        waiting=int(waiting),
+    )
