@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
 
 __all__ = ["Periodic"]
@@ -28,6 +29,9 @@ class Periodic:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._errors = 0
+        self.last_turn = monotonic()
+        """When the verb last came to an end, well or not; shows that the loop turns."""
+        self.last_success = self.last_turn
 
     def start(self) -> None:
         """Begin; the first turn comes at once."""
@@ -36,6 +40,11 @@ class Periodic:
     def wake(self) -> None:
         """Let the next turn come at once; wake-ups that come during a turn are kept as one."""
         self._woken.set()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last turn raised."""
+        return self._errors > 0
 
     async def stop(self) -> None:
         """End the loop, also in the middle of a turn; may be called twice."""
@@ -49,6 +58,7 @@ class Periodic:
         while True:
             self._woken.clear()
             delay = await self._turn()
+            self.last_turn = monotonic()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), delay)
 
@@ -57,10 +67,11 @@ class Periodic:
             asked = await self._verb()
         except RedisUnavailable as error:
             log.warning("redis.unavailable", loop=self.name, error=str(error))
-        except Exception as error:  # noqa: BLE001 (a loop outlives its errors; each is logged with its traceback)
+        except Exception as error:
             log.exception("loop.failed", loop=self.name, error=str(error))
         else:
             self._errors = 0
+            self.last_success = monotonic()
             return self.interval if asked is None else min(self.interval, asked)
         self._errors += 1
-        return min(self.interval * 2 ** min(self._errors, 6), max(ERROR_DELAY_MAX, self.interval))
+        return min(self.interval * 2.0 ** min(self._errors, 6), max(ERROR_DELAY_MAX, self.interval))

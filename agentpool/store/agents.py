@@ -121,6 +121,20 @@ class Agents:
             raise UnknownAgent(agent_id, hint=" List agents with: agentpool agents")
         return decode_hash(AgentRecord, fields)
 
+    async def several(self, agent_ids: Sequence[str]) -> list[AgentRecord]:
+        """Return the records of those that are alive."""
+        records = []
+        for start in range(0, len(agent_ids), PAGE):
+            records += await self._read(agent_ids[start : start + PAGE])
+        return records
+
+    async def ended(self, agent_id: str) -> tuple[str, str]:
+        """Return (status, detail) of how an agent ended; ('terminated', '') when that is forgotten."""
+        key = self._keys.ended(*split_id(agent_id))
+        how = await self._connection.repeat(lambda: self._connection.redis.get(key)) or "terminated"
+        status, _, detail = how.partition(" ")
+        return status, detail
+
     async def snapshot(self, pool: str, name: str) -> str:
         """Return what the agent left at its last move, or ''."""
         key = self._keys.snapshot(pool, name)
@@ -128,11 +142,7 @@ class Agents:
 
     async def all(self, pool: str) -> list[AgentRecord]:
         """Return all live agents of a pool, in the order of their names."""
-        names = await self.names(pool)
-        records = []
-        for start in range(0, len(names), PAGE):
-            records += await self._read(pool, names[start : start + PAGE])
-        return records
+        return await self.several([f"{pool}/{name}" for name in await self.names(pool)])
 
     async def names(self, pool: str) -> list[str]:
         """Return the names of all live agents: those who wait, and those on workers."""
@@ -150,11 +160,11 @@ class Agents:
         groups = await self._connection.repeat(read)
         return sorted({name for group in groups for name in group})
 
-    async def _read(self, pool: str, names: Sequence[str]) -> list[AgentRecord]:
+    async def _read(self, agent_ids: Sequence[str]) -> list[AgentRecord]:
         async def read() -> list[Any]:
             async with self._connection.redis.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hgetall(self._keys.agent(f"{pool}/{name}"))
+                for agent_id in agent_ids:
+                    pipe.hgetall(self._keys.agent(agent_id))
                 result: list[Any] = await pipe.execute()
                 return result
 

@@ -9,7 +9,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -20,6 +19,8 @@ from redis.exceptions import (
     ConnectionError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
@@ -27,6 +28,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from agentpool.clock import monotonic
+from agentpool.config import redact_url
 from agentpool.errors import RedisUnavailable
 from agentpool.protocol.keys import Keys
 from agentpool.store.scripts import script
@@ -39,26 +41,20 @@ RETRY_DELAY_MAX = 0.5
 CONNECTIONS_MAX = 64
 
 
-def redact(url: str) -> str:
-    """Return the URL without its password."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    return url.replace(f":{parts.password}@", ":***@")
-
-
 def translate(error: Exception, url: str) -> RedisUnavailable:
     """Return our error for one of redis-py's, saying what to do next."""
-    place = redact(url)
+    place = redact_url(url)
     text = str(error) or type(error).__name__
     if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return RedisUnavailable(f"Redis at {place} refused the login: {text}. Check user and password in the URL.")
     if isinstance(error, NoPermissionError) or "NOPERM" in text:
         return RedisUnavailable(f"Redis at {place} does not permit this: {text}. Widen the user's ACL.")
-    if isinstance(error, ResponseError) and "OOM" in text:
+    if isinstance(error, OutOfMemoryError):
         return RedisUnavailable(f"Redis at {place} is out of memory and takes no writes. Raise maxmemory: {text}")
-    if isinstance(error, ResponseError) and ("READONLY" in text or "MISCONF" in text):
+    if isinstance(error, ReadOnlyError):
         return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Point the URL at a writable primary.")
+    if isinstance(error, ResponseError) and text.startswith(("MISCONF", "NOREPLICAS")):
+        return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Look at its log, its disk and its replicas.")
     if isinstance(error, ResponseError):
         return RedisUnavailable(f"Redis at {place} refused a command: {text}. Run: agentpool-master check")
     return RedisUnavailable(f"Redis at {place} does not answer: {text}. Is it running? Run: agentpool-master check")
@@ -78,19 +74,22 @@ class Connection:
         self.url = url
         self.timeout = command_timeout
         try:
-            self.redis: Any = redis.asyncio.Redis.from_url(
+            # Blocking: callers above the bound wait for their turn instead of failing.
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
                 decode_responses=True,
                 socket_connect_timeout=connect_timeout,
                 socket_timeout=command_timeout,
                 retry=AsyncRetry(NoBackoff(), 0),
                 max_connections=CONNECTIONS_MAX,
+                timeout=command_timeout,
             )
         except ValueError as error:
             raise RedisUnavailable(
-                f"{redact(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path"
+                f"{redact_url(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path"
             ) from None
-        db = int(self.redis.connection_pool.connection_kwargs.get("db") or 0)
+        self.redis: Any = redis.asyncio.Redis.from_pool(pool)
+        db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
 
     async def call(self, name: str, pool: str, *arguments: Any, timeout: float | None = None) -> Any:
@@ -112,7 +111,8 @@ class Connection:
         delay = 0.01
         while True:
             try:
-                return await once()
+                async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                    return await once()
             except (RedisError, OSError) as error:
                 if not is_passing(error) or monotonic() + delay >= deadline:
                     raise translate(error, self.url) from None

@@ -40,6 +40,12 @@ class Locks:
             case _:
                 return Lead("", answer[1].partition(" ")[2])
 
+    async def leader(self, pool: str) -> str:
+        """Return the master that leads the pool now, or ''."""
+        key = self._connection.keys.leader_lock(pool)
+        token = await self._connection.repeat(lambda: self._connection.redis.get(key))
+        return str(token or "").partition(" ")[2]
+
     async def take(self, pool: str, lock: str, holder: str, *, lease_ms: int) -> str | None:
         """Take or extend a lock; returns its token, or None while another holds it."""
         answer = await self._connection.call("take_lock", pool, lock, holder, lease_ms)

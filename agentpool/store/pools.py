@@ -67,8 +67,8 @@ class Pools:
 
     async def remove(self, pool: str, token: str) -> None:
         """Take a pool out of service: nothing can be placed in it until it is applied again."""
-        await self.update(pool, token, "status", "removed", EventName.POOL_REMOVED)
-        await self._connection.repeat(lambda: self._connection.redis.srem(self._keys.pools(), pool))
+        if await self.update(pool, token, "status", "removed", EventName.POOL_REMOVED):
+            await self._connection.repeat(lambda: self._connection.redis.srem(self._keys.pools(), pool))
 
     async def update(self, pool: str, token: str, field: str, value: object, event: str = "") -> bool:
         """Record one of the leader's decisions; False when its token is no longer held."""

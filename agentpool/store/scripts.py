@@ -1,7 +1,9 @@
 """Lua scripts: found, assembled, called by SHA.
 
 A script is one file `lua/<verb>_<noun>.lua`; its header line `@include` names the files of `lua/lib` that are put
-before it. Addressing by SHA lets an old and a new release run side by side.
+before it, and `@flags` becomes the shebang: `allow-oom` for what ends, moves or keeps alive what exists and therefore
+must run when memory is full, `no-writes` for reads. A script without flags accepts something new and is refused then.
+Addressing by SHA lets an old and a new release run side by side.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ __all__ = ["Script", "script"]
 
 _LUA = files("agentpool.store") / "lua"
 _INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
+_FLAGS = re.compile(r"^-- @flags (.+)$", re.MULTILINE)
 
 
 class Script:
@@ -26,9 +29,10 @@ class Script:
     def __init__(self, name: str) -> None:
         self.name = name
         body = (_LUA / f"{name}.lua").read_text()
-        match = _INCLUDE.search(body)
-        libraries = match.group(1).split() if match else []
-        self.text = "\n".join([*((_LUA / "lib" / f"{lib}.lua").read_text() for lib in libraries), body])
+        include, flags = _INCLUDE.search(body), _FLAGS.search(body)
+        shebang = [f"#!lua flags={flags[1]}"] if flags else []
+        libraries = include[1].split() if include else []
+        self.text = "\n".join([*shebang, *((_LUA / "lib" / f"{lib}.lua").read_text() for lib in libraries), body])
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...], *, by_text: bool = False) -> list[Any]:

@@ -1,6 +1,7 @@
 """Tasks in Redis: submitted, claimed, completed, cancelled, read."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from agentpool.store.connection import Connection
 from agentpool.store.refusals import refusal
 
 __all__ = ["Claim", "ClaimedTask", "Tasks"]
+
+PAGE = 500
 
 
 class ClaimedTask(msgspec.Struct, frozen=True):
@@ -93,6 +96,22 @@ class Tasks:
             raise UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
         decoded = decode_task(raw)
         return decoded if isinstance(decoded, Outcome) else None
+
+    async def settled(self, task_ids: Sequence[str]) -> list[str]:
+        """Return those that are no longer unfinished: with an outcome, or forgotten. Costs one byte each."""
+        settled: list[str] = []
+        for start in range(0, len(task_ids), PAGE):
+            page = task_ids[start : start + PAGE]
+            firsts = await self._connection.repeat(partial(self._first_bytes, page))
+            settled += [id for id, first in zip(page, firsts, strict=True) if first != "t"]
+        return settled
+
+    async def _first_bytes(self, task_ids: Sequence[str]) -> list[str]:
+        async with self._connection.redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.getrange(self._keys.task(task_id), 0, 0)
+            result: list[str] = await pipe.execute()
+            return result
 
     async def info(self, task_id: str) -> dict[str, Any]:
         """Return the task's state as plain data: status, and while it runs its worker, afterwards its outcome."""

@@ -137,7 +137,7 @@ class Workers:
 
         async def read() -> list[Any]:
             workers = await redis.zrange(keys.workers(pool), 0, -1) + await redis.zrange(keys.lost(pool), 0, -1)
-            return await self._read(workers)
+            return await self._read(dict.fromkeys(workers))  # one that was fenced between the reads is in both
 
         records = [decode_hash(WorkerRecord, fields) for fields in await self._connection.repeat(read) if fields]
         return sorted(records, key=lambda record: (record.ordered_at, record.process_id))
@@ -154,6 +154,32 @@ class Workers:
 
         silent, starting = await self._connection.repeat(read)
         return [(worker, worker in starting) for worker in silent]
+
+    async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, dict[str, tuple[int, int, str]]]:
+        """Return Redis time in ms, and for each registered worker its last beat, loop lag in ms, and status."""
+        redis, keys = self._connection.redis, self._keys
+
+        async def read() -> list[Any]:
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.zmscore(keys.workers(pool), list(workers))
+                for worker in workers:
+                    pipe.hmget(keys.process(worker), "loop_lag_ms", "status")
+                result: list[Any] = await pipe.execute()
+                return result
+
+        (seconds, microseconds), beats, *rows = await self._connection.repeat(read)
+        signs = {
+            worker: (int(beat), int(lag or 0), status)
+            for worker, beat, (lag, status) in zip(workers, beats, rows, strict=True)
+            if beat is not None and status
+        }
+        return seconds * 1000 + microseconds // 1000, signs
+
+    async def status(self, worker: str) -> str:
+        """Return a worker's status, or '' when it is not registered."""
+        key = self._keys.process(worker)
+        return str(await self._connection.repeat(lambda: self._connection.redis.hget(key, "status")) or "")
 
     async def lost(self, pool: str) -> list[str]:
         """Return at most 100 workers that are fenced but not yet emptied."""

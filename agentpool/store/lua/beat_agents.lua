@@ -1,6 +1,7 @@
 -- Record the heartbeats of agents that have one of their own.
 --
 -- @include base workers
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5…] names          of healthy agents, at most 100

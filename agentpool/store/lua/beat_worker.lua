@@ -1,6 +1,7 @@
 -- A worker's heartbeat; the answer tells it whether it missed anything.
 --
 -- @include base
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  loop_lag_ms    age of the oldest turn of its essential loops

@@ -1,6 +1,7 @@
 -- Cancel a task: at once while it waits; while it runs, its worker is told.
 --
 -- @include base workers tasks
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  task           id
 -- BUILDS   task:{p}/{id}  pool:{p}:leases  pool:{p}:worker:{w}:cancels  pool:{p}:lane:{type}:{t}  pool:{p}:lanes

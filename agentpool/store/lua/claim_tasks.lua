@@ -1,6 +1,7 @@
 -- A worker takes tasks: one from the mailbox of each idle agent it names, and tasks by type for its free slots.
 --
 -- @include base workers tasks
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  number         of this claim, above all earlier ones of the worker
@@ -10,7 +11,7 @@
 --          pool:{p}:lane:{type}:{t}  pool:{p}:mailbox:{n}  agent:{p}/{n}  task:{p}/{id}  tenant:{p}:{t}:tasks
 --          pool:{p}:processes
 -- RETURNS  {"ok", lanes that still hold tasks, id, record, id, record…} | {"gone"}
--- AGAIN    the same number gets the same tasks, as far as they are unfinished
+-- AGAIN    the same number gets the same tasks, as far as they are unfinished; an older one, which comes late, none
 
 local worker, number = ARGV[4], ARGV[5]
 local key = process_key(worker)
@@ -67,7 +68,7 @@ if last == number then
       taken[#taken + 1] = id
     end
   end
-elseif status == 'ready' then
+elseif status == 'ready' and tonumber(number) > (tonumber(last) or 0) then
   for i = 7, #ARGV do
     claim_mailbox(ARGV[i])
   end

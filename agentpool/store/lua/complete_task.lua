@@ -1,6 +1,7 @@
 -- The holder of a lease records the task's outcome.
 --
 -- @include base workers tasks agents
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  task           id

@@ -1,6 +1,7 @@
 -- Take a worker out of the index and tell it to finish and hand over. Anyone may ask for a drain.
 --
 -- @include base workers
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  reason         for the record

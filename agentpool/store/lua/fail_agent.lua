@@ -1,6 +1,7 @@
 -- A worker says that an agent failed: to start, in background(), or its health check.
 --
 -- @include base workers tasks agents
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  name           of the agent

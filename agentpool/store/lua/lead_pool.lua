@@ -2,6 +2,7 @@
 -- away, or every master was frozen), and then holds all reaping by time for one heartbeat timeout.
 --
 -- @include base locks
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  master       id of who asks
 -- ARGV[5]  lease_ms     after which another may lead

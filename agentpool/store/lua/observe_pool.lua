@@ -1,6 +1,7 @@
 -- What the leader decides from, and what stats show: one consistent read that does not grow with the workers.
 --
 -- @include base
+-- @flags no-writes
 -- KEYS[1]  pool:{p}       HASH
 -- BUILDS   pool:{p}:workers  pool:{p}:starting  pool:{p}:draining  pool:{p}:processes  pool:{p}:pending
 --          pool:{p}:lanes  pool:{p}:lane:{type}:{t}  pool:{p}:leases  pool:{p}:lost

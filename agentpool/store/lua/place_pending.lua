@@ -1,6 +1,7 @@
 -- Place agents that wait, longest first, while there is room: what makes a lost hint harmless.
 --
 -- @include base workers tasks agents
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          at most this many
 -- ARGV[5]  token          of the leader

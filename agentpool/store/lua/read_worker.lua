@@ -1,6 +1,7 @@
 -- Everything that a worker shall hold, in one consistent read: what it compares itself with after a gap.
 --
 -- @include base workers
+-- @flags no-writes
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:cancels  agent:{p}/{n}  pool:{p}:mailbox:{n}

@@ -1,6 +1,7 @@
 -- Give back what a dead worker held. The first call fences it; each moves at most `limit` things; any leader may go on.
 --
 -- @include base workers tasks agents
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  proof          "owner": its master saw it end; "stale": the leader missed its beats;
@@ -71,6 +72,7 @@ for _, set in ipairs({'tasks', 'runs'}) do
     moved = moved + 1
   end
   if moved >= limit then
+    rescore(worker)
     return {'more', moved}
   end
 end
@@ -102,6 +104,7 @@ for _, name in ipairs(names) do
   moved = moved + 1
 end
 if redis.call('EXISTS', held(worker, 'agents')) == 1 then
+  rescore(worker)
   return {'more', moved}
 end
 forget_worker(worker, 'lost', reason)

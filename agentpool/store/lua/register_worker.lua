@@ -1,6 +1,7 @@
 -- A worker is up: it takes its place in the index of free slots, and the agents that wait.
 --
 -- @include base workers tasks agents
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  secret         of its order

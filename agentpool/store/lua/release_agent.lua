@@ -1,6 +1,7 @@
 -- A draining worker hands an agent over: it is placed elsewhere, or waits for a place.
 --
 -- @include base workers tasks agents
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker         that gives it up
 -- ARGV[5]  name           of the agent

@@ -1,6 +1,7 @@
 -- Give a pool's lock back, if it is still held with this token.
 --
 -- @include base
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  lock         its name: leader, placement
 -- ARGV[5]  token        as it was taken

@@ -1,6 +1,7 @@
 -- Order new workers before anything is forked, and name the master that shall start them.
 --
 -- @include base workers
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  leader       token
 -- ARGV[5]  placement    token of the placement lock

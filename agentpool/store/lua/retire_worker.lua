@@ -1,6 +1,7 @@
 -- A worker that holds nothing any more leaves for good.
 --
 -- @include base workers
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  reason         for the record

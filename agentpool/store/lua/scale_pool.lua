@@ -1,6 +1,7 @@
 -- Set a pool's floor and the number of workers wanted now; also lets stopped restarts go on.
 --
 -- @include base
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  workers      wanted
 -- BUILDS   pool:{p}:events

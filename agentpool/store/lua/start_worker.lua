@@ -1,6 +1,7 @@
 -- The master forked the worker that was ordered: write down who it is, so that a later master can find it.
 --
 -- @include base workers
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
 -- ARGV[5]  secret         of the order

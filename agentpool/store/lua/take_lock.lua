@@ -1,6 +1,7 @@
 -- Take a pool's lock, or extend it, for work of several steps.
 --
 -- @include base locks
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  lock         its name: leader, placement
 -- ARGV[5]  holder       who asks

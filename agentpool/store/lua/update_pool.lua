@@ -1,6 +1,7 @@
 -- The leader records what it decided about the pool: the wanted size, stopped restarts, removal.
 --
 -- @include base
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  token        of the leader
 -- ARGV[5]  field        desired, restarts or status

@@ -1,0 +1,204 @@
+"""What settings must obey. Pure: reads no file, no environment, and imports no agent.
+
+Rules about one value come first. Rules about several are left out where one of their values is wrong already, so that
+one mistake makes one line.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+import msgspec
+
+from agentpool.config.settings import NAME_PATTERN, PoolSettings, RedisSettings, Settings
+from agentpool.config.urls import url_problem
+from agentpool.errors import nearest
+
+__all__ = ["Finding", "KeyPath", "check", "check_redis", "quoted", "show", "unknown_hint"]
+
+KeyPath = tuple[str, ...]
+"""Where a setting stands: `("pools", "developer_pool", "min_workers")`."""
+
+COUNTS_MIN = {
+    "min_workers": 0,
+    "max_workers": 1,
+    "agents_per_worker": 1,
+    "max_starting": 1,
+    "boot_failures_max": 1,
+    "max_input_bytes": 1,
+    "max_result_bytes": 1,
+    "max_pending": 0,
+    "max_queued": 1,
+}
+"""Least value of each whole number of a pool."""
+
+MAY_BE_ZERO = frozenset({"scale_cooldown", "worker_idle_timeout", "drain_timeout", "boot_backoff"})
+"""Times for which zero means "at once"; every other time must be above zero."""
+
+THRESHOLDS = ("scale_up_threshold", "scale_down_threshold")
+TIMES = tuple(
+    field.name for field in msgspec.structs.fields(PoolSettings) if field.type is float and field.name not in THRESHOLDS
+)
+NAME_RULE = "must be 1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault: where, what and what to do; `also` are the other settings that it compares with."""
+
+    path: KeyPath
+    message: str
+    also: tuple[KeyPath, ...] = ()
+    is_warning: bool = False
+
+
+def check(settings: Settings, broken: Set[KeyPath] = frozenset()) -> list[Finding]:
+    """Return everything wrong with the settings; rules that touch a path in `broken` are left out."""
+    single = [finding for finding in _single(settings) if finding.path not in broken]
+    known_bad = broken | {finding.path for finding in single}
+    joint = [finding for finding in _joint(settings) if known_bad.isdisjoint((finding.path, *finding.also))]
+    return single + joint
+
+
+def check_redis(redis: RedisSettings) -> Iterator[Finding]:
+    """Yield what is wrong with single values of the `[redis]` table."""
+    if redis.url is not None and (problem := url_problem(redis.url)):
+        yield Finding(("redis", "url"), problem)
+    if not 0 <= redis.port <= 65535:
+        yield Finding(("redis", "port"), f"must be from 1 to 65535, or 0 for no TCP; it is {redis.port}")
+    if redis.namespace and not re.fullmatch(NAME_PATTERN, redis.namespace):
+        yield Finding(("redis", "namespace"), f"{NAME_RULE}; it is {show(redis.namespace)}")
+    for name in ("connect_timeout", "command_timeout"):
+        yield from _check_time(("redis", name), getattr(redis, name))
+
+
+def show(value: object) -> str:
+    """Return a value as TOML would spell it, on one line and shortened; only the kind of a list or table."""
+    match value:
+        case str():
+            # A key or value may hold line breaks, and every problem is one line.
+            return quoted(value if len(value) <= 60 else value[:60] + "…")
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return str(value)[:60]
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "a table"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def quoted(text: str) -> str:
+    """Return text in double quotes, with what cannot be printed escaped."""
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
+
+
+def _single(settings: Settings) -> Iterator[Finding]:
+    if settings.host_id and not re.fullmatch(NAME_PATTERN, settings.host_id):
+        yield Finding(("host_id",), f"{NAME_RULE}; it is {show(settings.host_id)}")
+    yield from _check_time(("leader_lease",), settings.leader_lease)
+    yield from check_redis(settings.redis)
+    for name, pool in settings.pools.items():
+        yield from _check_pool_values(("pools", name), pool)
+
+
+def _check_pool_values(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]:
+    if not re.fullmatch(NAME_PATTERN, path[-1]):
+        yield Finding(path, f"a pool's name {NAME_RULE}")
+    for name, least in COUNTS_MIN.items():
+        if (count := getattr(pool, name)) < least:
+            yield Finding((*path, name), f"must be at least {least}; it is {show(count)}")
+    for name in TIMES:
+        yield from _check_time((*path, name), getattr(pool, name), may_be_zero=name in MAY_BE_ZERO)
+    for name in THRESHOLDS:
+        share = getattr(pool, name)
+        if not 0 < share <= 1:
+            yield Finding((*path, name), f"must be above 0 and at most 1 (1.0 is 100 %); it is {show(share)}")
+    yield from _check_agents((*path, "agents"), pool.agents)
+
+
+def _check_time(path: KeyPath, seconds: float, *, may_be_zero: bool = False) -> Iterator[Finding]:
+    if math.isfinite(seconds) and (seconds > 0 or (may_be_zero and seconds == 0)):
+        return
+    least = "0 or more" if may_be_zero else "above 0"
+    yield Finding(path, f"must be a number of seconds {least}; it is {show(seconds)}")
+
+
+def _check_agents(path: KeyPath, specs: tuple[str, ...]) -> Iterator[Finding]:
+    if not specs:
+        yield Finding(path, 'names no agent class; write at least one, as agents = ["myapp.agents:Reviewer"]')
+    holders: dict[str, str] = {}
+    for spec in specs:
+        module, colon, name = spec.partition(":")
+        if not colon or not all(word.isidentifier() for word in (*module.split("."), name)):
+            yield Finding(path, f"{show(spec)} is no agent class; write module:Class, as myapp.agents:Reviewer")
+        elif name in holders:
+            yield Finding(
+                path, f"{show(spec)} and {show(holders[name])} have one class name; remove or rename one of them"
+            )
+        else:
+            holders[name] = spec
+
+
+def _joint(settings: Settings) -> Iterator[Finding]:
+    for name, pool in settings.pools.items():
+        yield from _compare_pool_values(("pools", name), pool)
+    yield from _warn_of_unused(settings.redis)
+
+
+def _compare_pool_values(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]:
+    if pool.min_workers > pool.max_workers:
+        yield Finding(
+            (*path, "min_workers"),
+            f"{pool.min_workers} is above max_workers ({pool.max_workers}); lower it or raise max_workers",
+            ((*path, "max_workers"),),
+        )
+    if pool.scale_down_threshold >= pool.scale_up_threshold:
+        yield Finding(
+            (*path, "scale_down_threshold"),
+            f"{pool.scale_down_threshold} is not below scale_up_threshold ({pool.scale_up_threshold}); "
+            "the pool would grow and shrink in turns",
+            ((*path, "scale_up_threshold"),),
+        )
+    if pool.boot_backoff > pool.boot_backoff_max:
+        yield Finding(
+            (*path, "boot_backoff"),
+            f"{pool.boot_backoff:g} s is above boot_backoff_max ({pool.boot_backoff_max:g} s); lower it",
+            ((*path, "boot_backoff_max"),),
+        )
+    yield from _compare_heartbeats(path, pool)
+
+
+def _compare_heartbeats(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]:
+    beats = pool.heartbeat_timeout / pool.heartbeat_interval if pool.heartbeat_interval else math.inf
+    if beats >= 3:
+        return
+    is_warning = beats >= 2
+    effect = "one late beat may count" if is_warning else "a worker in good health counts"
+    yield Finding(
+        (*path, "heartbeat_timeout"),
+        f"{pool.heartbeat_timeout:g} s is under {3 if is_warning else 2} x heartbeat_interval "
+        f"({pool.heartbeat_interval:g} s): {effect} as a death; set {3 * pool.heartbeat_interval:g} s or more",
+        ((*path, "heartbeat_interval"),),
+        is_warning,
+    )
+
+
+def _warn_of_unused(redis: RedisSettings) -> Iterator[Finding]:
+    defaults = RedisSettings()
+    for name in ("binary", "port", "appendfsync") if redis.url else ():
+        if getattr(redis, name) != getattr(defaults, name):
+            yield Finding(
+                ("redis", name),
+                "has no effect: it is for the embedded server, and redis.url names another; remove one of them",
+                (("redis", "url"),),
+                is_warning=True,
+            )
+
+
+def unknown_hint(word: str, known: tuple[str, ...]) -> str:
+    """Return ` Did you mean "x"?`, or the list of what is known when nothing is near."""
+    return nearest(word, known) or f" Known: {', '.join(known)}."

@@ -1,0 +1,227 @@
+"""The composition root of `agentpool-master`.
+
+Starting order: configuration, data directory (locked, so that one master uses it), embedded server, check of the
+server, zygotes, loops; then the service manager is told. Stopping order: pools first (see `master/keeper.py`), then
+the connection, and the embedded server last, because the workers write to it until they end.
+
+Signal handlers only queue; the loop below dispatches. The first TERM or INT drains, the second hurries, HUP reloads.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import structlog
+
+from agentpool import logs
+from agentpool.config import Loaded, Settings
+from agentpool.errors import AgentPoolError, ConfigError, RedisUnavailable
+from agentpool.master.embedded import CHECK_INTERVAL, ServerKeeper
+from agentpool.master.host import Host, require_linux
+from agentpool.master.notify import Notifier, Watchdog, watchdog_seconds
+from agentpool.master.supervisor import Supervisor
+from agentpool.periodic import Periodic
+from agentpool.redis_server import EmbeddedServer
+from agentpool.server_check import check_server
+from agentpool.store import Store
+from agentpool.version import __version__
+
+__all__ = ["Daemon", "Ready"]
+
+log = structlog.get_logger("daemon")
+
+STATUS_INTERVAL = 1.0
+
+Ready = Callable[["Daemon"], None]
+
+
+class Daemon:
+    """One master. `load` reads the configuration, again at each reload; `on_ready` is called once it runs."""
+
+    def __init__(self, load: Callable[[], Loaded], on_ready: Ready | None = None) -> None:
+        self._load, self._on_ready = load, on_ready
+        self.settings: Settings
+        self.server: EmbeddedServer | None = None
+        self.supervisor: Supervisor
+        self._notifier = Notifier()
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._hurry = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        """URL of the server in use."""
+        return self.server.url if self.server else self.settings.redis.url or ""
+
+    async def run(self) -> None:
+        """Run until told to stop; raises `AgentPoolError` when it cannot start."""
+        require_linux()
+        self.settings = self._read()
+        data_dir = _prepare_data_dir(self.settings)
+        with _only_master(data_dir):
+            self._catch_signals()
+            try:
+                await self._start_server(data_dir)
+                await self._serve(data_dir)
+            finally:
+                await self._stop_server()
+
+    # -- starting -----------------------------------------------------------------------------------------------
+
+    def _read(self) -> Settings:
+        loaded = self._load()
+        logs.configure(loaded.settings.log.level, loaded.settings.log.format)
+        for warning in loaded.warnings:
+            log.warning("config.warning", detail=warning)
+        return loaded.settings
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+
+    async def _start_server(self, data_dir: Path) -> None:
+        if self.settings.redis.url is None:
+            self.server = EmbeddedServer(data_dir, self.settings.redis)
+            await asyncio.to_thread(self.server.start)
+            log.info("redis.adopted" if self.server.adopted else "redis.started", pid=self.server.pid, url=self.url)
+            for warning in self.server.warnings:
+                log.warning("redis.warning", detail=warning)
+        findings = await asyncio.to_thread(check_server, self.url, self.settings.redis.connect_timeout)
+        for warning in findings.warnings:
+            log.warning("redis.warning", detail=warning)
+        if findings.errors:
+            raise RedisUnavailable("\n".join(findings.errors))
+
+    async def _serve(self, data_dir: Path) -> None:
+        redis = self.settings.redis
+        store = Store.open(
+            self.url,
+            namespace=redis.namespace,
+            connect_timeout=redis.connect_timeout,
+            command_timeout=redis.command_timeout,
+        )
+        host = Host.find(data_dir, self.settings.host_id)
+        self.supervisor = Supervisor(store, host, self.settings)
+        try:
+            await self.supervisor.open()
+            await self.supervisor.start()
+            async with _running(self._side_loops()):
+                self._notifier.ready()
+                log.info("master.ready", master=host.master_id, pid=os.getpid(), release=__version__)
+                if self._on_ready:
+                    self._on_ready(self)
+                await self._dispatch()
+                self._notifier.stopping()
+                await self._stop_pools()
+        finally:
+            await store.close()
+
+    def _side_loops(self) -> list[Periodic]:
+        loops = [Periodic("status", self._show_status, STATUS_INTERVAL)]
+        if self.server:
+            loops.append(Periodic("embedded server", ServerKeeper(self.server).check_once, CHECK_INTERVAL))
+        period = watchdog_seconds()
+        if period:
+            watchdog = Watchdog(self._notifier, period, self.supervisor.last_turns)
+            loops.append(Periodic("watchdog", watchdog.feed_once, watchdog.interval))
+        return loops
+
+    async def _show_status(self) -> None:
+        away = self.supervisor.redis_away_for()
+        pools = ", ".join(sorted(self.supervisor.keepers))
+        self._notifier.status(f"Redis away for {away:.0f} s" if away else f"Running pools: {pools}")
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    async def _dispatch(self) -> None:
+        """Handle signals until one asks to stop."""
+        handlers: dict[signal.Signals, Callable[[], Awaitable[bool]]] = {
+            signal.SIGTERM: self._handle_term,
+            signal.SIGINT: self._handle_term,
+            signal.SIGHUP: self._handle_hup,
+        }
+        while await handlers[await self._signals.get()]():
+            pass
+
+    async def _handle_term(self) -> bool:
+        log.info("master.stopping", hint="once more to hurry")
+        return False
+
+    async def _handle_hup(self) -> bool:
+        """Read the configuration again; one with errors changes nothing."""
+        self._notifier.reloading()
+        try:
+            settings = self._read()
+            problems = await self.supervisor.apply(settings)
+            self.settings = settings
+        except AgentPoolError as error:
+            problems = [str(error)]
+        for problem in problems:
+            log.error("config.not_applied", error=problem)
+        log.info("config.reloaded", problems=len(problems), pools=sorted(self.supervisor.keepers))
+        self._notifier.ready()
+        return True
+
+    # -- stopping -----------------------------------------------------------------------------------------------
+
+    async def _stop_pools(self) -> None:
+        stopping = asyncio.create_task(self.supervisor.stop(self._hurry), name="stopping")
+        while not stopping.done():
+            again = asyncio.create_task(self._signals.get())
+            await asyncio.wait([stopping, again], return_when=asyncio.FIRST_COMPLETED)
+            if again.done() and again.result() is not signal.SIGHUP:
+                log.warning("master.hurrying")
+                self._hurry.set()
+            again.cancel()
+        await stopping
+
+    async def _stop_server(self) -> None:
+        if self.server:
+            await asyncio.to_thread(self.server.stop)
+        log.info("master.stopped")
+
+
+@contextlib.asynccontextmanager
+async def _running(loops: list[Periodic]) -> AsyncIterator[None]:
+    for loop in loops:
+        loop.start()
+    try:
+        yield
+    finally:
+        for loop in loops:
+            await loop.stop()
+
+
+def _prepare_data_dir(settings: Settings) -> Path:
+    data_dir = Path(settings.data_dir)
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "stacks").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"data_dir {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir or "
+            "AGENTPOOL_DATA_DIR."
+        ) from None
+    return data_dir
+
+
+@contextlib.contextmanager
+def _only_master(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory for this master; the lock goes with the process, however it ends."""
+    with (data_dir / "master.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"Another agentpool-master (pid {file.read().strip()}) uses {data_dir}. "
+                "Stop it, or give this one its own --data-dir."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

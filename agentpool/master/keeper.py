@@ -1,0 +1,238 @@
+"""One pool of this master: its zygote, its crew, and the loops over them.
+
+Stopping order, and why: first the autoscaler, so that nothing is started in place of what stops; then the leadership
+is handed over, so that other hosts can take the agents; then all workers drain at once, so that none receives what
+another gives up; those that do not finish are killed and what they held is given back; last the zygote.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+import structlog
+
+from agentpool.clock import monotonic
+from agentpool.config import PoolSettings
+from agentpool.errors import AgentPoolError, ConfigError, UnknownWorker
+from agentpool.master.autoscaler import INTERVAL, Autoscaler, Order
+from agentpool.master.boots import Boots
+from agentpool.master.crew import Crew
+from agentpool.master.leadership import Leadership
+from agentpool.master.reaper import Reaper
+from agentpool.master.scope import PoolScope
+from agentpool.master.watcher import DRAIN_MARGIN, Watcher
+from agentpool.master.zygotes import Zygote, ZygoteGone
+from agentpool.periodic import Periodic
+from agentpool.protocol.zygote import Fork, Prepare
+
+__all__ = ["PoolKeeper"]
+
+log = structlog.get_logger("keeper")
+
+LEAD_INTERVAL = 1.0
+WATCH_INTERVAL = 1.0
+
+
+class PoolKeeper:
+    """Runs one pool on this host. `open`, then `start`; `stop` in the end."""
+
+    def __init__(self, scope: PoolScope) -> None:
+        self.scope = scope
+        settings = scope.settings
+        self.boots = Boots(
+            failures_max=settings.boot_failures_max,
+            backoff=settings.boot_backoff,
+            backoff_max=settings.boot_backoff_max,
+        )
+        self.crew = Crew(scope.pool, self._on_death)
+        self.leadership = Leadership(scope, self._on_election)
+        self._zygote = Zygote(scope.pool, self.crew.note_status)
+        self._leading = Periodic(f"leadership {scope.pool}", self.leadership.lead_once, LEAD_INTERVAL)
+        self._scaling = Periodic(
+            f"autoscaler {scope.pool}", Autoscaler(scope, self.boots, self._carry_out).scale_once, INTERVAL
+        )
+        self._reaping = Periodic(f"reaper {scope.pool}", Reaper(scope, self.crew, self.boots).reap_once, INTERVAL)
+        self._watching = Periodic(
+            f"watcher {scope.pool}", Watcher(scope, self.crew, self.boots).watch_once, WATCH_INTERVAL
+        )
+
+    @property
+    def loops(self) -> tuple[Periodic, ...]:
+        """The loops whose turning shows that this master lives."""
+        return (self._leading, self._reaping, self._scaling, self._watching)
+
+    async def open(self) -> None:
+        """Import the agent modules; raises `ConfigError` with the traceback."""
+        await self._zygote.start(self._prepare())
+        self.scope.types_hash = _types_hash(self.scope.settings, self._zygote)
+
+    async def start(self) -> None:
+        """Adopt what an earlier master left, and begin to supervise."""
+        for record in await self.scope.store.workers.all(self.scope.pool):
+            if record.master == self.scope.master:
+                self.crew.adopt(record, self.scope.host)
+        await self.leadership.lead_once()
+        for loop in self.loops:
+            loop.start()
+
+    def wake(self) -> None:
+        """Something changed: look now."""
+        self._reaping.wake()
+        self._scaling.wake()
+
+    def wake_leadership(self) -> None:
+        """The leader resigned: see at once whether to lead."""
+        self._leading.wake()
+
+    async def apply(self, settings: PoolSettings) -> None:
+        """Take new settings; agent types that do not import leave the pool as it was and raise `ConfigError`."""
+        previous = self.scope.settings
+        self.scope.settings = settings
+        if settings.agents != previous.agents:
+            await self._replace_zygote(previous)
+        self.boots.failures_max = settings.boot_failures_max
+        self.boots.backoff, self.boots.backoff_max = settings.boot_backoff, settings.boot_backoff_max
+        self.boots.reset()
+        if self.scope.token:
+            await self._write_settings(self.scope.token)
+        self.wake()
+
+    async def stop(self, hurry: asyncio.Event, *, remove: bool = False) -> None:
+        """Drain and end everything of this pool on this host; with `remove` the pool goes out of service."""
+        if remove and self.scope.token:
+            await self.scope.store.pools.remove(self.scope.pool, self.scope.token)
+        await self._scaling.stop()
+        try:
+            await self._leading.stop()
+            await self.leadership.resign()
+            await self._drain_all(hurry)
+        except AgentPoolError as error:
+            log.error("pool.stop_incomplete", pool=self.scope.pool, error=str(error))
+        finally:
+            await self._end_all()
+        for loop in (self._watching, self._reaping):
+            await loop.stop()
+        await self._bury_last()
+        await self._zygote.close()
+
+    async def abandon(self) -> None:
+        """Stop supervising and leave all workers running."""
+        for loop in self.loops:
+            await loop.stop()
+        self.crew.forget()
+        await self._zygote.close()
+
+    # -- what the loops call ------------------------------------------------------------------------------------
+
+    def _on_death(self) -> None:
+        self.wake()
+
+    async def _on_election(self, token: str) -> None:
+        await self._write_settings(token)
+        self._scaling.wake()
+
+    async def _write_settings(self, token: str) -> None:
+        await self.scope.store.pools.apply(self.scope.pool, token, self._zygote.types, self.scope.applied())
+
+    async def _carry_out(self, order: Order) -> None:
+        """Fork the worker that was ordered and write down who it is."""
+        worker_id, secret = order
+        scope = self.scope
+        fork = Fork(worker_id=worker_id, secret=secret, master=scope.master, worker=scope.worker_settings())
+        try:
+            await self._ensure_zygote()
+            process, started = await self._zygote.fork(fork, self.crew.note_end)
+        except (ZygoteGone, ConfigError) as error:
+            self.crew.lose(worker_id, str(error))
+            return
+        self.crew.add(process)
+        fields = {
+            "pid": process.pid,
+            "start_time": started,
+            "host": scope.host.name,
+            "host_id": scope.host.host_id,
+            "boot_id": scope.host.boot_id,
+            "pid_ns": scope.host.pid_ns,
+        }
+        await scope.store.workers.start(scope.pool, worker_id, secret, fields)
+
+    async def _ensure_zygote(self) -> None:
+        """Start another zygote when the last one died; workers that it forked live on."""
+        if not self._zygote.alive:
+            log.warning("zygote.restarted", pool=self.scope.pool)
+            await self._zygote.close()
+            self._zygote = Zygote(self.scope.pool, self.crew.note_status)
+            await self._zygote.start(self._prepare())
+
+    async def _replace_zygote(self, previous: PoolSettings) -> None:
+        fresh = Zygote(self.scope.pool, self.crew.note_status)
+        try:
+            await fresh.start(self._prepare())
+        except ConfigError:
+            self.scope.settings = previous
+            raise
+        old, self._zygote = self._zygote, fresh
+        self.scope.types_hash = _types_hash(self.scope.settings, fresh)
+        await old.close()
+
+    def _prepare(self) -> Prepare:
+        return Prepare(
+            agents=self.scope.settings.agents, app_dir=self.scope.root.app_dir, worker=self.scope.worker_settings()
+        )
+
+    # -- stopping -----------------------------------------------------------------------------------------------
+
+    async def _drain_all(self, hurry: asyncio.Event) -> None:
+        """Have every worker hand over; ends when all have left, at the deadline, or when told to hurry."""
+        scope = self.scope
+        for worker_id in list(self.crew.processes):
+            await self._drain_or_kill(worker_id)
+        deadline = monotonic() + scope.settings.drain_timeout + scope.settings.agent_stop_timeout
+        hurried = False
+        while self.crew.processes and monotonic() < deadline:
+            if hurry.is_set() and not hurried:
+                hurried = True
+                deadline = min(deadline, monotonic() + DRAIN_MARGIN)
+                for process in list(self.crew.processes.values()):
+                    process.hurry()
+            await _any_of([process.ended for process in self.crew.processes.values()], [] if hurried else [hurry])
+
+    async def _drain_or_kill(self, worker_id: str) -> None:
+        """A worker that is still starting holds nothing: it is ended at once."""
+        process = self.crew.processes[worker_id]
+        try:
+            await self.scope.store.workers.drain(self.scope.pool, worker_id, reason="its master stops")
+        except UnknownWorker:
+            process.kill("it is not registered")
+        except AgentPoolError as error:
+            process.kill(f"its master stops: {error}")
+
+    async def _end_all(self) -> None:
+        """The last rung: whoever is still there is killed."""
+        for process in list(self.crew.processes.values()):
+            log.warning("worker.killed", pool=self.scope.pool, process_id=process.worker_id, pid=process.pid)
+            process.kill("it did not finish within the stopping time")
+            await process.ended.wait()
+
+    async def _bury_last(self) -> None:
+        try:
+            await Reaper(self.scope, self.crew, self.boots).bury_own_dead()
+        except AgentPoolError as error:
+            log.error("pool.stop_incomplete", pool=self.scope.pool, error=str(error))
+
+
+async def _any_of(ended: Iterable[asyncio.Event], also: Iterable[asyncio.Event]) -> None:
+    """Wait until one of the events is set, half a second at most."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (*ended, *also)]
+    try:
+        await asyncio.wait(waits, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _types_hash(settings: PoolSettings, zygote: Zygote) -> str:
+    """Return what changes when the agent types do."""
+    described = msgspec.json.encode([settings.agents, zygote.types])
+    return hashlib.sha256(described).hexdigest()[:16]

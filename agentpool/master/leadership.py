@@ -1,0 +1,48 @@
+"""Leading a pool: one master does, by a lease with a fence; the others stand by.
+
+Nothing here is trusted by the scripts: each compares the token with the lock itself. What `token` says is only good
+for not trying in vain.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from agentpool.master.scope import PoolScope
+from agentpool.protocol.events import EventName
+
+__all__ = ["Leadership"]
+
+log = structlog.get_logger("leadership")
+
+GAP_MS = 2000
+
+
+class Leadership:
+    """One master's turn at one pool. `on_election` is awaited before the first turn as leader counts."""
+
+    def __init__(self, scope: PoolScope, on_election: Callable[[str], Awaitable[None]]) -> None:
+        self._scope, self._on_election = scope, on_election
+
+    async def lead_once(self) -> None:
+        """Lead the pool if nobody else does, or go on leading it."""
+        scope = self._scope
+        lead = await scope.store.locks.lead(
+            scope.pool,
+            scope.master,
+            lease_ms=int(scope.root.leader_lease * 1000),
+            gap_ms=GAP_MS,
+            hold_ms=int(scope.settings.heartbeat_timeout * 1000),
+        )
+        if lead.token and lead.token != scope.token:
+            log.info(EventName.LEADER_ELECTED, pool=scope.pool, master=scope.master, token=lead.token)
+            await self._on_election(lead.token)
+        elif scope.token and not lead.token:
+            log.warning(EventName.LEADER_LOST, pool=scope.pool, master=scope.master, leader=lead.leader)
+        scope.token = lead.token
+
+    async def resign(self) -> None:
+        """Hand over at once; may be called twice."""
+        token, self._scope.token = self._scope.token, ""
+        if token:
+            await self._scope.store.locks.release(self._scope.pool, "leader", token)

@@ -1,0 +1,88 @@
+"""Giving back what dead workers held.
+
+A worker of this host is dead when its process ended, which its pidfd tells at once: no timeout is waited for, and
+nothing is given away while the process may still run. Workers of other hosts are dead when the leader has missed their
+beats for long enough; the script itself checks that, and that the leader was not away meanwhile.
+"""
+
+import structlog
+
+from agentpool.master.boots import Boots
+from agentpool.master.crew import Crew
+from agentpool.master.scope import PoolScope
+from agentpool.protocol.deaths import Exited, Silent
+from agentpool.protocol.events import EventName
+from agentpool.protocol.states import WorkerStatus
+from agentpool.protocol.zygote import Exit
+from agentpool.store.workers import Proof
+
+__all__ = ["Reaper"]
+
+log = structlog.get_logger("reaper")
+
+
+class Reaper:
+    """Reaps for one pool. Times are in seconds."""
+
+    def __init__(self, scope: PoolScope, crew: Crew, boots: Boots) -> None:
+        self._scope, self._crew, self._boots = scope, crew, boots
+        self._store, self._pool = scope.store, scope.pool
+
+    async def reap_once(self) -> None:
+        """Bury this host's dead first; as the leader, then what others left and who fell silent."""
+        await self.bury_own_dead()
+        if self._scope.token:
+            await self.finish_lost_workers()
+            await self.reap_silent_workers()
+
+    async def bury_own_dead(self) -> None:
+        """Give back what processes of this host held that ended; repeated until Redis has taken it."""
+        for worker_id, death in list(self._crew.dead.items()):
+            await self._note_failed_boot(worker_id, death)
+            result = await self._reap(worker_id, "owner", self._scope.master, str(death))
+            self._crew.dead.pop(worker_id, None)
+            self._crew.registered.discard(worker_id)
+            if result == "done":
+                log.warning(EventName.WORKER_REAPED, pool=self._pool, process_id=worker_id, reason=str(death))
+
+    async def finish_lost_workers(self) -> None:
+        """Go on with workers that were fenced by someone who did not finish."""
+        for worker_id in await self._store.workers.lost(self._pool):
+            await self._reap(worker_id, "lost", self._scope.token, "its reaping was taken over")
+
+    async def reap_silent_workers(self) -> None:
+        """Reap by time those whose processes this master does not hold."""
+        settings = self._scope.settings
+        now_ms = (await self._store.pools.observe(self._pool)).now_ms
+        shortest = min(settings.heartbeat_timeout, settings.start_timeout)
+        for worker_id, starting in await self._store.workers.silent(self._pool, now_ms - int(shortest * 1000)):
+            if worker_id in self._crew.processes or worker_id in self._crew.dead:
+                continue
+            timeout = settings.start_timeout if starting else settings.heartbeat_timeout
+            proof: Proof = "unstarted" if starting else "stale"
+            result = await self._reap(worker_id, proof, self._scope.token, str(Silent(timeout)), timeout)
+            if result == "done":
+                log.warning(EventName.WORKER_REAPED, pool=self._pool, process_id=worker_id, reason=str(Silent(timeout)))
+
+    async def _reap(self, worker_id: str, proof: Proof, authority: str, reason: str, timeout: float = 0) -> str:
+        return await self._store.workers.reap(
+            self._pool,
+            worker_id,
+            proof=proof,
+            authority=authority,
+            reason=reason,
+            timeout_ms=int(timeout * 1000),
+            crashes_max=self._boots.failures_max,
+            backoff_ms=int(self._boots.backoff * 1000),
+        )
+
+    async def _note_failed_boot(self, worker_id: str, death: object) -> None:
+        """A worker that died before it registered failed at boot; that Redis was away is not its fault."""
+        if worker_id in self._crew.registered:
+            return
+        status = await self._store.workers.status(worker_id)
+        if status not in (WorkerStatus.ORDERED, WorkerStatus.STARTING):
+            return
+        self._boots.failed(str(death), counts=death != Exited(Exit.NOT_REGISTERED))
+        await self._store.events.add(self._pool, EventName.WORKER_BOOT_FAILED, process_id=worker_id, detail=str(death))
+        log.warning(EventName.WORKER_BOOT_FAILED, pool=self._pool, process_id=worker_id, reason=str(death))

@@ -1,0 +1,108 @@
+"""What all loops of one pool share: where it is, its settings as of now, and whether this master leads it."""
+
+from pathlib import Path
+
+from agentpool.config import PoolSettings, Settings
+from agentpool.master.host import Host
+from agentpool.policy.liveness import Deadlines
+from agentpool.policy.reconcile import Limits
+from agentpool.policy.scaling import Thresholds
+from agentpool.protocol.zygote import WorkerSettings
+from agentpool.store import Store
+
+__all__ = ["PoolScope"]
+
+
+class PoolScope:
+    """One pool as this master sees it. `settings` is replaced on a reload; `token` by leadership."""
+
+    def __init__(self, store: Store, pool: str, host: Host, root: Settings, install: str) -> None:
+        self.store, self.pool, self.host, self.root, self.install = store, pool, host, root, install
+        self.settings: PoolSettings = root.pools[pool]
+        self.token = ""
+        """The leader's token, or '' while another leads. Scripts check it themselves; here it only saves calls."""
+        self.types_hash = ""
+
+    @property
+    def master(self) -> str:
+        """The id of this master."""
+        return self.host.master_id
+
+    @property
+    def stack_dir(self) -> str:
+        """Folder of stack dumps."""
+        return str(Path(self.root.data_dir) / "stacks")
+
+    def limits(self) -> Limits:
+        """Return what plans obey."""
+        settings = self.settings
+        return Limits(
+            min_workers=settings.min_workers,
+            max_workers=settings.max_workers,
+            agents_per_worker=settings.agents_per_worker,
+            worker_idle_ms=int(settings.worker_idle_timeout * 1000),
+            thresholds=Thresholds(
+                up=settings.scale_up_threshold,
+                down=settings.scale_down_threshold,
+                cooldown_ms=int(settings.scale_cooldown * 1000),
+            ),
+        )
+
+    def deadlines(self) -> Deadlines:
+        """Return when a worker counts as frozen or blocked."""
+        return Deadlines(
+            heartbeat_timeout_ms=int(self.settings.heartbeat_timeout * 1000),
+            block_timeout_ms=int(self.settings.block_timeout * 1000),
+        )
+
+    def applied(self) -> dict[str, object]:
+        """Return the settings as they are written to Redis."""
+        settings = self.settings
+        return {
+            "role_type": settings.role_type,
+            "min_workers": settings.min_workers,
+            "max_workers": settings.max_workers,
+            "agents_per_worker": settings.agents_per_worker,
+            "placement": settings.placement,
+            "max_input_bytes": settings.max_input_bytes,
+            "max_queued": settings.max_queued,
+            "max_pending": settings.max_pending,
+            "heartbeat_interval_ms": int(settings.heartbeat_interval * 1000),
+            "heartbeat_timeout_ms": int(settings.heartbeat_timeout * 1000),
+            "result_ttl_ms": int(settings.result_ttl * 1000),
+            "types_hash": self.types_hash,
+            "restarts": "",
+        }
+
+    def worker_settings(self) -> WorkerSettings:
+        """Return what a worker that starts now is told."""
+        settings, root, host = self.settings, self.root, self.host
+        return WorkerSettings(
+            pool=self.pool,
+            redis_url=self.store.connection.url,
+            namespace=root.redis.namespace,
+            install=self.install,
+            host_id=host.host_id,
+            host=host.name,
+            boot_id=host.boot_id,
+            pid_ns=host.pid_ns,
+            capacity=settings.agents_per_worker,
+            heartbeat_interval=settings.heartbeat_interval,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            block_timeout=settings.block_timeout,
+            start_timeout=settings.start_timeout,
+            agent_start_timeout=settings.agent_start_timeout,
+            agent_stop_timeout=settings.agent_stop_timeout,
+            task_timeout=settings.task_timeout,
+            drain_timeout=settings.drain_timeout,
+            boot_failures_max=settings.boot_failures_max,
+            boot_backoff=settings.boot_backoff,
+            boot_backoff_max=settings.boot_backoff_max,
+            max_result_bytes=settings.max_result_bytes,
+            connect_timeout=root.redis.connect_timeout,
+            command_timeout=root.redis.command_timeout,
+            log_level=root.log.level,
+            log_format=root.log.format,
+            types_hash=self.types_hash,
+            stack_dir=self.stack_dir,
+        )

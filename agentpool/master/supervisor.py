@@ -1,0 +1,145 @@
+"""All pools of one master."""
+
+import asyncio
+
+import structlog
+
+from agentpool.clock import monotonic
+from agentpool.config import Settings
+from agentpool.errors import AgentPoolError, ConfigError
+from agentpool.master.host import Host
+from agentpool.master.keeper import PoolKeeper
+from agentpool.master.scope import PoolScope
+from agentpool.periodic import Periodic
+from agentpool.store import Store
+from agentpool.store.subscription import Subscription
+
+__all__ = ["Supervisor"]
+
+log = structlog.get_logger("supervisor")
+
+
+class Supervisor:
+    """Opens, starts, reloads and stops a keeper for each pool."""
+
+    def __init__(self, store: Store, host: Host, settings: Settings) -> None:
+        self.settings = settings
+        self.keepers: dict[str, PoolKeeper] = {}
+        self._store, self._host = store, host
+        self._install = ""
+        self._listener: asyncio.Task[None] | None = None
+        self._channels: dict[str, PoolKeeper] = {}
+
+    async def open(self) -> None:
+        """Import every pool's agents; raises one `ConfigError` with all that fails."""
+        self._install = await self._store.pools.install_id()
+        opened = await asyncio.gather(*(self._open(pool) for pool in self.settings.pools), return_exceptions=True)
+        problems = [problem for result in opened if isinstance(result, ConfigError) for problem in result.problems]
+        unexpected = [r for r in opened if isinstance(r, BaseException) and not isinstance(r, ConfigError)]
+        if problems or unexpected:
+            await self.abandon()
+            raise ConfigError(*problems) if problems else unexpected[0]
+
+    async def start(self) -> None:
+        """Begin to supervise."""
+        await asyncio.gather(*(keeper.start() for keeper in self.keepers.values()))
+        await self._leave_other_pools()
+        self._listen()
+
+    async def apply(self, settings: Settings) -> list[str]:
+        """Take new settings; returns what could not be applied, after which the rest goes on as before."""
+        problems: list[str] = []
+        previous, self.settings = self.settings, settings
+        for pool in [pool for pool in self.keepers if pool not in settings.pools]:
+            log.info("pool.removing", pool=pool)
+            await self.keepers.pop(pool).stop(asyncio.Event(), remove=True)
+        for pool, wanted in settings.pools.items():
+            try:
+                if pool not in self.keepers:
+                    await self._open(pool)
+                    await self.keepers[pool].start()
+                else:
+                    self.keepers[pool].scope.root = settings
+                    await self.keepers[pool].apply(wanted)
+            except AgentPoolError as error:
+                problems.append(f"{pool}: {error}")
+        if settings.redis != previous.redis or settings.data_dir != previous.data_dir:
+            problems.append("redis and data_dir change only with a restart of the master")
+        self._listen()
+        return problems
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Drain and end everything; `hurry` shortens it."""
+        await self._stop_listening()
+        await asyncio.gather(*(keeper.stop(hurry) for keeper in self.keepers.values()))
+
+    async def abandon(self) -> None:
+        """Leave all workers running."""
+        await self._stop_listening()
+        await asyncio.gather(*(keeper.abandon() for keeper in self.keepers.values()))
+
+    @property
+    def loops(self) -> list[Periodic]:
+        """Every supervision loop of every pool."""
+        return [loop for keeper in self.keepers.values() for loop in keeper.loops]
+
+    def last_turns(self) -> list[float]:
+        """Return when each supervision loop last turned, in monotonic seconds."""
+        return [loop.last_turn for loop in self.loops]
+
+    def redis_away_for(self) -> float:
+        """Return for how many seconds no loop has got an answer from Redis; 0 while it answers."""
+        if not any(loop.failing for loop in self.loops):
+            return 0.0
+        return monotonic() - max(loop.last_success for loop in self.loops)
+
+    async def _open(self, pool: str) -> None:
+        keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install))
+        await keeper.open()
+        self.keepers[pool] = keeper
+
+    async def _leave_other_pools(self) -> None:
+        """Workers of this host in pools that are configured no longer finish and leave."""
+        for pool in await self._store.pools.names():
+            if pool in self.keepers:
+                continue
+            mine = [w for w in await self._store.workers.all(pool) if w.master == self._host.master_id]
+            for worker in mine:
+                log.warning("pool.not_configured", pool=pool, process_id=worker.process_id)
+                await self._drain_quietly(pool, worker.process_id)
+
+    async def _drain_quietly(self, pool: str, worker: str) -> None:
+        try:
+            await self._store.workers.drain(pool, worker, reason="its pool is configured no longer")
+        except AgentPoolError as error:
+            log.warning("worker.drain_refused", pool=pool, process_id=worker, error=str(error))
+
+    # -- hints --------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Follow the hints of all pools; each is looked after at its own interval, too."""
+        if self._listener:
+            self._listener.cancel()
+        keys = self._store.keys
+        self._channels = {keys.leader_channel(pool): keeper for pool, keeper in self.keepers.items()}
+        subscription = Subscription(self._store.connection.url, tuple(self._channels), self._on_hint, self._on_ready)
+        self._listener = asyncio.create_task(subscription.run(), name="hints")
+
+    async def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener:
+            listener.cancel()
+            await asyncio.wait([listener])
+
+    def _on_hint(self, channel: str, text: str) -> None:
+        keeper = self._channels.get(channel)
+        if keeper is None:
+            return
+        if text == "leader resigned":
+            keeper.wake_leadership()
+        else:
+            keeper.wake()
+
+    async def _on_ready(self) -> None:
+        for keeper in self.keepers.values():
+            keeper.wake()
