@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import rich_click as click
+import click
+from rich_click import RichGroup
 
 from agentpool.config import Loaded, load
 from agentpool.errors import AgentPoolError
@@ -33,13 +34,13 @@ def flags(command: Any) -> Any:
     return command
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=RichGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="agentpool-master")
 @click.option("--json", "as_json", is_flag=True, help="Errors, and what check prints, as JSON.")
 @click.option("--banner/--no-banner", default=None, help="Print where everything is. Default: on a terminal.")
 @flags
 @click.pass_context
-def master(context: click.Context, as_json: bool, banner: bool | None, **given: Any) -> None:
+def master(context: click.Context, /, as_json: bool, banner: bool | None, **given: Any) -> None:
     """Run pools of agents in worker processes. Without a sub-command: run."""
     context.obj = {"as_json": as_json, "banner": banner, "given": given}
     if context.invoked_subcommand is None:
@@ -50,7 +51,7 @@ def master(context: click.Context, as_json: bool, banner: bool | None, **given: 
 @click.option("--banner/--no-banner", default=None, help="Print where everything is. Default: on a terminal.")
 @flags
 @click.pass_context
-def run(context: click.Context, banner: bool | None = None, **given: Any) -> None:
+def run(context: click.Context, /, banner: bool | None = None, **given: Any) -> None:
     """Run in the foreground until SIGTERM or Ctrl-C; a second one hurries. SIGHUP reads the configuration again."""
     from agentpool.cli.banner import print_banner
     from agentpool.daemon import Daemon
@@ -66,7 +67,7 @@ def run(context: click.Context, banner: bool | None = None, **given: Any) -> Non
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @flags
 @click.pass_context
-def check(context: click.Context, as_json: bool, **given: Any) -> None:
+def check(context: click.Context, /, as_json: bool, **given: Any) -> None:
     """Print every error and warning of the configuration and of the server; exit 1 when there are errors."""
     from agentpool.cli.checking import check_everything, print_findings
 

@@ -1,0 +1,31 @@
+"""Fixtures for all tests: one real Redis server per run, started by the suite itself and always stopped."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# So that tests say `from support.wait import wait_until`, whatever the import mode.
+if (here := str(Path(__file__).parent)) not in sys.path:
+    sys.path.insert(0, here)
+
+from support.server import flush, start_server
+
+from agentpool.redis_server import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """The server of this run. Tests that harm a server start their own."""
+    server = start_server(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedServer) -> str:
+    """URL of an empty server."""
+    redis_server.start()  # does nothing unless a test before this one ended it
+    flush(redis_server.url)
+    return redis_server.url
