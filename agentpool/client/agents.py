@@ -1,0 +1,47 @@
+"""Handles of pinned agents."""
+
+from typing import TYPE_CHECKING, Any
+
+from agentpool.client.kinds import Kind
+from agentpool.client.tasks import Request, TaskHandle, run_task, submit_task
+from agentpool.protocol.keys import split_id
+from agentpool.protocol.records import AgentRecord
+
+if TYPE_CHECKING:
+    from agentpool.client.client import Client
+
+__all__ = ["AgentHandle"]
+
+
+class AgentHandle:
+    """One pinned agent, wherever it runs. `id` is `<pool>/<name>`."""
+
+    def __init__(self, client: "Client", agent_id: str, kind: Kind) -> None:
+        self.id = agent_id
+        self._client, self._kind = client, kind
+
+    def __repr__(self) -> str:
+        return f"AgentHandle({self.id!r})"
+
+    async def run(self, input: Any, *, timeout: float | None = None) -> Any:
+        """Have the agent do one task after those that wait already, and return its result.
+
+        `timeout` is in seconds: first the task's, and a second later the end of this wait, which cancels the task.
+        """
+        return await run_task(self._client, self._request(input, timeout))
+
+    async def submit(self, input: Any, *, timeout: float | None = None) -> TaskHandle:
+        """Put a task into the agent's mailbox; `timeout` is what its run may take, in seconds."""
+        return await submit_task(self._client, self._request(input, timeout))
+
+    async def info(self) -> AgentRecord:
+        """Return the agent's record; raises `UnknownAgent` when it has ended."""
+        return await self._client.store.agents.get(self.id)
+
+    async def terminate(self) -> None:
+        """End the agent; what waits in its mailbox fails. May be repeated for an hour after the end."""
+        await self._client.store.agents.terminate(self.id)
+
+    def _request(self, input: Any, timeout: float | None) -> Request:
+        pool, name = split_id(self.id)
+        return Request(pool, self._kind, input, agent_name=name, timeout=timeout)

@@ -1,0 +1,164 @@
+"""A pool, as a client sees it."""
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agentpool.agent import Agent
+from agentpool.client.agents import AgentHandle
+from agentpool.client.kinds import UNTYPED, kind_of, milliseconds
+from agentpool.client.spawning import Spawn, spawn_agent
+from agentpool.client.tasks import Request, TaskHandle, run_task, submit_task
+from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
+from agentpool.protocol.codec import check_name, new_id
+from agentpool.protocol.events import Event
+from agentpool.protocol.keys import split_id
+from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+
+if TYPE_CHECKING:
+    from agentpool.client.client import Client
+
+__all__ = ["Pool"]
+
+T = TypeVar("T")
+
+
+class Pool:
+    """One pool. Making this does no I/O, so it may name a pool that does not exist yet."""
+
+    def __init__(self, client: "Client", name: str) -> None:
+        self.name = check_name("pool", name)
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"Pool({self.name!r})"
+
+    # -- agents -------------------------------------------------------------------------------------------------
+
+    async def spawn(
+        self,
+        agent_type: str | type[Agent],
+        *,
+        id: str | None = None,
+        tenant: str = "default",
+        project: str | None = None,
+        max_idle_time: float | None = None,
+        heartbeat_interval: float | None = None,
+        timeout: float | None = 30,
+    ) -> AgentHandle:
+        """Have an agent started on a worker and return when it is ready; times are in seconds.
+
+        `id` is a name of your choice; `max_idle_time` ends the agent when it was not used for so long;
+        `heartbeat_interval` has it asked for its health. After `timeout` the request is withdrawn and `NoCapacity`
+        says why. Raises also `AgentFailed` when its `start()` was given up, and `DuplicateAgent`.
+        """
+        milliseconds("timeout", timeout)
+        kind = kind_of(agent_type)
+        request = Spawn(
+            agent_id=self._agent_id(id) if id is not None else f"{self.name}/{new_id()}",
+            agent_type=kind.name,
+            tenant=check_name("tenant", tenant),
+            project="" if project is None else check_name("project", project),
+            max_idle_ms=milliseconds("max_idle_time", max_idle_time),
+            heartbeat_ms=milliseconds("heartbeat_interval", heartbeat_interval),
+            operation=new_id(),
+        )
+        await self._known(spawn_agent(self._client, request, timeout))
+        return AgentHandle(self._client, request.agent_id, kind)
+
+    def agent(self, id: str, agent_type: str | type[Agent] | None = None) -> AgentHandle:
+        """Return a handle of an agent by its id or bare name, without I/O; its class types input and results."""
+        kind = UNTYPED if agent_type is None else kind_of(agent_type)
+        return AgentHandle(self._client, self._agent_id(id), kind)
+
+    async def agents(
+        self, *, tenant: str | None = None, project: str | None = None, status: str | None = None
+    ) -> list[AgentRecord]:
+        """Return the live agents in the order of their names, all or those of a tenant, project or status."""
+        await self.info()
+        wanted = {"tenant": tenant, "project": project, "status": status}
+        filters = {field: value for field, value in wanted.items() if value is not None}
+        records = await self._client.store.agents.all(self.name)
+        return [record for record in records if all(getattr(record, f) == value for f, value in filters.items())]
+
+    def _agent_id(self, id: str) -> str:
+        pool, name = split_id(id) if isinstance(id, str) else ("", id)
+        if pool and pool != self.name:
+            raise InvalidInput(f'Agent {id} is of another pool, not of "{self.name}".', "$.id")
+        return f"{self.name}/{check_name('agent', name)}"
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, agent_type: str | type[Agent], input: Any, *, tenant: str = "default", timeout: float | None = None
+    ) -> Any:
+        """Have any agent of the type do one task, and return its result.
+
+        `timeout` is in seconds: first the task's, and a second later the end of this wait, which cancels the task.
+        """
+        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, timeout=timeout)
+        return await self._known(run_task(self._client, request))
+
+    async def submit(
+        self, agent_type: str | type[Agent], input: Any, *, tenant: str = "default", timeout: float | None = None
+    ) -> TaskHandle:
+        """Hand in a task for any agent of the type; `timeout` is what its run may take, in seconds."""
+        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, timeout=timeout)
+        return await self._known(submit_task(self._client, request))
+
+    def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:
+        """Return a handle of a task by its id, without I/O; the class of its agent types the result."""
+        pool, name = split_id(id)
+        if pool != self.name or not name:
+            raise InvalidInput(f'{id} is no task of pool "{self.name}": ids are <pool>/<id>.', "$.id")
+        return TaskHandle(self._client, id, UNTYPED if agent_type is None else kind_of(agent_type))
+
+    # -- the pool itself ----------------------------------------------------------------------------------------
+
+    async def info(self) -> PoolInfo:
+        """Return the pool's settings as its leader applied them."""
+        return await self._known(self._client.store.pools.info(self.name))
+
+    async def types(self) -> list[TypeInfo]:
+        """Return the agent types of the pool."""
+        await self.info()
+        return await self._client.store.pools.types(self.name)
+
+    async def stats(self) -> PoolStats:
+        """Return the pool in numbers."""
+        store = self._client.store
+        return await self._known(store.pools.stats(self.name, await store.workers.all(self.name)))
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return the workers that are not gone, oldest first."""
+        await self.info()
+        return await self._client.store.workers.all(self.name)
+
+    async def drain(self, worker_id: str, *, reason: str = "drained on request") -> None:
+        """Have a worker finish what it runs, hand its agents over and leave; returns when it was told."""
+        if await self._client.store.workers.pool_of(worker_id) != self.name:
+            raise UnknownWorker(worker_id, hint=f' It is not of pool "{self.name}".')
+        await self._client.store.workers.drain(self.name, worker_id, reason=reason)
+
+    async def scale(self, workers: int) -> None:
+        """Set the number of workers to keep, within `min_workers` and `max_workers`; it is remembered."""
+        if not isinstance(workers, int) or isinstance(workers, bool):
+            raise InvalidInput(f"workers is {workers!r}: it must be a whole number.", "$.workers")
+        await self._known(self._client.store.pools.scale(self.name, workers))
+
+    async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncIterator[Event]:
+        """Yield the latest events, oldest first; with `follow`, those from now on as they come, for ever."""
+        await self.info()
+        if not follow:
+            for event in await self._client.store.events.read(self.name, limit):
+                yield event
+            return
+        async for event in self._client.store.events.follow([self.name]):
+            yield event
+
+    async def _known(self, asked: Awaitable[T]) -> T:
+        """Await something; where the pool is unknown, say which pools there are."""
+        try:
+            return await asked
+        except UnknownPool:
+            known = await self._client.store.pools.names()
+            raise UnknownPool(self.name, known, "" if known else " Does agentpool-master run?") from None

@@ -1,0 +1,111 @@
+"""The pinned agents of this worker, by id."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from agentpool.protocol.records import DesiredAgent
+from agentpool_worker.pinned import Phase, Pinned
+from agentpool_worker.place import WorkPlace
+from agentpool_worker.plan import Held
+from agentpool_worker.upkeep import Upkeep
+
+__all__ = ["Agents"]
+
+log = structlog.get_logger("worker")
+
+
+class Agents:
+    """`on_idle(name, has_mail)`: an agent can take a task; `on_change()`: slots were taken or freed; `resync()`: look again."""
+
+    def __init__(
+        self,
+        place: WorkPlace,
+        *,
+        on_idle: Callable[[str, bool], None],
+        on_change: Callable[[], None],
+        resync: Callable[[], None],
+    ) -> None:
+        self._place, self._on_idle, self._on_change, self._resync = place, on_idle, on_change, resync
+        self._upkeep = Upkeep(place, on_retired=resync)
+        self._held: dict[str, Pinned] = {}
+        self._leaving: set[Pinned] = set()
+        self._errands: set[asyncio.Task[Any]] = set()
+
+    @property
+    def count(self) -> int:
+        """Agents that use a slot, those on their way out included."""
+        return len(self._held) + len(self._leaving)
+
+    def get(self, agent_id: str) -> Pinned | None:
+        """Return a held agent."""
+        return self._held.get(agent_id)
+
+    def all(self) -> list[Pinned]:
+        """Return the held agents."""
+        return list(self._held.values())
+
+    def held(self) -> dict[str, Held]:
+        """Return what a plan needs to know of the held agents."""
+        return {
+            pinned.id: Held(incarnation=pinned.incarnation, idle=pinned.phase is Phase.IDLE)
+            for pinned in self._held.values()
+        }
+
+    def is_idle(self, name: str) -> bool:
+        """Tell whether this agent is held and can take a task now."""
+        pinned = self._held.get(f"{self._place.pool}/{name}")
+        return pinned is not None and pinned.phase is Phase.IDLE
+
+    def start(self, desired: DesiredAgent) -> None:
+        """Start an agent; an earlier one of the same id, if it still leaves, ends first."""
+        if desired.agent_id in self._held:
+            return
+        earlier = next((pinned for pinned in self._leaving if pinned.id == desired.agent_id), None)
+        pinned = Pinned(self._place, desired, self._upkeep, lambda it, mail: self._on_idle(it.name, mail), earlier)
+        self._held[pinned.id] = pinned
+        pinned.when_ended(self._ended)
+        self._on_change()
+
+    def stop(self, agent_id: str) -> None:
+        """End an agent that shall no longer be here."""
+        if pinned := self._held.pop(agent_id, None):
+            self._leaving.add(pinned)
+            self._run_errand(self._see_off(pinned))
+
+    async def hand_over(self, pinned: Pinned) -> None:
+        """Give an agent back, with what it wants to find again."""
+        state = await pinned.hand_over()
+        place = self._place
+        word = await place.insist(
+            "release",
+            lambda: place.store.agents.release(place.pool, place.worker_id, pinned.name, pinned.incarnation, state),
+        )
+        log.info("agent.released", agent_id=pinned.id, to=word)
+
+    async def gone(self) -> None:
+        """Wait until those on their way out are out."""
+        while self._errands:
+            await asyncio.wait(self._errands)
+
+    async def _see_off(self, pinned: Pinned) -> None:
+        await pinned.terminate()
+        self._leaving.discard(pinned)
+        log.info("agent.stopped", agent_id=pinned.id)
+        self._on_change()
+
+    def _ended(self, pinned: Pinned) -> None:
+        if self._held.get(pinned.id) is pinned:
+            del self._held[pinned.id]
+            self._on_change()
+        if error := pinned.error:
+            # Not the agent's fault but ours; the next look at what shall be here starts it again.
+            log.error("agent.lost_track", agent_id=pinned.id, error=repr(error), exc_info=error)
+            asyncio.get_running_loop().call_later(1.0, self._resync)
+
+    def _run_errand(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)

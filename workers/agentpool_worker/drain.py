@@ -1,0 +1,89 @@
+"""How a worker leaves: nothing new, what runs finishes, agents are handed over, then it retires.
+
+Idle agents move at once, busy ones after their task. At the deadline the tasks that still run are cancelled. Should
+Redis be away past all of that, the worker leaves as it is, and its master gives back what it held.
+"""
+
+import asyncio
+
+import structlog
+
+from agentpool.clock import monotonic
+from agentpool.errors import AgentPoolError
+from agentpool_worker.agents import Agents
+from agentpool_worker.executor import Executor
+from agentpool_worker.inbox import Inbox
+from agentpool_worker.place import WorkPlace
+from agentpool_worker.pooled import Pooled
+
+__all__ = ["Drain"]
+
+log = structlog.get_logger("worker")
+
+RETIRE_RETRY_DELAY = 0.2
+
+
+class Drain:
+    """One worker's way out. `hurry()` brings the deadline forward to now."""
+
+    def __init__(self, place: WorkPlace, agents: Agents, pooled: Pooled, executor: Executor, inbox: Inbox) -> None:
+        self._place, self._agents, self._pooled = place, agents, pooled
+        self._executor, self._inbox = executor, inbox
+        self._hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Cancel running tasks now."""
+        self._hurried.set()
+
+    async def run(self, reason: str) -> None:
+        """Leave; returns when the worker is retired or waiting longer is of no use."""
+        settings = self._place.settings
+        # Cancelled tasks have their grace, and so have stop() and snapshot() of their agents after them.
+        rest = 3 * settings.agent_stop_timeout + settings.command_timeout
+        canceller = asyncio.create_task(self._cancel_at_deadline(settings.drain_timeout))
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + settings.drain_timeout + rest):
+                await self._leave(reason)
+        except TimeoutError:
+            log.error("worker.drain_failed", held=[pinned.id for pinned in self._agents.all()])
+        finally:
+            canceller.cancel()
+
+    async def _cancel_at_deadline(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._hurried.wait()
+        except TimeoutError:
+            log.warning("worker.drain_deadline", running=len(self._executor.running()))
+        self._executor.cancel_all("the worker had to leave before the task was done")
+
+    async def _leave(self, reason: str) -> None:
+        began = monotonic()
+        await self._executor.settle()
+        while True:
+            await self._hand_over_all()
+            await self._executor.finished()
+            await self._agents.gone()
+            await self._pooled.close()
+            if await self._retire(reason):
+                log.info("worker.drained", seconds=round(monotonic() - began, 3))
+                return
+            # Something is registered here that is not here: look again.
+            self._inbox.resync()
+            await asyncio.sleep(RETIRE_RETRY_DELAY)
+
+    async def _hand_over_all(self) -> None:
+        results = await asyncio.gather(
+            *(self._agents.hand_over(pinned) for pinned in self._agents.all()), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, AgentPoolError):
+                log.error("agent.release_failed", error=str(result))
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def _retire(self, reason: str) -> bool:
+        place = self._place
+        return await place.insist(
+            "retire", lambda: place.store.workers.retire(place.pool, place.worker_id, reason=reason)
+        )

@@ -1,0 +1,222 @@
+"""Takes tasks and runs them: from the mailboxes of idle pinned agents, and by type for free slots.
+
+One claim is in flight at a time, and claims are numbered: after a lost reply the same number gets the same tasks, so
+none is held by a worker that does not know of it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from agentpool.errors import AgentPoolError, InvalidInput, RedisUnavailable
+from agentpool.protocol.records import Outcome, TaskError
+from agentpool.protocol.states import TaskStatus
+from agentpool.store.tasks import ClaimedTask
+from agentpool_worker.agents import Agents
+from agentpool_worker.calls import describe
+from agentpool_worker.instance import StartFailed
+from agentpool_worker.place import WorkPlace
+from agentpool_worker.pooled import Pooled
+from agentpool_worker.run import Run, failed
+from agentpool_worker.turns import Turns
+
+__all__ = ["Executor"]
+
+log = structlog.get_logger("worker")
+
+NAMES_PER_CLAIM = 100
+CLAIM_RETRY_DELAY = 0.5
+
+
+class Executor:
+    """`on_gone()` is called when a claim shows that this worker was given up."""
+
+    def __init__(
+        self, place: WorkPlace, agents: Agents, pooled: Pooled, turns: Turns, *, on_gone: Callable[[], None]
+    ) -> None:
+        self._place, self._agents, self._pooled, self._on_gone = place, agents, pooled, on_gone
+        self._turn = turns.of("executor", self.poke)
+        self._woken = asyncio.Event()
+        self._mail: set[str] = set()
+        self._lanes = self._lanes_left = False
+        self._number, self._unanswered = 0, False
+        self._open = True
+        self._runs: dict[str, tuple[Run, asyncio.Task[None]]] = {}
+
+    # -- what others tell it ------------------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """Let the loop turn."""
+        self._woken.set()
+
+    def wake_agent(self, name: str) -> None:
+        """An agent has mail."""
+        self._mail.add(name)
+        self.poke()
+
+    def wake_lanes(self) -> None:
+        """There are tasks by type."""
+        self._lanes = True
+        self.poke()
+
+    def slots_changed(self) -> None:
+        """A slot may be free: look again at the lanes that were left full."""
+        if self._lanes_left:
+            self.wake_lanes()
+
+    def agent_idle(self, name: str, has_mail: bool) -> None:
+        """A pinned agent can take a task."""
+        if has_mail:
+            self._mail.add(name)
+        self.poke()
+
+    def running(self) -> set[str]:
+        """Return the ids of the running tasks."""
+        return set(self._runs)
+
+    def cancel(self, task_id: str, why: str = "cancelled on request") -> None:
+        """Cancel a running task."""
+        if entry := self._runs.get(task_id):
+            entry[0].stop(why)
+
+    def cancel_all(self, why: str) -> None:
+        """Cancel all running tasks."""
+        for task_id in list(self._runs):
+            self.cancel(task_id, why)
+
+    async def settle(self) -> None:
+        """Claim nothing new; wait until a claim whose reply was lost is known, so that nothing is held unseen."""
+        self._open = False
+        while self._unanswered:
+            self.poke()
+            await asyncio.sleep(0.01)
+
+    async def finished(self) -> None:
+        """Wait until no task runs and all outcomes are recorded."""
+        while self._runs:
+            await asyncio.wait([task for _, task in self._runs.values()])
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Claim whenever there is something to claim and someone to do it."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                while await self._claim():
+                    pass
+            except RedisUnavailable as error:
+                log.warning("redis.unavailable", doing="claim", error=str(error))
+                asyncio.get_running_loop().call_later(CLAIM_RETRY_DELAY, self.poke)
+            self._turn.answer()
+
+    async def _claim(self) -> bool:
+        """Claim once; False when there was nothing to claim for."""
+        names = [name for name in self._mail if self._agents.is_idle(name)][:NAMES_PER_CLAIM] if self._open else []
+        by_type = self._free_slots() if self._lanes and self._open else 0
+        if not (names or by_type or self._unanswered):
+            return False
+        self._mail.difference_update(names)
+        self._unanswered = True
+        try:
+            with self._turn.away():
+                claim = await self._place.store.tasks.claim(
+                    self._place.pool, self._place.worker_id, self._number + 1, by_type=by_type, names=names
+                )
+        except RedisUnavailable:
+            self._mail.update(names)
+            raise
+        self._number, self._unanswered = self._number + 1, False
+        if claim is None:
+            self._on_gone()
+            return False
+        if by_type:
+            # What is left in the lanes needs a slot first; the end of a run asks again.
+            self._lanes, self._lanes_left = False, claim.lanes > 0
+        for task in claim.tasks:
+            self._begin(task)
+        return True
+
+    def _free_slots(self) -> int:
+        by_type = sum(1 for run, _ in self._runs.values() if not run.task.header.agent_name)
+        return max(0, self._place.settings.capacity - self._agents.count - by_type)
+
+    # -- one task -----------------------------------------------------------------------------------------------
+
+    def _begin(self, task: ClaimedTask) -> None:
+        if task.id in self._runs:
+            return
+        run = Run(self._place, task)
+        carry_out = self._run_pinned(run) if task.header.agent_name else self._run_by_type(run)
+        self._runs[task.id] = (run, asyncio.create_task(carry_out, name=f"task {task.id}"))
+
+    async def _run_pinned(self, run: Run) -> None:
+        name = run.task.header.agent_name
+        pinned = self._agents.get(f"{self._place.pool}/{name}")
+        instance = pinned.begin(run) if pinned else None
+
+        async def perform() -> Outcome:
+            if instance is None:
+                return failed(TaskStatus.FAILED, TaskError(type="AgentFailed", message="the agent is not running"))
+            return await run.perform(instance, run.decode(instance.type))
+
+        waiting = await self._carry_out(run, perform)
+        if pinned:
+            pinned.finish(run, waiting > 0)
+
+    async def _run_by_type(self, run: Run) -> None:
+        header = run.task.header
+
+        async def perform() -> Outcome:
+            type = self._place.type(header.agent_type)
+            input = run.decode(type)
+            instance = await self._pooled.acquire(type, header.tenant, run)
+            try:
+                return await run.perform(instance, input)
+            finally:
+                self._pooled.release(instance)
+
+        await self._carry_out(run, perform)
+
+    async def _carry_out(self, run: Run, perform: Callable[[], Any]) -> int:
+        """Come to an outcome and record it, whatever happens; returns how much mail the agent has."""
+        place, task = self._place, run.task
+        began = asyncio.get_running_loop().time()
+        log.debug("task.started", task_id=task.id)
+        try:
+            outcome = run.stopped_early() or await perform()
+        except StartFailed as error:
+            outcome = run.stopped_early() or failed(
+                TaskStatus.FAILED, TaskError(type="AgentFailed", message=str(error))
+            )
+        except AgentPoolError as error:
+            outcome = run.refused(error)
+        except Exception as error:
+            log.exception("task.broke", task_id=task.id)
+            outcome = failed(TaskStatus.FAILED, describe(error))
+        outcome = msgspec.structs.replace(
+            outcome,
+            process_id=place.worker_id,
+            agent_id=f"{place.pool}/{task.header.agent_name}" if task.header.agent_name else "",
+            duration_ms=round(1000 * (asyncio.get_running_loop().time() - began), 3),
+        )
+        try:
+            return await self._record(task, outcome)
+        finally:
+            del self._runs[task.id]
+            self.poke()
+
+    async def _record(self, task: ClaimedTask, outcome: Outcome) -> int:
+        complete, name = self._place.store.tasks.complete, task.header.agent_name
+        reply = await self._place.insist("complete", lambda: complete(self._place.worker_id, task.id, name, outcome))
+        log.info(f"task.{outcome.status}", task_id=task.id, duration_ms=outcome.duration_ms, late=reply is None)
+        if reply is None:
+            return 0
+        mail, lanes = reply
+        if lanes:
+            self.wake_lanes()
+        return int(mail)

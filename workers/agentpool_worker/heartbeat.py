@@ -1,0 +1,167 @@
+"""The heartbeat: a thread, so that it goes on when an agent blocks the event loop, and says so.
+
+Each beat asks the essential loops for a turn (`turns.py`), tells Redis that the worker lives and how late its loops
+are, and passes on what Redis answers. Three things end the process at once, without a further word to Redis: the
+answer that the worker was given up; waking up after having been frozen for longer than the lease, when others may
+have taken over already; and, should no master do it, loops that stay blocked for twice the time allowed.
+"""
+
+import contextvars
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+import structlog
+
+from agentpool.clock import boottime, monotonic
+from agentpool.errors import RedisUnavailable
+from agentpool.protocol.events import EventName
+from agentpool.protocol.records import Beat
+from agentpool.protocol.zygote import Exit, WorkerSettings
+from agentpool.store.connection import SyncConnection
+from agentpool.store.events import add_event
+from agentpool.store.workers import beat_worker
+from agentpool_worker.process import private_bytes
+from agentpool_worker.turns import Turns
+
+__all__ = ["Heartbeat"]
+
+log = structlog.get_logger("heartbeat")
+
+MEMORY_INTERVAL = 10.0
+BLOCKED_AFTER_MIN = 2.0
+
+
+class Heartbeat:
+    """`on_beat(beat)` is called in this thread; `whose(thread stack)` names the agent that runs, for reports."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        worker_id: str,
+        connection: SyncConnection,
+        turns: Turns,
+        *,
+        on_beat: Callable[[Beat], None],
+        who_runs: Callable[[], str],
+    ) -> None:
+        self._settings, self._worker_id, self._connection = settings, worker_id, connection
+        self._turns, self._on_beat, self._who_runs = turns, on_beat, who_runs
+        self._stopped = threading.Event()
+        self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
+        self._blocked = self._overdue = False
+        self._failing = False
+        self._memory_due = 0.0
+        self._cpu = (time.process_time(), monotonic())
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more; returns without waiting for a beat under way."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        interval = self._settings.heartbeat_interval
+        # A random phase, so that many workers started together do not beat together.
+        due = monotonic() + interval * random.random()  # noqa: S311 (no secret)
+        while self._sleep_until(due):
+            self.beat_once()
+            # On an absolute schedule; what a slow beat missed is left out.
+            due += interval * max(1, -(-(monotonic() - due) // interval))
+
+    def _sleep_until(self, due: float) -> bool:
+        """Sleep; False when stopped. Whoever was frozen meanwhile, past its lease, does not come back."""
+        before = boottime()
+        delay = max(0.0, due - monotonic())
+        stopped = self._stopped.wait(delay)
+        if boottime() - before > delay + self._settings.heartbeat_timeout:
+            log.error("worker.frozen", seconds=round(boottime() - before, 1))
+            os._exit(Exit.FROZEN)
+        return not stopped
+
+    def beat_once(self) -> None:
+        """Send one beat and act on the answer."""
+        lag = self._turns.lag()
+        self._turns.ask()
+        try:
+            beat = beat_worker(
+                self._connection,
+                self._settings.pool,
+                self._worker_id,
+                loop_lag_ms=round(1000 * lag),
+                memory_bytes=self._memory(),
+                cpu_percent=self._cpu_percent(),
+            )
+        except RedisUnavailable as error:
+            self._note_failure(error)
+        else:
+            self._failing = False
+            if beat is None:
+                log.error("worker.given_up")
+                os._exit(Exit.GIVEN_UP)
+            self._on_beat(beat)
+        self._watch(lag)
+
+    def _note_failure(self, error: RedisUnavailable) -> None:
+        if not self._failing:
+            self._failing = True
+            log.warning("redis.unavailable", doing="beat", error=str(error))
+
+    # -- figures ------------------------------------------------------------------------------------------------
+
+    def _memory(self) -> int | None:
+        now = monotonic()
+        if now < self._memory_due:
+            return None
+        self._memory_due = now + MEMORY_INTERVAL
+        return private_bytes()
+
+    def _cpu_percent(self) -> float:
+        now = (time.process_time(), monotonic())
+        (used, at), self._cpu = self._cpu, now
+        return 100 * (now[0] - used) / max(now[1] - at, 0.001)
+
+    # -- blocked loops ------------------------------------------------------------------------------------------
+
+    def _watch(self, lag: float) -> None:
+        """Say once when the loops are late, and once when they turn again."""
+        if lag > self._blocked_after and not self._blocked:
+            self._blocked = True
+            self._report(EventName.WORKER_BLOCKED, lag)
+        elif lag < self._blocked_after and self._blocked:
+            self._blocked = self._overdue = False
+            self._report(EventName.WORKER_UNBLOCKED, lag)
+        if lag > self._settings.block_timeout and not self._overdue:
+            self._overdue = True
+            log.error("worker.blocked_too_long", seconds=round(lag, 1), stack=main_stack())
+        if lag > 2 * self._settings.block_timeout:
+            # Its master should have done this by now.
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _report(self, name: EventName, lag: float) -> None:
+        who = self._who_runs()
+        if name is EventName.WORKER_BLOCKED:
+            log.error(name, seconds=round(lag, 1), running=who, stack=main_stack())
+        else:
+            log.info(name)
+        detail = f"its loops are {lag:.1f} s late; running: {who or 'unknown'}" if lag > self._blocked_after else ""
+        try:
+            add_event(self._connection, self._settings.pool, name, process_id=self._worker_id, detail=detail)
+        except RedisUnavailable as error:
+            self._note_failure(error)
+
+
+def main_stack() -> str:
+    """Return the Python stack of the main thread, where the event loop is."""
+    ident = threading.main_thread().ident
+    frame = sys._current_frames().get(ident) if ident else None
+    return "".join(traceback.format_stack(frame)) if frame else "unknown"

@@ -1,0 +1,57 @@
+"""What to do so that a worker holds what it shall hold: pure, from what Redis says and what is here."""
+
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from agentpool.protocol.records import DesiredAgent, WorkerView
+
+__all__ = ["Action", "CancelRun", "CheckMailbox", "Held", "StartAgent", "StopAgent", "diff"]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """An agent that is here."""
+
+    incarnation: int
+    idle: bool = False
+
+
+class StopAgent(msgspec.Struct, frozen=True):
+    """It shall not be here any more."""
+
+    agent_id: str
+
+
+class StartAgent(msgspec.Struct, frozen=True):
+    """It shall be here."""
+
+    desired: DesiredAgent
+
+
+class CheckMailbox(msgspec.Struct, frozen=True):
+    """It is idle and has mail."""
+
+    agent_id: str
+
+
+class CancelRun(msgspec.Struct, frozen=True):
+    """Someone wants this running task cancelled."""
+
+    task_id: str
+
+
+Action = StopAgent | StartAgent | CheckMailbox | CancelRun
+
+
+def diff(view: WorkerView, held: Mapping[str, Held], runs: Collection[str]) -> list[Action]:
+    """Return the actions, those that free slots first; `runs` are the ids of running tasks.
+
+    Another incarnation of an agent that is here means that it was away in between: the old one is stopped.
+    """
+    wanted = {desired.agent_id: desired for desired in view.agents}
+    known = {id: agent for id, agent in held.items() if id in wanted and wanted[id].incarnation == agent.incarnation}
+    stops = [StopAgent(id) for id in held if id not in known]
+    starts = [StartAgent(desired) for id, desired in wanted.items() if id not in known]
+    mail = [CheckMailbox(id) for id, agent in known.items() if agent.idle and wanted[id].waiting]
+    cancels = [CancelRun(id) for id in view.cancels if id in runs]
+    return [*stops, *starts, *mail, *cancels]

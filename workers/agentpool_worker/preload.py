@@ -1,0 +1,125 @@
+"""What a zygote does before it forks: import the agent classes, and run the code that every worker will run."""
+
+import asyncio
+import importlib
+import ipaddress
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis.asyncio
+import uvloop
+
+from agentpool.agent import AgentType, check_agent_class
+from agentpool.errors import AgentPoolError, ConfigError, RedisUnavailable
+from agentpool.protocol.zygote import WorkerSettings
+from agentpool.store import Connection, Store
+from agentpool.store.connection import SyncConnection
+from agentpool.store.scripts import script
+from agentpool.store.workers import beat_worker
+
+__all__ = ["load_types", "make_importable", "warm"]
+
+SCRIPTS = (
+    "beat_agents",
+    "beat_worker",
+    "claim_tasks",
+    "complete_task",
+    "confirm_agent",
+    "drain_worker",
+    "fail_agent",
+    "read_worker",
+    "register_worker",
+    "release_agent",
+    "retire_worker",
+    "terminate_agent",
+)
+NOBODY = "warm-up"
+WARM_TIMEOUT = 2.0
+
+
+def make_importable(app_dir: str) -> None:
+    """Put the folder of the agents' modules where imports find it first."""
+    if app_dir not in sys.path:
+        sys.path.insert(0, app_dir)
+
+
+def load_types(specs: Iterable[str]) -> dict[str, AgentType]:
+    """Import `module:Class` specs; raises `ConfigError` for what cannot be used, or whatever a module raises."""
+    types: dict[str, AgentType] = {}
+    for spec in specs:
+        loaded = AgentType(check_agent_class(spec, _find(spec)))
+        if loaded.name in types:
+            raise ConfigError(f"{spec}: two classes of this pool are named {loaded.name}; rename one of them")
+        types[loaded.name] = loaded
+    return types
+
+
+def _find(spec: str) -> Any:
+    module_name, _, class_name = spec.partition(":")
+    if not (module_name and class_name):
+        raise ConfigError(f'"{spec}" is no agent class: write module:Class')
+    found: Any = importlib.import_module(module_name)
+    for part in class_name.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{spec}: module {module_name} has no {class_name}")
+        found = getattr(found, part)
+    return found
+
+
+def warm(settings: WorkerSettings) -> None:
+    """Exercise what a worker does first, so that its code and caches are shared pages; nothing stays open.
+
+    Only towards a socket path or an IP address: looking a host name up starts threads.
+    """
+    for name in SCRIPTS:
+        script(name)
+    if not _is_address(settings.redis_url):
+        return
+    with suppress(AgentPoolError, redis.RedisError, OSError, TimeoutError):
+        _warm_thread(settings)
+        loop = uvloop.new_event_loop()
+        try:
+            loop.run_until_complete(asyncio.wait_for(_warm_loop(settings), WARM_TIMEOUT))
+        finally:
+            loop.close()
+
+
+def _is_address(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return True
+    try:
+        ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _warm_thread(settings: WorkerSettings) -> None:
+    connection = SyncConnection(settings.redis_url, namespace=settings.namespace, timeout=WARM_TIMEOUT)
+    try:
+        # A worker that does not exist is told so, and nothing is written.
+        beat_worker(connection, settings.pool, NOBODY, loop_lag_ms=0, memory_bytes=None, cpu_percent=0.0)
+    finally:
+        connection.close()
+
+
+async def _warm_loop(settings: WorkerSettings) -> None:
+    connection = Connection(
+        settings.redis_url, namespace=settings.namespace, connect_timeout=WARM_TIMEOUT, command_timeout=WARM_TIMEOUT
+    )
+    try:
+        store = Store(connection)
+        await store.workers.view(settings.pool, NOBODY)
+        with suppress(RedisUnavailable):
+            await store.tasks.claim(settings.pool, NOBODY, 1, by_type=0, names=[])
+            await store.agents.confirm(settings.pool, NOBODY, NOBODY, 0)
+        client = redis.asyncio.Redis.from_url(settings.redis_url, protocol=2, decode_responses=True)
+        async with client, client.pubsub() as pubsub:
+            await pubsub.subscribe(store.keys.worker_channel(NOBODY))
+            await pubsub.get_message(timeout=WARM_TIMEOUT)
+    finally:
+        await connection.close()

@@ -1,0 +1,286 @@
+"""One worker process: `run_worker` is its composition root.
+
+Up: register (blocking, before there is a loop, as nothing is of use before it); then the loop with heartbeat, inbox,
+executor and listener; then whatever the first resync says shall be here.
+
+Down, in this order: claiming stops first, so that nothing begins any more; running tasks end; agents snapshot, stop
+and are released, each as soon as it is free, so that they are elsewhere quickly; the worker retires in Redis, which
+needs it to hold nothing; only then the heartbeat stops, as a worker that does not beat would be taken for dead.
+Connections are left to the end of the process. The process leaves by `os._exit`: threads of agents cannot hold it.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import faulthandler
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+import uvloop
+
+from agentpool import logs
+from agentpool.agent import AgentType
+from agentpool.clock import monotonic
+from agentpool.errors import AgentPoolError, RedisUnavailable
+from agentpool.protocol.records import Beat
+from agentpool.protocol.states import WorkerStatus
+from agentpool.protocol.zygote import Exit, Fork, WorkerSettings
+from agentpool.store import Store
+from agentpool.store.connection import SyncConnection
+from agentpool.store.workers import register_worker
+from agentpool.version import __version__
+from agentpool_worker.agents import Agents
+from agentpool_worker.by_type import RunByType
+from agentpool_worker.drain import Drain
+from agentpool_worker.exec_worker import read_order
+from agentpool_worker.executor import Executor
+from agentpool_worker.heartbeat import Heartbeat
+from agentpool_worker.inbox import Inbox
+from agentpool_worker.listener import Listener
+from agentpool_worker.place import WorkPlace
+from agentpool_worker.pooled import Pooled
+from agentpool_worker.preload import load_types, make_importable
+from agentpool_worker.process import become_worker, leave, stack_file, start_time_of, worker_title
+from agentpool_worker.turns import Turns
+
+__all__ = ["main", "run_worker"]
+
+log = structlog.get_logger("worker")
+
+
+def run_worker(settings: WorkerSettings, fork: Fork, types: Mapping[str, AgentType]) -> int:
+    """Be the worker of this order until its end; returns the exit status."""
+    logs.configure(settings.log_level, settings.log_format, pool=settings.pool, process_id=fork.worker_id)
+    worker_title(settings.pool, fork.worker_id, settings.install)
+    # One try may not take so long that several beats are missed.
+    timeout = min(settings.command_timeout, max(0.5, settings.heartbeat_timeout / 4))
+    connection = SyncConnection(settings.redis_url, namespace=settings.namespace, timeout=timeout)
+    if not _register(connection, settings, fork):
+        return Exit.NOT_REGISTERED
+    dump = _catch_stack_dumps(settings, fork.worker_id)
+    try:
+        return _run_loop(_Worker(settings, fork.worker_id, types, connection))
+    finally:
+        if dump:
+            with contextlib.suppress(OSError):
+                os.unlink(dump)
+
+
+def _register(connection: SyncConnection, settings: WorkerSettings, fork: Fork) -> bool:
+    """Take the place that was ordered; False when there is none, or when Redis did not answer in time."""
+    fields = _identity(settings, fork)
+    deadline, delay = monotonic() + settings.start_timeout, 0.01
+    while True:
+        try:
+            version = register_worker(connection, settings.pool, fork.worker_id, fork.secret, settings.capacity, fields)
+        except RedisUnavailable as error:
+            if monotonic() + delay > deadline:
+                log.error("worker.boot_failed", error=str(error))
+                return False
+            time.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
+            delay = min(delay * 2, 0.5)
+            continue
+        if version is None:
+            log.error("worker.boot_failed", error="there is no order for this worker, or it was given up")
+        return version is not None
+
+
+def _identity(settings: WorkerSettings, fork: Fork) -> dict[str, object]:
+    return {
+        "pid": os.getpid(),
+        "start_time": start_time_of(os.getpid()),
+        "host": settings.host,
+        "host_id": settings.host_id,
+        "boot_id": settings.boot_id,
+        "pid_ns": settings.pid_ns,
+        "master": fork.master,
+        "release": __version__,
+        "types_hash": settings.types_hash,
+    }
+
+
+def _catch_stack_dumps(settings: WorkerSettings, worker_id: str) -> str:
+    """Have SIGUSR2 write all stacks to a file: done in C, so it works while an agent holds the interpreter's lock."""
+    if not settings.stack_dir:
+        return ""
+    path = stack_file(settings.stack_dir, worker_id)
+    file = open(path, "w")  # noqa: SIM115 (stays open for the life of the process)
+    faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
+    return str(path)
+
+
+def _run_loop(worker: "_Worker") -> int:
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_log_stray)
+    main = loop.create_task(worker.run(), name="worker")
+    while not main.done():
+        try:
+            loop.run_until_complete(main)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # From a task that an agent made itself: the loop stopped, and is simply run on.
+            if main.done():
+                raise
+            log.error("agent.tried_to_exit", error=repr(error))
+    return main.result()
+
+
+def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nobody waited for."""
+    error = context.get("exception")
+    log.error("loop.stray_error", message=context.get("message"), error=repr(error), exc_info=error)
+
+
+class _Worker:
+    """The parts of a worker, and how it comes to its end."""
+
+    def __init__(
+        self, settings: WorkerSettings, worker_id: str, types: Mapping[str, AgentType], connection: SyncConnection
+    ) -> None:
+        self._settings, self._worker_id, self._types = settings, worker_id, types
+        self._connection = connection
+        self._leaving = asyncio.Event()
+        self._reason = ""
+
+    async def run(self) -> int:
+        """Work until drained; returns the exit status."""
+        self._build()
+        self._catch_signals()
+        self._heartbeat.start()
+        essential = {
+            asyncio.create_task(self._inbox.run(), name="inbox"),
+            asyncio.create_task(self._executor.run(), name="executor"),
+            asyncio.create_task(self._listener.run(), name="listener"),
+        }
+        for task in essential:
+            task.add_done_callback(self._deaf)
+        self._inbox.resync()
+        await self._leaving.wait()
+        await self._drain.run(self._reason)
+        self._heartbeat.stop()
+        return Exit.CLEAN
+
+    def _build(self) -> None:
+        settings, loop = self._settings, asyncio.get_running_loop()
+        store = Store.open(
+            settings.redis_url,
+            namespace=settings.namespace,
+            connect_timeout=settings.connect_timeout,
+            command_timeout=settings.command_timeout,
+        )
+        turns = Turns(loop)
+        place = WorkPlace(settings, self._worker_id, self._types, store, RunByType(store, settings.pool))
+        # Agents tell the executor and the inbox, which are made after them: hence the lambdas.
+        self._agents = Agents(
+            place,
+            on_idle=lambda name, mail: self._executor.agent_idle(name, mail),
+            on_change=lambda: self._slots_changed(),
+            resync=lambda: self._inbox.resync(),
+        )
+        self._pooled = Pooled(place, lambda: self._agents.count)
+        self._executor = Executor(place, self._agents, self._pooled, turns, on_gone=self._gone)
+        self._inbox = Inbox(
+            place, self._agents, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
+        )
+        self._listener = Listener(place, on_command=self._inbox.receive, on_subscribed=self._inbox.resync)
+        self._drain = Drain(place, self._agents, self._pooled, self._executor, self._inbox)
+        self._place = place
+        self._heartbeat = Heartbeat(
+            settings,
+            self._worker_id,
+            self._connection,
+            turns,
+            on_beat=lambda beat: self._pass_on(loop, beat),
+            who_runs=lambda: _task_name(loop),
+        )
+
+    # -- what it is told ----------------------------------------------------------------------------------------
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop, beat: Beat) -> None:
+        """Bring a beat's answer into the loop if there is anything in it; called in the heartbeat's thread."""
+        if beat.version != self._inbox.version or beat.status is WorkerStatus.DRAINING or beat.lanes:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
+                loop.call_soon_threadsafe(self._heed, beat)
+
+    def _heed(self, beat: Beat) -> None:
+        if beat.version != self._inbox.version:
+            self._inbox.resync()
+        if beat.status is WorkerStatus.DRAINING:
+            self._leave("drained")
+        if beat.lanes:
+            self._executor.wake_lanes()
+
+    def _slots_changed(self) -> None:
+        self._pooled.make_room()
+        self._executor.slots_changed()
+
+    # -- its end ------------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._handle_term)
+
+    def _handle_term(self) -> None:
+        """First SIGTERM: drain. Second: drain quickly."""
+        if self._leaving.is_set():
+            self._drain.hurry()
+            return
+        self._leave("SIGTERM")
+        self._telling = asyncio.create_task(self._tell_drain(), name="tell drain")
+
+    async def _tell_drain(self) -> None:
+        """Leave the index of workers that take agents; the drain itself does not wait for Redis."""
+        workers = self._place.store.workers
+        with contextlib.suppress(AgentPoolError):
+            await workers.drain(self._settings.pool, self._worker_id, reason="SIGTERM")
+
+    def _leave(self, reason: str) -> None:
+        if not self._leaving.is_set():
+            log.info("worker.draining", reason=reason)
+            self._reason = reason
+            self._leaving.set()
+
+    def _gone(self) -> None:
+        log.error("worker.given_up")
+        leave(Exit.GIVEN_UP)
+
+    def _deaf(self, task: "asyncio.Task[None]") -> None:
+        """An essential loop ended, which it never should: a worker that beats but does nothing is the worst kind."""
+        error = None if task.cancelled() else task.exception()
+        log.critical("worker.deaf", loop=task.get_name(), error=repr(error), exc_info=error)
+        leave(Exit.DEAF)
+
+
+def _task_name(loop: asyncio.AbstractEventLoop) -> str:
+    """Return what the event loop runs at this moment; agents' calls are named for their agents."""
+    task = asyncio.current_task(loop)
+    return task.get_name() if task else ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Be a worker in an interpreter of its own: what a zygote execs when it cannot fork."""
+    parser = argparse.ArgumentParser(prog="agentpool-worker", description="Started by agentpool's zygote.")
+    parser.add_argument("--order-fd", type=int, required=True)
+    order = read_order(parser.parse_args(argv).order_fd)
+    become_worker()
+    try:
+        make_importable(order.app_dir)
+        types = load_types(order.agents)
+    except BaseException as error:  # noqa: BLE001 (a module may raise anything, SystemExit included)
+        log.exception("worker.boot_failed", process_id=order.fork.worker_id, error=str(error))
+        return Exit.BOOT_FAILED
+    return run_worker(order.settings, order.fork, types)
+
+
+if __name__ == "__main__":
+    status: int = Exit.BOOT_FAILED
+    try:
+        status = main()
+    finally:
+        sys.stderr.flush()
+        leave(status)
