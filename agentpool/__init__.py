@@ -4,7 +4,7 @@ Importing this is cheap; `connect` loads the Redis client when it is first calle
 agents, at `client/` to use them.
 """
 
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentpool.agent import Agent, Context
@@ -76,8 +76,8 @@ __all__ = [
 def connect(
     url: str | None = None,
     *,
-    data_dir: str | PathLike[str] | None = None,
-    config: str | PathLike[str] | None = None,
+    data_dir: str | Path | None = None,
+    config: str | Path | None = None,
 ) -> "Client":
     """Return a client for `async with`, or for `await client.open()` and `await client.close()`; no I/O yet.
 

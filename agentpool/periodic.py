@@ -18,6 +18,7 @@ __all__ = ["Periodic"]
 log = structlog.get_logger("periodic")
 
 ERROR_DELAY_MAX = 5.0
+STOP_RETRY = 0.5
 
 
 class Periodic:
@@ -29,9 +30,9 @@ class Periodic:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._errors = 0
-        self.last_turn = monotonic()
-        """When the verb last came to an end, well or not; shows that the loop turns."""
-        self.last_success = self.last_turn
+        self._turn_began: float | None = None
+        self._turn_ended = monotonic()
+        self.last_success = self._turn_ended
 
     def start(self) -> None:
         """Begin; the first turn comes at once."""
@@ -42,6 +43,13 @@ class Periodic:
         self._woken.set()
 
     @property
+    def last_turn(self) -> float:
+        """When the loop last showed that it does not hang: now while it waits or is stopped, else its turn's start."""
+        if self._task and self._task.done():
+            return self._turn_ended
+        return monotonic() if self._turn_began is None else self._turn_began
+
+    @property
     def failing(self) -> bool:
         """Whether the last turn raised."""
         return self._errors > 0
@@ -49,18 +57,23 @@ class Periodic:
     async def stop(self) -> None:
         """End the loop, also in the middle of a turn; may be called twice."""
         task, self._task = self._task, None
-        if task:
+        # Again while it lives: a library under the verb may lose a cancellation that comes with its result.
+        while task and not task.done():
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task], timeout=STOP_RETRY)
 
     async def _run(self) -> None:
         while True:
             self._woken.clear()
-            delay = await self._turn()
-            self.last_turn = monotonic()
+            self._turn_began = monotonic()
+            try:
+                delay = await self._turn()
+            finally:
+                self._turn_began, self._turn_ended = None, monotonic()
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._woken.wait()
 
     async def _turn(self) -> float:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,10 +19,10 @@ from agentpool.store import Store
 
 __all__ = ["Client", "RedisClient", "connect"]
 
-Path = str | PathLike[str]
+Place = str | Path
 
 
-def connect(url: str | None = None, *, data_dir: Path | None = None, config: Path | None = None) -> "Client":
+def connect(url: str | None = None, *, data_dir: Place | None = None, config: Place | None = None) -> "Client":
     """Return a client, for `async with` or `open()` and `close()`; looks up the server when it is opened."""
     return Client(url, data_dir=data_dir, config=config)
 
@@ -30,7 +30,7 @@ def connect(url: str | None = None, *, data_dir: Path | None = None, config: Pat
 class Client:
     """Everything that can be asked of an installation. Belongs to one event loop."""
 
-    def __init__(self, url: str | None = None, *, data_dir: Path | None = None, config: Path | None = None) -> None:
+    def __init__(self, url: str | None = None, *, data_dir: Place | None = None, config: Place | None = None) -> None:
         self._target = (url, data_dir, config)
         self._store: Store | None = None
         self._replies: Replies | None = None
@@ -144,7 +144,7 @@ class RedisClient(Client):
         await self._let_go()
 
 
-def _find_store(url: str | None, data_dir: Path | None, config: Path | None) -> Store:
+def _find_store(url: str | None, data_dir: Place | None, config: Place | None) -> Store:
     """Return a store on the server that is meant, unconnected; reads files, so it runs in a thread."""
     from agentpool.config import load_client_target
 
@@ -159,7 +159,7 @@ def _refuse_local(url: str | None) -> None:
         raise ConfigError("local:// pools are not in this release. Start agentpool-master and connect to its Redis.")
 
 
-def _embedded_url(data_dir: Path) -> str:
+def _embedded_url(data_dir: str) -> str:
     from agentpool.redis_server import running_url
 
     url = running_url(data_dir)

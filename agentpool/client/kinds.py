@@ -62,7 +62,7 @@ UNTYPED = Kind()
 
 def kind_of(agent_type: str | type[Agent]) -> Kind:
     """Return how to speak with agents of this type; raises `ConfigError` for a class that is none."""
-    return Kind(agent_type) if isinstance(agent_type, str) else _kind_of_class(agent_type)
+    return Kind(agent_type) if isinstance(agent_type, str) else _kind_of_class(agent_type)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)

@@ -55,9 +55,9 @@ class Replies:
     """All waiters of one client, its subscription and its look-ups. Both loops start with the first waiter."""
 
     def __init__(self, store: Store) -> None:
-        client_id = new_id()
-        self.reply_to = f"client:{client_id}:replies"
-        """As scripts take it: without the prefix of channels, which they put before it."""
+        channel = store.keys.client_channel(new_id())
+        self.reply_to = channel.removeprefix(store.keys.channel_prefix)
+        """As scripts take it: they put the prefix of channels before it themselves."""
         self._store = store
         self._tasks: dict[str, Waiter] = {}
         self._agents: dict[str, Waiter] = {}
@@ -65,9 +65,7 @@ class Replies:
         """Tasks to look up before the next tick."""
         self._next_tick = 0.0
         self._outage: tuple[float, RedisUnavailable] | None = None
-        self._subscription = Subscription(
-            store.connection, store.keys.client_channel(client_id), on_up=self._look_at_all, on_message=self._dispatch
-        )
+        self._subscription = Subscription(store.connection, channel, on_up=self._look_at_all, on_message=self._dispatch)
         self._lookups = Periodic("client.replies", self.look_up, TICK_S)
         self._started = False
 
@@ -139,7 +137,7 @@ class Replies:
                 if task_id in self._tasks:
                     self._due.add(task_id)
                     self._lookups.wake()
-            case TaskDone(task_id=task_id, outcome=raw) if raw is not None:
+            case TaskDone(task_id=task_id, outcome=raw):
                 self._settle(self._tasks, task_id, msgspec.json.decode(raw, type=Outcome))
             case AgentReady() | AgentEnded():
                 self._settle(self._agents, reply.agent_id, reply)

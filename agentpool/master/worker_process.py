@@ -93,7 +93,8 @@ class WorkerProcess:
 
     async def _end(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._status_known.wait(), STATUS_WAIT)
+            async with asyncio.timeout(STATUS_WAIT):
+                await self._status_known.wait()
         self._close()
         self.ended.set()
         self._on_end(self)

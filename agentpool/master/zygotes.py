@@ -64,7 +64,8 @@ class Zygote:
         loop.add_reader(ours, self._readable)
         self._send(prepare)
         try:
-            answer = await asyncio.wait_for(asyncio.shield(self._prepared), PREPARE_TIMEOUT)
+            async with asyncio.timeout(PREPARE_TIMEOUT):
+                answer = await asyncio.shield(self._prepared)
         except (TimeoutError, ZygoteGone) as error:
             await self.close()
             raise ConfigError(
@@ -86,7 +87,8 @@ class Zygote:
         self._forks[order.worker_id] = future
         try:
             self._send(order)
-            forked, pidfd = await asyncio.wait_for(future, FORK_TIMEOUT)
+            async with asyncio.timeout(FORK_TIMEOUT):
+                forked, pidfd = await future
         except (TimeoutError, OSError) as error:
             raise ZygoteGone(f"the zygote of pool {self.pool} does not fork: {error!r}") from None
         finally:

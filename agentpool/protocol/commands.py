@@ -93,7 +93,8 @@ class TaskDone(_Reply, frozen=True, tag="task_done"):
     """The task has an outcome; it comes along when it is small, else it is to be fetched."""
 
     task_id: str
-    outcome: msgspec.Raw | None = None
+    outcome: msgspec.Raw = None  # type: ignore[assignment]
+    """None when it is to be fetched; not declared as `Raw | None`, which msgspec reads as null and nothing else."""
 
 
 Reply = AgentReady | AgentEnded | TaskDone

@@ -31,6 +31,7 @@ __all__ = [
     "WorkerRecord",
     "WorkerView",
     "decode_hash",
+    "decode_header",
     "decode_task",
     "encode_task",
     "plain",
@@ -265,8 +266,13 @@ def decode_task(raw: bytes | str) -> tuple[TaskHeader, TaskEnvelope] | Outcome:
     if raw.startswith(b"{"):
         return _outcome_decoder.decode(raw)
     words, _, body = raw.partition(b"\n")
-    header = TaskHeader(*("" if word == "-" else word for word in words.decode().split(" ")[1:]))
-    return header, _envelope_decoder.decode(body)
+    return decode_header(words.decode()), _envelope_decoder.decode(body)
+
+
+def decode_header(record: str) -> TaskHeader:
+    """Read the plain words that a task begins with; scripts have checked that they are there."""
+    words = record.partition("\n")[0].split(" ")[1:]
+    return TaskHeader(*("" if word == "-" else word for word in words))
 
 
 def plain(record: msgspec.Struct) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
     """Return our error for one of redis-py's, saying what to do next."""
     place = redact_url(url)
     text = str(error) or type(error).__name__
-    if isinstance(error, AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
+    if _is_login(error):
         return RedisUnavailable(f"Redis at {place} refused the login: {text}. Check user and password in the URL.")
     if isinstance(error, NoPermissionError) or "NOPERM" in text:
         return RedisUnavailable(f"Redis at {place} does not permit this: {text}. Widen the user's ACL.")
@@ -54,7 +54,9 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
     if isinstance(error, ReadOnlyError):
         return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Point the URL at a writable primary.")
     if isinstance(error, ResponseError) and text.startswith(("MISCONF", "NOREPLICAS")):
-        return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Look at its log, its disk and its replicas.")
+        return RedisUnavailable(
+            f"Redis at {place} takes no writes: {text}. Look at its log, its disk and its replicas."
+        )
     if isinstance(error, ResponseError):
         return RedisUnavailable(f"Redis at {place} refused a command: {text}. Run: agentpool-master check")
     return RedisUnavailable(f"Redis at {place} does not answer: {text}. Is it running? Run: agentpool-master check")
@@ -62,7 +64,16 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
 
 def is_passing(error: Exception) -> bool:
     """Tell whether a repeat may help: the server is away, starting, or slow."""
-    return isinstance(error, ConnectionError | TimeoutError | OSError) and not isinstance(error, AuthenticationError)
+    return isinstance(error, ConnectionError | TimeoutError | OSError) and not _is_login(error)
+
+
+def _is_login(error: Exception) -> bool:
+    """Tell whether the login was refused: redis-py's asynchronous connections wrap that in a ConnectionError."""
+    return isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
+
+
+def _no_url(url: str, error: ValueError) -> RedisUnavailable:
+    return RedisUnavailable(f"{redact_url(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path")
 
 
 class Connection:
@@ -81,13 +92,12 @@ class Connection:
                 socket_connect_timeout=connect_timeout,
                 socket_timeout=command_timeout,
                 retry=AsyncRetry(NoBackoff(), 0),
+                driver_info=None,  # else each new connection reads redis-py's package metadata from disk
                 max_connections=CONNECTIONS_MAX,
                 timeout=command_timeout,
             )
         except ValueError as error:
-            raise RedisUnavailable(
-                f"{redact_url(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path"
-            ) from None
+            raise _no_url(url, error) from None
         self.redis: Any = redis.asyncio.Redis.from_pool(pool)
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
@@ -129,15 +139,21 @@ class SyncConnection:
 
     def __init__(self, url: str, *, namespace: str = "", timeout: float = 2.0) -> None:
         self.url = url
-        self.redis: Any = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_connect_timeout=timeout,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            single_connection_client=False,
-            max_connections=2,
-        )
+        try:
+            self.redis: Any = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_connect_timeout=timeout,
+                socket_timeout=timeout,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,  # needs no greeting, so the first answer comes one round trip sooner
+                driver_info=None,
+                max_connections=2,
+            )
+        except ValueError as error:
+            raise _no_url(url, error) from None
+        # Calls go over one connection, past the client's pool: a heartbeat costs half, and there are many workers.
+        self._link = self.redis.connection_pool.make_connection()
         db = int(self.redis.connection_pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
 
@@ -146,13 +162,18 @@ class SyncConnection:
         prepared = script(name)
         try:
             try:
-                return self.redis.execute_command(*prepared.command(self.keys, pool, arguments))
+                return self._execute(prepared.command(self.keys, pool, arguments))
             except NoScriptError:
-                words = prepared.command(self.keys, pool, arguments, by_text=True)
-                return self.redis.execute_command(*words)
+                return self._execute(prepared.command(self.keys, pool, arguments, by_text=True))
         except (RedisError, OSError) as error:
             raise translate(error, self.url) from None
 
+    def _execute(self, words: list[Any]) -> Any:
+        """Send a command and read its answer; redis-py connects first if need be, and disconnects on errors."""
+        self._link.send_command(*words)
+        return self._link.read_response()
+
     def close(self) -> None:
         """Close the connection; may be called twice."""
+        self._link.disconnect()
         self.redis.close()

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import msgspec
+from redis.exceptions import RedisError
 
 from agentpool.protocol.events import Event
-from agentpool.store.connection import Connection
+from agentpool.store.connection import Connection, SyncConnection, translate
 
-__all__ = ["Events"]
+__all__ = ["Events", "add_event"]
 
 
 class Events:
@@ -50,6 +51,20 @@ class Events:
             return list(await self._connection.repeat(lambda: redis.xrevrange(key, count=1)))
         start = f"({seen[-1][0]}" if seen else "-"
         return list(await self._connection.repeat(lambda: redis.xrange(key, min=start, count=500)))
+
+
+def add_event(
+    connection: SyncConnection, pool: str, type: str, *, agent_id: str = "", process_id: str = "", detail: str = ""
+) -> None:
+    """Add an event from a thread without a loop; raises `RedisUnavailable`."""
+    redis, key = connection.redis, connection.keys.events(pool)
+    try:
+        seconds, microseconds = redis.time()
+        at = seconds * 1000 + microseconds // 1000
+        fields = {"type": type, "at": at, "agent_id": agent_id, "process_id": process_id, "detail": detail}
+        redis.xadd(key, fields, maxlen=10_000)
+    except (RedisError, OSError) as error:
+        raise translate(error, connection.url) from None
 
 
 def _event(pool: str, row: tuple[str, dict[str, Any]]) -> Event:

@@ -8,7 +8,7 @@ import msgspec
 
 from agentpool.errors import UnknownTask
 from agentpool.protocol.keys import pool_of
-from agentpool.protocol.records import Outcome, TaskEnvelope, TaskHeader, decode_task, encode_task
+from agentpool.protocol.records import Outcome, TaskEnvelope, TaskHeader, decode_header, decode_task, encode_task
 from agentpool.protocol.states import TaskStatus
 from agentpool.store.connection import Connection
 from agentpool.store.refusals import refusal
@@ -23,7 +23,8 @@ class ClaimedTask(msgspec.Struct, frozen=True):
 
     id: str
     header: TaskHeader
-    envelope: TaskEnvelope
+    envelope: TaskEnvelope | None
+    """None when it cannot be read: the lease is held all the same, and must come to an outcome."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -71,7 +72,10 @@ class Tasks:
 
     @staticmethod
     def _claimed(id: str, record: str | None) -> ClaimedTask | None:
-        decoded = decode_task(record) if record else None
+        try:
+            decoded = decode_task(record) if record else None
+        except msgspec.DecodeError:
+            return ClaimedTask(id, decode_header(record or ""), None)
         return ClaimedTask(id, *decoded) if isinstance(decoded, tuple) else None
 
     async def complete(self, worker: str, task_id: str, agent_name: str, outcome: Outcome) -> tuple[int, int] | None:
@@ -117,8 +121,7 @@ class Tasks:
         """Return the task's state as plain data: status, and while it runs its worker, afterwards its outcome."""
         outcome = await self.read(task_id)
         if outcome:
-            built: dict[str, Any] = msgspec.to_builtins(outcome)
-            return {"task_id": task_id, **built, "result": msgspec.json.decode(outcome.result)}
+            return {"task_id": task_id, "result": None, **msgspec.json.decode(msgspec.json.encode(outcome))}
         leases = self._keys.leases(pool_of(task_id))
         worker = await self._connection.repeat(lambda: self._connection.redis.hget(leases, task_id))
         status = TaskStatus.LEASED if worker else TaskStatus.QUEUED

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from agentpool.errors import UnknownWorker
 from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hash
-from agentpool.protocol.states import WorkerStatus
+from agentpool.protocol.states import AgentStatus, WorkerStatus
 from agentpool.store.connection import Connection, SyncConnection
 from agentpool.store.refusals import refusal
 
@@ -204,6 +204,6 @@ def _desired(pool: str, row: Sequence[Any]) -> DesiredAgent:
         project=project,
         max_idle_ms=int(max_idle),
         heartbeat_ms=int(heartbeat),
-        status=status,
+        status=AgentStatus(status),
         waiting=int(waiting),
     )

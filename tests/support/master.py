@@ -113,11 +113,16 @@ class Master:
         """End whatever of this master is left, however a test ended."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
+            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         for process in self.children():
             process.kill()
-            process.wait(5)
+            wait_until_sync(lambda process=process: ended(process.pid))
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -170,9 +175,17 @@ def running_processes(data_dir: str) -> list[psutil.Process]:
     return found
 
 
+def ended(pid: int) -> bool:
+    """Gone, or a zombie that its parent has yet to bury."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def pid_of(workers: list[WorkerRecord], worker_id: str) -> int:
     """The pid of a worker."""
     return next(worker.pid for worker in workers if worker.process_id == worker_id)
 
 
-__all__ += ["Client", "pid_of"]
+__all__ += ["Client", "ended", "pid_of"]

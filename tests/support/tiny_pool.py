@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from agentpool.errors import InvalidInput
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.records import Outcome, TaskError, TypeInfo
 from agentpool.protocol.states import AgentStatus, TaskStatus
@@ -98,6 +99,7 @@ class TinyWorker:
         self._runs.pop(task.id, None)
 
     async def _outcome(self, task: ClaimedTask) -> Outcome:
+        assert task.envelope
         timeout = task.envelope.timeout_ms / 1000 or None
         try:
             result = await asyncio.wait_for(self.handler(msgspec.json.decode(task.envelope.input)), timeout)
@@ -105,6 +107,8 @@ class TinyWorker:
             return self._failed(TaskStatus.CANCELLED, TaskError("TaskCancelled", "cancelled while it ran"))
         except TimeoutError:
             return self._failed(TaskStatus.TIMED_OUT, TaskError("TimeoutError", "its time was over"))
+        except InvalidInput as error:
+            return self._failed(TaskStatus.INVALID, TaskError("InvalidInput", str(error), path=error.path))
         except Exception as error:
             return self._failed(TaskStatus.FAILED, TaskError(type(error).__name__, str(error), "Traceback …"))
         return Outcome(TaskStatus.SUCCEEDED, self.id, result=msgspec.Raw(msgspec.json.encode(result)))

@@ -12,7 +12,7 @@ import redis
 
 from agentpool.doctor import examine
 from agentpool.errors import WorkerLost
-from support.master import Master, pid_of
+from support.master import Master, ended, pid_of
 from support.wait import wait_until
 
 NewMaster = Callable[..., Master]
@@ -96,7 +96,7 @@ async def test_with_the_master_frozen_too_another_leads_and_reaps_by_time(new_ma
         await wait_until(lambda: _all_idle(pool, 5, without=victim.process_id), timeout=20)
         before = await _registry(first.url)
         os.kill(victim.pid, signal.SIGCONT)
-        await wait_until(lambda: _ended(victim.pid), timeout=10)
+        await wait_until(lambda: ended(victim.pid), timeout=10)
         assert await _registry(first.url) == before, "the worker that woke up changed nothing"
         first.signal(signal.SIGCONT)
         await asyncio.sleep(1)
@@ -104,14 +104,6 @@ async def test_with_the_master_frozen_too_another_leads_and_reaps_by_time(new_ma
         assert await examine(client.store) == []
         assert second.stop() == 0
         assert first.stop() == 0
-
-
-def _ended(pid: int) -> bool:
-    """Gone, or a zombie that its frozen zygote cannot bury."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def _registry(url: str) -> dict[str, object]:

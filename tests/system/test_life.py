@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,10 +183,13 @@ def test_check_prints_every_error(new_master: NewMaster, tmp_path: Path) -> None
 
 def test_a_wrong_password_is_one_clear_line(new_master: NewMaster) -> None:
     first = new_master().start()
-    second = new_master({POOL: {}}, redis={"url": first.url.replace("unix://", "unix://:secret@")})
+    second = new_master({POOL: {}}, redis={"url": first.url.replace("unix://", "unix://nobody:secret@")})
     second.start(wait=False)
     assert second.process
     assert second.process.wait(20) == 1
+    refusals = [line for line in second.output().splitlines() if line.startswith("agentpool-master: ")]
+    assert len(refusals) == 1
+    assert "refused the login" in refusals[0]
     assert "secret" not in second.output()
 
 
@@ -206,10 +208,11 @@ async def test_a_users_package_named_workers_is_not_disturbed(new_master: NewMas
         assert await client.pool(POOL).run("Mine", None) == "the user"
 
 
-def test_processes_show_what_they_are(new_master: NewMaster) -> None:
+async def test_processes_show_what_they_are(new_master: NewMaster) -> None:
     master = new_master().start()
+    async with master.client() as client:
+        await client.pool(POOL).spawn("Echo")
     titles = [" ".join(process.cmdline()) for process in master.children()]
     assert any(title.startswith(f"agentpool-zygote {POOL} ") for title in titles)
     assert any(title.startswith(f"agentpool-worker {POOL} ") for title in titles)
     assert psutil.Process(master.pid).parent().pid == os.getpid()
-    assert sys.executable

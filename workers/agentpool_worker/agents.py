@@ -1,11 +1,12 @@
 """The pinned agents of this worker, by id."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import structlog
 
+from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent
 from agentpool_worker.pinned import Phase, Pinned
 from agentpool_worker.place import WorkPlace
@@ -18,7 +19,9 @@ log = structlog.get_logger("worker")
 
 
 class Agents:
-    """`on_idle(name, has_mail)`: an agent can take a task; `on_change()`: slots were taken or freed; `resync()`: look again."""
+    """`on_idle(name, has_mail)`: an agent can take a task; `on_change()`: slots were taken or freed; `resync()`: look
+    again at what shall be here.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,8 @@ class Agents:
         self._upkeep = Upkeep(place, on_retired=resync)
         self._held: dict[str, Pinned] = {}
         self._leaving: set[Pinned] = set()
+        self._draining = False
+        self._strays: dict[str, DesiredAgent] = {}
         self._errands: set[asyncio.Task[Any]] = set()
 
     @property
@@ -54,6 +59,10 @@ class Agents:
             for pinned in self._held.values()
         }
 
+    def holds(self, name: str) -> bool:
+        """Tell whether this agent is held."""
+        return f"{self._place.pool}/{name}" in self._held
+
     def is_idle(self, name: str) -> bool:
         """Tell whether this agent is held and can take a task now."""
         pinned = self._held.get(f"{self._place.pool}/{name}")
@@ -63,35 +72,55 @@ class Agents:
         """Start an agent; an earlier one of the same id, if it still leaves, ends first."""
         if desired.agent_id in self._held:
             return
+        if self._draining:
+            self._strays[desired.agent_id] = desired
+            return
         earlier = next((pinned for pinned in self._leaving if pinned.id == desired.agent_id), None)
         pinned = Pinned(self._place, desired, self._upkeep, lambda it, mail: self._on_idle(it.name, mail), earlier)
         self._held[pinned.id] = pinned
         pinned.when_ended(self._ended)
         self._on_change()
 
-    def stop(self, agent_id: str) -> None:
+    def stop(self, agent_id: str, why: str = "terminated") -> None:
         """End an agent that shall no longer be here."""
+        self._strays.pop(agent_id, None)
         if pinned := self._held.pop(agent_id, None):
             self._leaving.add(pinned)
-            self._run_errand(self._see_off(pinned))
+            self._run_errand(self._see_off(pinned, why))
+
+    def stop_types(self, types: Collection[str], why: str) -> None:
+        """Stop the agents of these types; they start again when they are found missing."""
+        for pinned in self.all():
+            if pinned.desired.agent_type in types:
+                self.stop(pinned.id, why)
+
+    def start_no_more(self) -> None:
+        """From now on agents are only given back."""
+        self._draining = True
+
+    async def release_strays(self) -> None:
+        """Give back agents that came to this worker but were not started any more."""
+        while self._strays:
+            _, desired = self._strays.popitem()
+            await self._release(split_id(desired.agent_id)[1], desired.incarnation, "")
 
     async def hand_over(self, pinned: Pinned) -> None:
         """Give an agent back, with what it wants to find again."""
         state = await pinned.hand_over()
-        place = self._place
-        word = await place.insist(
-            "release",
-            lambda: place.store.agents.release(place.pool, place.worker_id, pinned.name, pinned.incarnation, state),
-        )
-        log.info("agent.released", agent_id=pinned.id, to=word)
+        await self._release(pinned.name, pinned.incarnation, state)
 
     async def gone(self) -> None:
         """Wait until those on their way out are out."""
         while self._errands:
             await asyncio.wait(self._errands)
 
-    async def _see_off(self, pinned: Pinned) -> None:
-        await pinned.terminate()
+    async def _release(self, name: str, incarnation: int, state: str) -> None:
+        place, release = self._place, self._place.store.agents.release
+        word = await place.insist("release", lambda: release(place.pool, place.worker_id, name, incarnation, state))
+        log.info("agent.released", agent_id=f"{place.pool}/{name}", to=word)
+
+    async def _see_off(self, pinned: Pinned, why: str) -> None:
+        await pinned.terminate(why)
         self._leaving.discard(pinned)
         log.info("agent.stopped", agent_id=pinned.id)
         self._on_change()

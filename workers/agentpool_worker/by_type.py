@@ -2,23 +2,21 @@
 
 from typing import Any
 
+from agentpool.client import RedisClient
 from agentpool.store import Store
 
 __all__ = ["RunByType"]
 
 
 class RunByType:
-    """Opens a client on the worker's Redis at the first use."""
+    """Opens a client on the worker's connections at the first use."""
 
     def __init__(self, store: Store, pool: str) -> None:
         self._store, self._pool = store, pool
-        self._client: Any = None
+        self._client: RedisClient | None = None
 
     async def __call__(self, tenant: str, agent_type: Any, input: Any, *, timeout: float | None = None) -> Any:
         """Run a task by type for a tenant and return its result."""
         if self._client is None:
-            from agentpool.client import RedisClient
-
             self._client = RedisClient(self._store)
-            await self._client.__aenter__()
         return await self._client.pool(self._pool).run(agent_type, input, tenant=tenant, timeout=timeout)

@@ -5,6 +5,7 @@ Redis be away past all of that, the worker leaves as it is, and its master gives
 """
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -24,15 +25,24 @@ RETIRE_RETRY_DELAY = 0.2
 
 
 class Drain:
-    """One worker's way out. `hurry()` brings the deadline forward to now."""
+    """One worker's way out. `on_retire()` is called before the worker is taken out of Redis."""
 
-    def __init__(self, place: WorkPlace, agents: Agents, pooled: Pooled, executor: Executor, inbox: Inbox) -> None:
+    def __init__(
+        self,
+        place: WorkPlace,
+        agents: Agents,
+        pooled: Pooled,
+        executor: Executor,
+        inbox: Inbox,
+        *,
+        on_retire: Callable[[], None],
+    ) -> None:
         self._place, self._agents, self._pooled = place, agents, pooled
-        self._executor, self._inbox = executor, inbox
+        self._executor, self._inbox, self._on_retire = executor, inbox, on_retire
         self._hurried = asyncio.Event()
 
     def hurry(self) -> None:
-        """Cancel running tasks now."""
+        """Bring the deadline forward: cancel running tasks now."""
         self._hurried.set()
 
     async def run(self, reason: str) -> None:
@@ -59,9 +69,11 @@ class Drain:
 
     async def _leave(self, reason: str) -> None:
         began = monotonic()
+        self._agents.start_no_more()
         await self._executor.settle()
         while True:
             await self._hand_over_all()
+            await self._agents.release_strays()
             await self._executor.finished()
             await self._agents.gone()
             await self._pooled.close()
@@ -84,6 +96,7 @@ class Drain:
 
     async def _retire(self, reason: str) -> bool:
         place = self._place
+        self._on_retire()
         return await place.insist(
             "retire", lambda: place.store.workers.retire(place.pool, place.worker_id, reason=reason)
         )

@@ -5,13 +5,13 @@ none is held by a worker that does not know of it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
 import structlog
 
-from agentpool.errors import AgentPoolError, InvalidInput, RedisUnavailable
+from agentpool.errors import AgentPoolError, RedisUnavailable
 from agentpool.protocol.records import Outcome, TaskError
 from agentpool.protocol.states import TaskStatus
 from agentpool.store.tasks import ClaimedTask
@@ -82,6 +82,12 @@ class Executor:
         if entry := self._runs.get(task_id):
             entry[0].stop(why)
 
+    def cancel_types(self, types: Collection[str], why: str) -> None:
+        """Cancel the running tasks of pooled agents of these types."""
+        for run, _ in self._runs.values():
+            if run.task.header.agent_type in types:
+                run.stop(why)
+
     def cancel_all(self, why: str) -> None:
         """Cancel all running tasks."""
         for task_id in list(self._runs):
@@ -116,6 +122,7 @@ class Executor:
 
     async def _claim(self) -> bool:
         """Claim once; False when there was nothing to claim for."""
+        self._mail = {name for name in self._mail if self._agents.holds(name)}
         names = [name for name in self._mail if self._agents.is_idle(name)][:NAMES_PER_CLAIM] if self._open else []
         by_type = self._free_slots() if self._lanes and self._open else 0
         if not (names or by_type or self._unanswered):
@@ -185,7 +192,6 @@ class Executor:
     async def _carry_out(self, run: Run, perform: Callable[[], Any]) -> int:
         """Come to an outcome and record it, whatever happens; returns how much mail the agent has."""
         place, task = self._place, run.task
-        began = asyncio.get_running_loop().time()
         log.debug("task.started", task_id=task.id)
         try:
             outcome = run.stopped_early() or await perform()
@@ -202,7 +208,6 @@ class Executor:
             outcome,
             process_id=place.worker_id,
             agent_id=f"{place.pool}/{task.header.agent_name}" if task.header.agent_name else "",
-            duration_ms=round(1000 * (asyncio.get_running_loop().time() - began), 3),
         )
         try:
             return await self._record(task, outcome)
@@ -213,7 +218,8 @@ class Executor:
     async def _record(self, task: ClaimedTask, outcome: Outcome) -> int:
         complete, name = self._place.store.tasks.complete, task.header.agent_name
         reply = await self._place.insist("complete", lambda: complete(self._place.worker_id, task.id, name, outcome))
-        log.info(f"task.{outcome.status}", task_id=task.id, duration_ms=outcome.duration_ms, late=reply is None)
+        tell = log.debug if outcome.status is TaskStatus.SUCCEEDED else log.info
+        tell(f"task.{outcome.status}", task_id=task.id, duration_ms=outcome.duration_ms, late=reply is None)
         if reply is None:
             return 0
         mail, lanes = reply

@@ -26,19 +26,20 @@ from agentpool.protocol.zygote import Exit, WorkerSettings
 from agentpool.store.connection import SyncConnection
 from agentpool.store.events import add_event
 from agentpool.store.workers import beat_worker
-from agentpool_worker.process import private_bytes
+from agentpool_worker.process import leave, private_bytes
 from agentpool_worker.turns import Turns
 
 __all__ = ["Heartbeat"]
 
 log = structlog.get_logger("heartbeat")
 
-MEMORY_INTERVAL = 10.0
+MEMORY_INTERVAL = 30.0
 BLOCKED_AFTER_MIN = 2.0
 
 
 class Heartbeat:
-    """`on_beat(beat)` is called in this thread; `whose(thread stack)` names the agent that runs, for reports."""
+    """`on_beat(beat)` and, when Redis was away for nearly the lease, `on_cut_off()` are called in this thread;
+    `who_runs()` names what the event loop is busy with, for reports."""
 
     def __init__(
         self,
@@ -48,14 +49,19 @@ class Heartbeat:
         turns: Turns,
         *,
         on_beat: Callable[[Beat], None],
+        on_cut_off: Callable[[], None],
         who_runs: Callable[[], str],
     ) -> None:
         self._settings, self._worker_id, self._connection = settings, worker_id, connection
-        self._turns, self._on_beat, self._who_runs = turns, on_beat, who_runs
-        self._stopped = threading.Event()
+        self._turns, self._who_runs = turns, who_runs
+        self._on_beat, self._on_cut_off = on_beat, on_cut_off
+        self._stopped = self._retiring = False
         self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
         self._blocked = self._overdue = False
-        self._failing = False
+        self._failing = self._cut_off = False
+        self._answered = boottime()
+        # One beat before the lease ends, so that what must not run twice has stopped by then.
+        self._cut_off_after = max(settings.heartbeat_timeout - 2 * settings.heartbeat_interval, 0.0)
         self._memory_due = 0.0
         self._cpu = (time.process_time(), monotonic())
         context = contextvars.copy_context()
@@ -65,28 +71,32 @@ class Heartbeat:
         """Begin to beat."""
         self._thread.start()
 
+    def retiring(self) -> None:
+        """From now on, being gone is what this worker itself wanted."""
+        self._retiring = True
+
     def stop(self) -> None:
         """Beat no more; returns without waiting for a beat under way."""
-        self._stopped.set()
+        self._stopped = True
 
     def _run(self) -> None:
         interval = self._settings.heartbeat_interval
         # A random phase, so that many workers started together do not beat together.
         due = monotonic() + interval * random.random()  # noqa: S311 (no secret)
-        while self._sleep_until(due):
+        while not self._stopped:
+            self._sleep_until(due)
             self.beat_once()
             # On an absolute schedule; what a slow beat missed is left out.
             due += interval * max(1, -(-(monotonic() - due) // interval))
 
-    def _sleep_until(self, due: float) -> bool:
-        """Sleep; False when stopped. Whoever was frozen meanwhile, past its lease, does not come back."""
+    def _sleep_until(self, due: float) -> None:
+        """Sleep. Whoever was frozen meanwhile, past its lease, does not come back."""
         before = boottime()
         delay = max(0.0, due - monotonic())
-        stopped = self._stopped.wait(delay)
+        time.sleep(delay)
         if boottime() - before > delay + self._settings.heartbeat_timeout:
             log.error("worker.frozen", seconds=round(boottime() - before, 1))
-            os._exit(Exit.FROZEN)
-        return not stopped
+            leave(Exit.FROZEN, flush=False)
 
     def beat_once(self) -> None:
         """Send one beat and act on the answer."""
@@ -104,17 +114,26 @@ class Heartbeat:
         except RedisUnavailable as error:
             self._note_failure(error)
         else:
-            self._failing = False
-            if beat is None:
-                log.error("worker.given_up")
-                os._exit(Exit.GIVEN_UP)
-            self._on_beat(beat)
+            self._failing = self._cut_off = False
+            self._answered = boottime()
+            self._act_on(beat)
         self._watch(lag)
 
+    def _act_on(self, beat: Beat | None) -> None:
+        if beat:
+            self._on_beat(beat)
+        elif not self._retiring:
+            log.error("worker.given_up")
+            leave(Exit.GIVEN_UP, flush=False)
+
     def _note_failure(self, error: RedisUnavailable) -> None:
+        self._memory_due = 0.0  # what was measured may not have arrived
         if not self._failing:
             self._failing = True
             log.warning("redis.unavailable", doing="beat", error=str(error))
+        if boottime() - self._answered > self._cut_off_after and not self._cut_off:
+            self._cut_off = True
+            self._on_cut_off()
 
     # -- figures ------------------------------------------------------------------------------------------------
 

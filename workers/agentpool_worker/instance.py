@@ -16,7 +16,7 @@ __all__ = ["Instance", "StartFailed"]
 log = structlog.get_logger("worker")
 
 
-class StartFailed(Exception):  # noqa: N818 (says what happened, as all our errors do)
+class StartFailed(Exception):
     """The agent could not be made or started; the text says why."""
 
 

@@ -45,6 +45,7 @@ class Listener:
             socket_connect_timeout=place.settings.connect_timeout,
             socket_timeout=None,
             retry=Retry(NoBackoff(), 0),
+            driver_info=None,
         )
         self._warned = False
 

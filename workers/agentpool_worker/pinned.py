@@ -194,7 +194,8 @@ class Pinned:
         final = delay is None
         name = EventName.AGENT_FAILED if final else EventName.AGENT_START_FAILED
         log.error(name, agent_id=self.id, failures=failures, again_in_s=delay, error=problem)
-        return await self._insist("fail", self._store.agents.fail, failures=failures, error=problem, final=final)
+        fail = self._store.agents.fail
+        return bool(await self._insist("fail", fail, failures=failures, error=problem, final=final))
 
     async def _snapshot(self) -> str:
         return await self._place.insist("snapshot", lambda: self._store.agents.snapshot(self._place.pool, self.name))

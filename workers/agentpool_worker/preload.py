@@ -123,3 +123,13 @@ async def _warm_loop(settings: WorkerSettings) -> None:
             await pubsub.get_message(timeout=WARM_TIMEOUT)
     finally:
         await connection.close()
+
+
+def main(app_dir: str, *specs: str) -> None:
+    """Import agent classes as a zygote would, for `agentpool-master check`; the last line of stderr is the fault."""
+    make_importable(app_dir)
+    load_types(specs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

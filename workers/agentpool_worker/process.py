@@ -1,24 +1,31 @@
 """Facts about processes, as Linux tells them, and what a worker does to its own."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
 from pathlib import Path
 
 import setproctitle
+import structlog
 
 __all__ = [
     "become_worker",
+    "catch_stack_dumps",
     "close_quietly",
     "leave",
     "private_bytes",
-    "stack_file",
     "start_time_of",
     "thread_count",
     "worker_title",
     "zygote_title",
 ]
+
+log = structlog.get_logger("worker")
+
+_dump: Path | None = None
+"""Where this worker's stacks go; removed when it ends by itself, read by its master when it had to be killed."""
 
 
 def start_time_of(pid: int) -> int:
@@ -55,11 +62,6 @@ def worker_title(pool: str, worker_id: str, install: str) -> None:
     setproctitle.setproctitle(f"agentpool-worker {pool} {worker_id} @{install[:8]}")
 
 
-def stack_file(stack_dir: str, worker_id: str) -> Path:
-    """Return where a worker's stack dump goes."""
-    return Path(stack_dir) / f"{worker_id}.stack"
-
-
 def become_worker() -> None:
     """Leave behind what a fork or exec inherited: session, signal handling, standard input."""
     os.setsid()
@@ -74,11 +76,32 @@ def become_worker() -> None:
         os.close(null)
 
 
-def leave(status: int) -> None:
-    """End this process without waiting for threads that agents left behind."""
-    for stream in (sys.stdout, sys.stderr):
+def catch_stack_dumps(stack_dir: str, worker_id: str) -> None:
+    """Have SIGUSR2 write all stacks to a file: done in C, so it works while an agent holds the interpreter's lock."""
+    global _dump
+    if not stack_dir:
+        return
+    path = Path(stack_dir) / f"{worker_id}.stack"
+    try:
+        file = path.open("w")  # stays open for the life of the process
+    except OSError as error:
+        log.warning("worker.no_stack_dumps", path=str(path), error=str(error))
+        return
+    faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
+    _dump = path
+
+
+def leave(status: int, *, flush: bool = True) -> None:
+    """End this process without waiting for threads that agents left behind.
+
+    Without `flush` it waits for nothing at all: another thread may hold a stream's lock for ever.
+    """
+    for stream in (sys.stdout, sys.stderr) if flush else ():
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if _dump:
+        with contextlib.suppress(OSError):
+            _dump.unlink()
     os._exit(status)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from agentpool.agent import AgentType
+from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError, InvalidInput
 from agentpool.protocol.records import Outcome, TaskError
 from agentpool.protocol.states import TaskStatus
@@ -69,11 +70,13 @@ class Run:
             return stopped(self.why)
         context = instance.context(self.task.header.tenant, envelope.project, self.task.id)
         timeout = envelope.timeout_ms / 1000 or self._settings.task_timeout
+        began = monotonic()
         call = instance.run(context, input, timeout)
         self.attach(call.stop)
         ended = await call.ended()
+        duration_ms = round(1000 * (monotonic() - began), 3)
         outcome = stopped(ended.why, timeout) if ended.why else self._finished(ended)
-        return msgspec.structs.replace(outcome, tokens=context.token_count)
+        return msgspec.structs.replace(outcome, tokens=context.token_count, duration_ms=duration_ms)
 
     def _finished(self, ended: Ended) -> Outcome:
         if ended.error is not None:

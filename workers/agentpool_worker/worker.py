@@ -12,13 +12,12 @@ Connections are left to the end of the process. The process leaves by `os._exit`
 import argparse
 import asyncio
 import contextlib
-import faulthandler
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -46,7 +45,7 @@ from agentpool_worker.listener import Listener
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.pooled import Pooled
 from agentpool_worker.preload import load_types, make_importable
-from agentpool_worker.process import become_worker, leave, stack_file, start_time_of, worker_title
+from agentpool_worker.process import become_worker, catch_stack_dumps, leave, start_time_of, worker_title
 from agentpool_worker.turns import Turns
 
 __all__ = ["main", "run_worker"]
@@ -63,13 +62,8 @@ def run_worker(settings: WorkerSettings, fork: Fork, types: Mapping[str, AgentTy
     connection = SyncConnection(settings.redis_url, namespace=settings.namespace, timeout=timeout)
     if not _register(connection, settings, fork):
         return Exit.NOT_REGISTERED
-    dump = _catch_stack_dumps(settings, fork.worker_id)
-    try:
-        return _run_loop(_Worker(settings, fork.worker_id, types, connection))
-    finally:
-        if dump:
-            with contextlib.suppress(OSError):
-                os.unlink(dump)
+    catch_stack_dumps(settings.stack_dir, fork.worker_id)
+    return _run_loop(_Worker(settings, fork.worker_id, types, connection))
 
 
 def _register(connection: SyncConnection, settings: WorkerSettings, fork: Fork) -> bool:
@@ -105,16 +99,6 @@ def _identity(settings: WorkerSettings, fork: Fork) -> dict[str, object]:
     }
 
 
-def _catch_stack_dumps(settings: WorkerSettings, worker_id: str) -> str:
-    """Have SIGUSR2 write all stacks to a file: done in C, so it works while an agent holds the interpreter's lock."""
-    if not settings.stack_dir:
-        return ""
-    path = stack_file(settings.stack_dir, worker_id)
-    file = open(path, "w")  # noqa: SIM115 (stays open for the life of the process)
-    faulthandler.register(signal.SIGUSR2, file=file, all_threads=True)
-    return str(path)
-
-
 def _run_loop(worker: "_Worker") -> int:
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -125,10 +109,12 @@ def _run_loop(worker: "_Worker") -> int:
             loop.run_until_complete(main)
         except (SystemExit, KeyboardInterrupt) as error:
             # From a task that an agent made itself: the loop stopped, and is simply run on.
-            if main.done():
-                raise
             log.error("agent.tried_to_exit", error=repr(error))
-    return main.result()
+    try:
+        return main.result()
+    except Exception as error:
+        log.exception("worker.broke", error=str(error))
+        return Exit.DEAF
 
 
 def _log_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -147,6 +133,7 @@ class _Worker:
         self._connection = connection
         self._leaving = asyncio.Event()
         self._reason = ""
+        self._retiring = self._is_cut_off = False
 
     async def run(self) -> int:
         """Work until drained; returns the exit status."""
@@ -189,7 +176,7 @@ class _Worker:
             place, self._agents, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
         )
         self._listener = Listener(place, on_command=self._inbox.receive, on_subscribed=self._inbox.resync)
-        self._drain = Drain(place, self._agents, self._pooled, self._executor, self._inbox)
+        self._drain = Drain(place, self._agents, self._pooled, self._executor, self._inbox, on_retire=self._expect_end)
         self._place = place
         self._heartbeat = Heartbeat(
             settings,
@@ -197,6 +184,7 @@ class _Worker:
             self._connection,
             turns,
             on_beat=lambda beat: self._pass_on(loop, beat),
+            on_cut_off=lambda: self._in_loop(loop, self._cut_off),
             who_runs=lambda: _task_name(loop),
         )
 
@@ -204,17 +192,32 @@ class _Worker:
 
     def _pass_on(self, loop: asyncio.AbstractEventLoop, beat: Beat) -> None:
         """Bring a beat's answer into the loop if there is anything in it; called in the heartbeat's thread."""
-        if beat.version != self._inbox.version or beat.status is WorkerStatus.DRAINING or beat.lanes:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
-                loop.call_soon_threadsafe(self._heed, beat)
+        news = beat.version != self._inbox.version or beat.status is WorkerStatus.DRAINING or beat.lanes
+        if news or self._is_cut_off:
+            self._in_loop(loop, self._heed, beat)
+
+    @staticmethod
+    def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
+            loop.call_soon_threadsafe(call, *arguments)
 
     def _heed(self, beat: Beat) -> None:
-        if beat.version != self._inbox.version:
+        if beat.version != self._inbox.version or self._is_cut_off:
+            self._is_cut_off = False
             self._inbox.resync()
         if beat.status is WorkerStatus.DRAINING:
             self._leave("drained")
         if beat.lanes:
             self._executor.wake_lanes()
+
+    def _cut_off(self) -> None:
+        """The lease is about to end unseen: agents that may not run twice stop, and come back with Redis."""
+        self._is_cut_off = True
+        why = "the worker is cut off from Redis"
+        exclusive = {name for name, type in self._types.items() if type.cls.on_redis_loss == "stop"}
+        log.error("worker.cut_off", stopping=sorted(exclusive))
+        self._agents.stop_types(exclusive, why)
+        self._executor.cancel_types(exclusive, why)
 
     def _slots_changed(self) -> None:
         self._pooled.make_room()
@@ -245,7 +248,13 @@ class _Worker:
             self._reason = reason
             self._leaving.set()
 
+    def _expect_end(self) -> None:
+        self._retiring = True
+        self._heartbeat.retiring()
+
     def _gone(self) -> None:
+        if self._retiring:
+            return
         log.error("worker.given_up")
         leave(Exit.GIVEN_UP)
 
@@ -271,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         make_importable(order.app_dir)
         types = load_types(order.agents)
-    except BaseException as error:  # noqa: BLE001 (a module may raise anything, SystemExit included)
+    except BaseException as error:
         log.exception("worker.boot_failed", process_id=order.fork.worker_id, error=str(error))
         return Exit.BOOT_FAILED
     return run_worker(order.settings, order.fork, types)

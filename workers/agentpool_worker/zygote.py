@@ -69,10 +69,11 @@ class Zygote:
         first = self._receive()
         if not isinstance(first, Prepare):
             return 0
-        if not self._prepare(first):
-            return 1
-        self._catch_signals()
+        # The master may be gone whenever it is told something: then there is nothing left to do.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if not self._prepare(first):
+                return 1
+            self._catch_signals()
             self._serve()
         return 0
 
@@ -182,7 +183,7 @@ class Zygote:
             close_quietly(self._wakeup)
             gc.enable()
             status = run_worker(settings, message, self._types)
-        except BaseException as error:  # noqa: BLE001 (whatever it is, the child must not go on as a second zygote)
+        except BaseException as error:
             log.exception("worker.boot_failed", process_id=message.worker_id, error=str(error))
         finally:
             leave(status)

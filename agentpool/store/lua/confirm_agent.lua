@@ -23,7 +23,7 @@ if status == 'placed' then
     'reply_to', '')
   note('agent.started', name, worker)
   if reply_to ~= '' then
-    publish(reply_to, cjson.encode({type = 'agent_ready', agent_id = pool .. '/' .. name, process_id = worker}))
+    publish(reply_to, to_json({type = 'agent_ready', agent_id = pool .. '/' .. name, process_id = worker}))
   end
 end
 return {'ok', waiting}

@@ -8,12 +8,12 @@
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
 --          pool:{p}:worker:{w}:cancels  pool:{p}:processes  pool:{p}:workers  pool:{p}:starting  pool:{p}:draining
 --          pool:{p}:lost  pool:{p}:history  pool:{p}:events
--- RETURNS  {"ok"} | {"busy", agents, tasks} | {"gone"}
+-- RETURNS  {"ok"} | {"busy", agents, tasks} | {"gone"}; also "gone" for one that never registered: it is reaped
 -- AGAIN    "gone"
 
 local worker = ARGV[4]
 local status = redis.call('HGET', process_key(worker), 'status')
-if not status or status == 'lost' then
+if status ~= 'ready' and status ~= 'draining' then
   return {'gone'}
 end
 local agents = redis.call('SCARD', held(worker, 'agents'))

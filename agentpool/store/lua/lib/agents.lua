@@ -82,7 +82,7 @@ local function end_agent(name, status, detail)
     end_lease(worker, task)
   end
   if reply_to and reply_to ~= '' then
-    publish(reply_to, cjson.encode({type = 'agent_ended', agent_id = pool .. '/' .. name, status = status,
+    publish(reply_to, to_json({type = 'agent_ended', agent_id = pool .. '/' .. name, status = status,
       detail = detail}))
   end
   note('agent.' .. status, name, worker, detail)

@@ -7,6 +7,11 @@ local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
 
+-- JSON of flat words and small numbers. cjson writes "/" as "\/", which people who read along need not see.
+local function to_json(message)
+  return (string.gsub(cjson.encode(message), '\\/', '/'))
+end
+
 -- Publishing is a hint: a user without the right to publish, or nobody listening, changes nothing.
 local function publish(channel, text)
   redis.pcall('PUBLISH', channels .. channel, text)

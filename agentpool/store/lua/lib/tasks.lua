@@ -15,14 +15,14 @@ local function finish_task(id, outcome, ttl_ms)
   redis.call('SREM', prefix .. 'tenant:' .. pool .. ':' .. tenant .. ':tasks', id)
   if reply_to ~= '-' then
     local body = #outcome <= 1400 and ',"outcome":' .. outcome or ''
-    publish(reply_to, '{"type":"task_done","task_id":' .. cjson.encode(id) .. body .. '}')
+    publish(reply_to, '{"type":"task_done","task_id":' .. to_json(id) .. body .. '}')
   end
   return true
 end
 
 -- An outcome that no worker wrote: flat words only, so that cjson is safe.
 local function plain_outcome(status, worker, kind, message)
-  return cjson.encode({status = status, process_id = worker, error = {type = kind, message = message}})
+  return to_json({status = status, process_id = worker, error = {type = kind, message = message}})
 end
 
 local function end_lease(worker, id)

@@ -32,7 +32,7 @@ end
 local function command(worker, message, changes_sets)
   message.process_id = worker
   message.version = changes_sets and redis.call('HINCRBY', process_key(worker), 'version', 1) or nil
-  local text = cjson.encode(message)
+  local text = to_json(message)
   publish('worker:' .. worker .. ':commands', text)
   publish('pool:' .. pool .. ':commands', text)
 end
@@ -51,6 +51,7 @@ end
 local function forget_worker(worker, status, reason)
   local key = process_key(worker)
   redis.call('HSET', key, 'status', status, 'reason', reason)
+  redis.call('HDEL', key, 'secret')
   remember('worker', worker, redis.call('HGETALL', key))
   redis.call('DEL', key, held(worker, 'agents'), held(worker, 'tasks'), held(worker, 'runs'), held(worker, 'cancels'))
   for _, index in ipairs({'processes', 'workers', 'starting', 'draining', 'lost'}) do

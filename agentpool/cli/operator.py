@@ -1,0 +1,251 @@
+"""`agentpool`: look at pools, and ask for things. Thin: what is asked is in `agentpool.client`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich_click import RichGroup
+
+from agentpool.cli import output
+from agentpool.cli.session import INTERRUPTED, Session, common_options, session_of
+from agentpool.errors import AgentPoolError
+from agentpool.protocol.states import AGENT_MOVES
+from agentpool.version import __version__
+
+__all__ = ["main", "operator"]
+
+PROGRAM = "agentpool"
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+RAW_SETTINGS = {**SETTINGS, "ignore_unknown_options": True}
+LIVE = [str(status) for status, moves in AGENT_MOVES.items() if moves]
+
+
+@click.group(cls=RichGroup, context_settings=SETTINGS)
+@click.version_option(__version__, prog_name=PROGRAM)
+@common_options
+def operator() -> None:
+    """Look at pools of agents, and ask them for things.
+
+    Finds Redis as agentpool-master does: --redis-url, the environment, the configuration file, and last the embedded
+    server of the data directory.
+    """
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a sub-command; it gets the session first."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        def with_session(**given: Any) -> Any:
+            return function(session_of(click.get_current_context()), **given)
+
+        with_session.__doc__ = function.__doc__
+        with_session.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        made: click.Command = operator.command(name, **settings)(common_options(with_session))
+        return made
+
+    return decorate
+
+
+# -- looking ----------------------------------------------------------------------------------------------------
+
+
+@command("pools")
+def pools(session: Session) -> None:
+    """List the pools and their settings."""
+    from agentpool.cli import views
+
+    rows = session.run(views.pools)
+    _show(session, rows, output.POOL_COLUMNS, "No pools. Start agentpool-master with a configuration that has some.")
+
+
+@command("stats")
+@click.argument("pool", required=False)
+def stats(session: Session, pool: str | None) -> None:
+    """Show the numbers of one pool or of all."""
+    from agentpool.cli import views
+
+    found = session.run(lambda client: views.stats(client, pool))
+    if session.as_json:
+        output.print_json(found)
+    elif pool:
+        output.print_sheet(*views.stats_sheet(found))
+    else:
+        output.print_rows(found, output.STATS_COLUMNS, empty="No pools.")
+
+
+@command("workers")
+@click.argument("pool", required=False)
+def workers(session: Session, pool: str | None) -> None:
+    """List the worker processes of one pool or of all."""
+    from agentpool.cli import views
+
+    rows = session.run(lambda client: views.workers(client, pool))
+    _show(session, rows, output.WORKER_COLUMNS, "No workers.", views.worker_cells)
+
+
+@command("agents")
+@click.argument("pool", required=False)
+@click.option("--tenant", help="Only this tenant's.")
+@click.option("--project", help="Only this project's.")
+@click.option("--status", type=click.Choice(LIVE), help="Only those with this status.")
+def agents(session: Session, pool: str | None, **filters: str | None) -> None:
+    """List the live agents of one pool or of all."""
+    from agentpool.cli import views
+
+    rows = session.run(lambda client: views.agents(client, pool, **filters))
+    _show(session, rows, output.AGENT_COLUMNS, "No agents.", views.agent_cells)
+
+
+@command("events")
+@click.argument("pool", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Print events from now on, as they come.")
+@click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="The latest ones, at most.")
+def events(session: Session, pool: str | None, follow: bool, limit: int) -> None:
+    """Show what happened in one pool or in all."""
+    from agentpool.cli import views
+
+    if follow:
+        session.run(lambda client: views.follow(client, pool, as_json=session.as_json))
+        return
+    rows = session.run(lambda client: views.events(client, pool, limit))
+    _show(session, rows, output.EVENT_COLUMNS, "No events.", views.event_cells)
+
+
+@command("doctor")
+def doctor(session: Session) -> None:
+    """Check that what is in Redis and on this host fits together; exit 1 when something does not."""
+    from agentpool.cli import views
+
+    violations = session.run(views.violations)
+    if session.as_json:
+        output.print_json({"violations": violations})
+    else:
+        output.print_rows(violations, output.VIOLATION_COLUMNS, empty="All invariants hold.")
+    sys.exit(1 if violations else 0)
+
+
+# -- asking -----------------------------------------------------------------------------------------------------
+
+
+@command("spawn")
+@click.argument("pool")
+@click.option("--type", "agent_type", required=True, metavar="TYPE", help="Agent type: the name of its class.")
+@click.option("--id", "name", metavar="NAME", help="Name of the agent; generated when not given.")
+@click.option("--tenant", default="default", show_default=True, help="Who owns it.")
+@click.option("--project", help="A label for grouping.")
+@click.option("--count", type=int, default=1, show_default=True, help="How many, all at once.")
+@click.option("--max-idle-time", type=float, metavar="S", help="End it when unused for this many seconds.")
+@click.option("--heartbeat-interval", type=float, metavar="S", help="Ask it for its health this often.")
+@click.option("--timeout", type=float, default=30.0, show_default=True, metavar="S", help="Wait at most.")
+def spawn(session: Session, pool: str, **wanted: Any) -> None:
+    """Start agents, and wait until they are ready."""
+    from agentpool.cli import asks
+
+    spawned, error = session.run(lambda client: asks.spawn(client, pool, **wanted))
+    if spawned:
+        _show(session, spawned, output.SPAWN_COLUMNS, "")
+    if error:
+        raise error
+
+
+@command("terminate")
+@click.argument("agent_ids", nargs=-1, required=True, metavar="AGENT_ID…")
+def terminate(session: Session, agent_ids: tuple[str, ...]) -> None:
+    """End agents for good; what waits for them fails."""
+    from agentpool.cli import asks
+
+    ended = session.run(lambda client: asks.terminate(client, agent_ids))
+    _show(session, ended, {"agent_id": "agent", "status": "status"}, "")
+
+
+@command("run")
+@click.argument("pool")
+@click.option("--type", "agent_type", metavar="TYPE", help="Any agent of this type.")
+@click.option("--agent", "agent_id", metavar="ID", help="This agent.")
+@click.option("--input", "text", required=True, metavar="JSON|@FILE|-", help="Input as JSON, a file, or - for stdin.")
+@click.option("--tenant", help="For whom; with --type.")
+@click.option("--timeout", type=float, metavar="S", help="Give the task up after this many seconds.")
+def run(session: Session, pool: str, agent_type: str | None, agent_id: str | None, text: str, **options: Any) -> None:
+    """Run one task and print its result."""
+    from agentpool.cli import asks
+    from agentpool.cli.inputs import read_input
+
+    if (agent_type is None) == (agent_id is None):
+        raise click.UsageError("Give either --type or --agent.")
+    if agent_id and options["tenant"]:
+        raise click.UsageError("--tenant goes with --type: an agent has a tenant already.")
+    input = read_input(text)
+    result = session.run(lambda client: asks.run(client, pool, agent_type, agent_id, input, **options))
+    asks.print_result(result, as_json=session.as_json)
+
+
+@command("drain")
+@click.argument("worker_id")
+def drain(session: Session, worker_id: str) -> None:
+    """Have a worker finish, hand its agents over and leave."""
+    session.run(lambda client: client.drain(worker_id))
+    done = {"process_id": worker_id, "status": "draining"}
+    _say(session, done, f"Worker {worker_id} drains. Watch: agentpool events --follow")
+
+
+@command("scale")
+@click.argument("pool")
+@click.option("--workers", type=int, required=True, metavar="N", help="Workers to keep.")
+def scale(session: Session, pool: str, workers: int) -> None:
+    """Set how many workers a pool keeps, between its min_workers and max_workers."""
+    session.run(lambda client: client.pool(pool).scale(workers))
+    _say(session, {"pool_name": pool, "workers": workers}, f"Pool {pool} keeps {workers} worker(s).")
+
+
+@command("redis", context_settings=RAW_SETTINGS)
+@click.argument("words", nargs=-1, required=True, metavar="COMMAND…")
+def redis(session: Session, words: tuple[str, ...]) -> None:
+    """Send a raw command to the Redis server, as redis-cli would.
+
+    Options of agentpool are taken wherever they stand; put -- before a command that has such words of its own.
+    """
+    from agentpool.cli import asks
+
+    session.run(lambda client: asks.raw(client, words, as_json=session.as_json))
+
+
+# -- saying -----------------------------------------------------------------------------------------------------
+
+
+def _show(
+    session: Session,
+    rows: list[dict[str, Any]],
+    columns: dict[str, str],
+    empty: str,
+    cells: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> None:
+    if session.as_json:
+        output.print_json(rows)
+    else:
+        output.print_rows([cells(row) for row in rows] if cells else rows, columns, empty=empty)
+
+
+def _say(session: Session, document: dict[str, Any], line: str) -> None:
+    if session.as_json:
+        output.print_json(document)
+    else:
+        print(line)
+
+
+def main() -> None:
+    """Run the command: exit 0 done, 1 refused or failed with one clear line, 2 used wrongly, 130 interrupted."""
+    as_json = "--json" in sys.argv
+    try:
+        operator(prog_name=PROGRAM, standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        if as_json:
+            output.print_error(PROGRAM, error.format_message(), as_json=True, code="USAGE")
+        else:
+            error.show()
+        sys.exit(error.exit_code)
+    except AgentPoolError as error:
+        output.print_error(PROGRAM, error, as_json=as_json)
+        sys.exit(1)

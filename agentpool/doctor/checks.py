@@ -1,0 +1,146 @@
+"""Checks of workers and pinned agents: pure functions from a survey to violations."""
+
+from collections.abc import Iterator
+
+from agentpool.doctor.survey import Survey
+from agentpool.doctor.violations import Violation, violation
+from agentpool.protocol.states import AgentStatus, WorkerStatus
+
+__all__ = ["check_agents", "check_beats", "check_bounds", "check_fences", "check_growth", "check_slots"]
+
+SLACK_MS = 2000
+"""Beyond the times that are promised, for a leader's tick and a slow machine."""
+
+W = WorkerStatus
+
+
+def check_slots(survey: Survey) -> Iterator[Violation]:
+    """1: each worker that takes agents stands in the index with its free slots, and no other worker does."""
+    for worker, held in survey.held.items():
+        record = survey.records.get(worker, {})
+        status, capacity = record.get("status", ""), int(record.get("capacity") or 0)
+        free = max(0, capacity - len(held.agents) - len(held.tasks))
+        score = survey.processes.get(worker)
+        if status == W.READY and score != free:
+            yield violation(1, worker, f"has {free} free slots, but the index says {_shown(score)}")
+        if status != W.READY and score is not None:
+            yield violation(1, worker, f"is {status or 'not registered'}, but stands in the index of free slots")
+        if status in (W.READY, W.DRAINING):
+            for field, count in (("agent_count", len(held.agents)), ("available", free)):
+                if (said := record.get(field, str(count))) != str(count):
+                    yield violation(1, worker, f"its {field} is {said}, but should be {count}")
+        yield from _check_indexes(survey, worker, status)
+
+
+def _check_indexes(survey: Survey, worker: str, status: str) -> Iterator[Violation]:
+    """Each index holds exactly the workers of its states, and whatever it holds has a record."""
+    belongs = {
+        "workers": status in (W.ORDERED, W.STARTING, W.READY, W.DRAINING),
+        "starting": status in (W.ORDERED, W.STARTING),
+        "draining": status == W.DRAINING,
+        "lost": status == W.LOST,
+    }
+    for index, expected in belongs.items():
+        stands = worker in getattr(survey, index)
+        if stands != expected:
+            yield violation(
+                1, worker, f"is {status or 'not registered'}, but {'stands' if stands else 'is not'} in `{index}`"
+            )
+    held = survey.held[worker]
+    if not status and (held.agents or held.tasks or held.runs or held.cancels):
+        yield violation(1, worker, "is not registered, but its sets exist")
+
+
+def _shown(score: float | None) -> str:
+    return "nothing" if score is None else f"{score:g}"
+
+
+def check_agents(survey: Survey) -> Iterator[Violation]:
+    """2: each live agent waits, or is on one worker, and its record says the same."""
+    places: dict[str, list[str]] = {name: [""] for name in survey.pending}
+    for worker, held in survey.held.items():
+        for name in held.agents:
+            places.setdefault(name, []).append(worker)
+    for name in places.keys() - survey.agents.keys():
+        where = ", ".join(place or "those who wait" for place in places[name])
+        yield violation(2, f"{survey.pool}/{name}", f"has no record, but is named by {where}")
+    for name, agent in survey.agents.items():
+        if fault := _agent_fault(survey, agent, places.get(name, [])):
+            yield violation(2, f"{survey.pool}/{name}", fault)
+
+
+def _agent_fault(survey: Survey, agent: dict[str, str], places: list[str]) -> str:
+    status, owner = agent.get("status", ""), agent.get("process_id", "")
+    if status not in set(AgentStatus) - {AgentStatus.TERMINATED, AgentStatus.FAILED}:
+        return f"is alive, but its status is {status!r}"
+    if len(places) != 1:
+        named = ", ".join(place or "waiting" for place in places) or "nowhere"
+        return f"must be in one place, but is in {len(places)}: {named}"
+    if owner != places[0]:
+        return f"its process_id is {owner!r}, but it is {f'on {places[0]}' if places[0] else 'waiting'}"
+    if (status == AgentStatus.PENDING) != (places[0] == ""):
+        return f"its status is {status}, but it is {f'on {places[0]}' if places[0] else 'waiting'}"
+    if owner and owner not in survey.records:
+        return f"is on {owner}, which is not registered"
+    return ""
+
+
+def check_beats(survey: Survey) -> Iterator[Violation]:
+    """6: each worker beats, or is given up and emptied within the promised time."""
+    promised = 2 * survey.heartbeat_timeout_ms + SLACK_MS
+    for worker, beat in survey.workers.items():
+        status, silent = survey.records.get(worker, {}).get("status", ""), int(survey.now_ms - beat)
+        if status in (W.READY, W.DRAINING) and silent > promised:
+            yield violation(6, worker, f"is {status} and silent for {silent} ms, but was not given up")
+    for worker, fenced in survey.lost.items():
+        if survey.now_ms - fenced > promised:
+            yield violation(6, worker, f"was fenced {int(survey.now_ms - fenced)} ms ago, but is not emptied")
+
+
+def check_fences(survey: Survey) -> Iterator[Violation]:
+    """7: no lock is ahead of the fence that its pool remembers; a placed agent has an incarnation."""
+    for lock, token in (("leader", survey.leader_lock), ("placement", survey.placement_lock)):
+        known = int(survey.info.get("fence" if lock == "leader" else "placement_fence") or 0)
+        fence = token.partition(" ")[0]
+        if token and (not fence.isdigit() or int(fence) > known):
+            yield violation(7, survey.pool, f"the {lock} lock has fence {fence!r}, but the last given was {known}")
+    for name, agent in survey.agents.items():
+        incarnation = agent.get("incarnation", "")
+        least = 0 if agent.get("status") == AgentStatus.PENDING else 1
+        if not incarnation.isdigit() or int(incarnation) < least:
+            yield violation(7, f"{survey.pool}/{name}", f"its incarnation is {incarnation!r}, but was placed before")
+
+
+def check_growth(before: Survey, after: Survey) -> Iterator[Violation]:
+    """7: what only grows did not shrink between two surveys."""
+    for field in ("fence", "placement_fence"):
+        was, now = (int(survey.info.get(field) or 0) for survey in (before, after))
+        if now < was:
+            yield violation(7, after.pool, f"its {field} went back from {was} to {now}")
+    for name, agent in after.agents.items():
+        earlier = before.agents.get(name, {})
+        same = earlier.get("operation") == agent.get("operation")
+        if same and _number(agent, "incarnation") < _number(earlier, "incarnation"):
+            yield violation(7, f"{after.pool}/{name}", "its incarnation went back")
+    for worker, record in after.records.items():
+        if _number(record, "version") < _number(before.records.get(worker, {}), "version"):
+            yield violation(7, worker, "its version went back")
+
+
+def _number(record: dict[str, str], field: str) -> int:
+    text = record.get(field, "")
+    return int(text) if text.isdigit() else 0
+
+
+def check_bounds(survey: Survey) -> Iterator[Violation]:
+    """9: no queue is longer than its bound. Agents that come back to waiting are not counted: they are not refused."""
+    new = [name for name in survey.pending if survey.agents.get(name, {}).get("incarnation", "0") == "0"]
+    sizes = {
+        "agents that wait": (len(new), "max_pending"),
+        **{f"mailbox of {name}": (len(ids), "max_queued") for name, ids in survey.mailboxes.items()},
+        **{f"lane {lane}": (len(ids), "max_queued") for lane, ids in survey.queues.items()},
+    }
+    for queue, (size, setting) in sizes.items():
+        bound = int(survey.info.get(setting) or 0)
+        if bound and size > bound:
+            yield violation(9, f"{survey.pool}: {queue}", f"holds {size}, but {setting} is {bound}")

@@ -1,0 +1,326 @@
+"""Everything that Redis holds of an installation, as plain values.
+
+First one SCAN finds which keys there are; then each pool is read in one transaction, so that what is compared is of
+one moment. What is read may name ids that the scan did not find, new ones or broken ones: then the pool is read again,
+with them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from agentpool.protocol.keys import Keys, pool_of, split_id
+from agentpool.protocol.records import TaskHeader, decode_header
+from agentpool.store import Store
+
+__all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
+
+MARK = "\0"
+"""Stands for an id in a key that is taken apart: no id holds it."""
+HEADER_BYTES_MAX = 400
+ROUNDS_MAX = 5
+"""Readings of one pool until nothing new is named; on a quiet one it takes two."""
+
+
+class TaskRow(msgspec.Struct, frozen=True):
+    """A task's string, read no further than its header: none, or an unfinished task, or an outcome."""
+
+    header: TaskHeader | None
+    finished: bool = False
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What the sets of one worker name."""
+
+    agents: frozenset[str]
+    tasks: frozenset[str]
+    runs: frozenset[str]
+    cancels: frozenset[str]
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """One pool at one moment. Sets of names and ids; times are Redis time in ms."""
+
+    pool: str
+    now_ms: int
+    info: dict[str, str]
+    processes: dict[str, float]
+    workers: dict[str, float]
+    starting: dict[str, float]
+    draining: dict[str, float]
+    lost: dict[str, float]
+    pending: dict[str, float]
+    lanes: frozenset[str]
+    leases: dict[str, str]
+    leader_lock: str
+    placement_lock: str
+    records: dict[str, dict[str, str]]
+    """Hashes of workers by id."""
+    held: dict[str, Held]
+    agents: dict[str, dict[str, str]]
+    """Hashes of agents by name."""
+    mailboxes: dict[str, frozenset[str]]
+    queues: dict[str, frozenset[str]]
+    """Waiting task ids by lane, `<type>:<tenant>`."""
+    tenant_agents: dict[str, frozenset[str]]
+    tenant_tasks: dict[str, frozenset[str]]
+    tasks: dict[str, TaskRow]
+
+    @property
+    def heartbeat_timeout_ms(self) -> int:
+        """Silence that counts as death."""
+        return int(float(self.info.get("heartbeat_timeout_ms") or 10_000))
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """Ids of one pool by kind."""
+
+    workers: set[str] = msgspec.field(default_factory=set)
+    agents: set[str] = msgspec.field(default_factory=set)
+    tasks: set[str] = msgspec.field(default_factory=set)
+    mailboxes: set[str] = msgspec.field(default_factory=set)
+    queues: set[str] = msgspec.field(default_factory=set)
+    tenants: set[str] = msgspec.field(default_factory=set)
+
+    def add(self, other: "_Found") -> bool:
+        """Take in what the other holds; tells whether anything was new."""
+        before = self._size()
+        for field in self.__struct_fields__:
+            getattr(self, field).update(getattr(other, field))
+        return self._size() > before
+
+    def _size(self) -> int:
+        return sum(len(getattr(self, field)) for field in self.__struct_fields__)
+
+
+async def take_surveys(store: Store) -> dict[str, Survey]:
+    """Read all pools, those of which only leavings exist too."""
+    found = await _find(store)
+    return {pool: await _read(store, pool, ids) for pool, ids in sorted(found.items())}
+
+
+# -- which keys there are ---------------------------------------------------------------------------------------
+
+
+async def _find(store: Store) -> dict[str, _Found]:
+    keys, redis = store.keys, store.connection.redis
+    pattern = _escaped(keys.prefix) + "*"
+    every: list[str] = []
+    cursor = None
+    while cursor != 0:
+        scan = partial(redis.scan, cursor or 0, match=pattern, count=1000)
+        cursor, page = await store.connection.repeat(scan)
+        every += page
+    found = {pool: _Found() for pool in await store.pools.names()}
+    _sort_by_id(keys, every, found)
+    for pool, ids in found.items():
+        _sort_by_pool(keys, pool, every, ids)
+    await _sort_workers(store, every, found)
+    return found
+
+
+def _sort_by_id(keys: Keys, every: Iterable[str], found: dict[str, _Found]) -> None:
+    for key in every:
+        if agent := _between(key, keys.agent(MARK)):
+            pool, name = split_id(agent)
+            found.setdefault(pool, _Found()).agents.add(name)
+        elif task := _between(key, keys.task(MARK)):
+            found.setdefault(pool_of(task), _Found()).tasks.add(task)
+
+
+def _sort_by_pool(keys: Keys, pool: str, every: Iterable[str], ids: _Found) -> None:
+    for key in every:
+        if name := _between(key, keys.mailbox(pool, MARK)):
+            ids.mailboxes.add(name)
+        elif lane := _between(key, keys.lane(pool, MARK, "")[:-1]):
+            ids.queues.add(lane)
+        elif tenant := _between(key, keys.tenant_agents(pool, MARK)) or _between(key, keys.tenant_tasks(pool, MARK)):
+            ids.tenants.add(tenant)
+        elif worker := _worker_of(keys, pool, key):
+            ids.workers.add(worker)
+
+
+def _worker_of(keys: Keys, pool: str, key: str) -> str:
+    sets = (keys.worker_agents, keys.worker_tasks, keys.worker_runs, keys.worker_cancels)
+    return next((worker for of in sets if (worker := _between(key, of(pool, MARK)))), "")
+
+
+async def _sort_workers(store: Store, every: Iterable[str], found: dict[str, _Found]) -> None:
+    """Sort process hashes by the pool that they name."""
+    workers = [worker for key in every if (worker := _between(key, store.keys.process(MARK)))]
+
+    async def read() -> list[Any]:
+        async with store.connection.redis.pipeline(transaction=False) as pipe:
+            for worker in workers:
+                pipe.hget(store.keys.process(worker), "pool_name")
+            result: list[Any] = await pipe.execute()
+            return result
+
+    for worker, pool in zip(workers, await store.connection.repeat(read), strict=True):
+        found.setdefault(pool or "", _Found()).workers.add(worker)
+
+
+def _between(key: str, pattern: str) -> str:
+    """Return what stands in `key` where `pattern` has its mark, or ''."""
+    head, _, tail = pattern.partition(MARK)
+    fits = key.startswith(head) and key.endswith(tail) and len(key) > len(head) + len(tail)
+    return key[len(head) : len(key) - len(tail)] if fits else ""
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "*?[]\\^-" else letter for letter in text)
+
+
+# -- what is in them --------------------------------------------------------------------------------------------
+
+
+async def _read(store: Store, pool: str, ids: _Found) -> Survey:
+    for _ in range(ROUNDS_MAX):
+        survey = await _read_once(store, pool, ids)
+        if not ids.add(_ids_named_in(survey)):
+            break
+    return survey
+
+
+async def _read_once(store: Store, pool: str, ids: _Found) -> Survey:
+    plan = _Plan(store.keys, pool, ids)
+
+    async def read() -> list[Any]:
+        async with store.connection.redis.pipeline(transaction=True) as pipe:
+            plan.queue(pipe)
+            result: list[Any] = await pipe.execute()
+            return result
+
+    return plan.survey(await store.connection.repeat(read))
+
+
+def _ids_named_in(survey: Survey) -> _Found:
+    """Return every id that anything in the survey names."""
+    named = _Found()
+    for index in (survey.processes, survey.workers, survey.starting, survey.draining, survey.lost):
+        named.workers.update(index)
+    named.workers.update(survey.leases.values())
+    named.tasks.update(survey.leases)
+    named.agents.update(survey.pending, survey.mailboxes)
+    named.queues.update(survey.lanes)
+    for held in survey.held.values():
+        named.agents.update(held.agents)
+        named.tasks.update(held.tasks, held.runs, held.cancels)
+    for tasks in (*survey.mailboxes.values(), *survey.queues.values(), *survey.tenant_tasks.values()):
+        named.tasks.update(tasks)
+    for agent in survey.agents.values():
+        named.tenants.add(agent.get("tenant", ""))
+        named.workers.add(agent.get("process_id", ""))
+    for header in (task.header for task in survey.tasks.values() if task.header):
+        named.tenants.add(header.tenant)
+        if header.agent_name:
+            named.mailboxes.add(header.agent_name)
+        else:
+            named.queues.add(f"{header.agent_type}:{header.tenant}")
+    named.workers.discard("")
+    return named
+
+
+class _Plan:
+    """The commands of one transaction, and how their answers are read, in the same order."""
+
+    def __init__(self, keys: Keys, pool: str, ids: _Found) -> None:
+        self._keys, self._pool = keys, pool
+        self._workers, self._agents, self._tasks = sorted(ids.workers), sorted(ids.agents), sorted(ids.tasks)
+        self._mailboxes, self._queues, self._tenants = sorted(ids.mailboxes), sorted(ids.queues), sorted(ids.tenants)
+
+    def queue(self, pipe: Any) -> None:
+        """Put the commands into a pipeline."""
+        keys, pool = self._keys, self._pool
+        pipe.time()
+        pipe.hgetall(keys.pool(pool))
+        for index in (keys.processes, keys.workers, keys.starting, keys.draining, keys.lost, keys.pending):
+            pipe.zrange(index(pool), 0, -1, withscores=True)
+        pipe.zrange(keys.lanes(pool), 0, -1)
+        pipe.hgetall(keys.leases(pool))
+        pipe.get(keys.leader_lock(pool))
+        pipe.get(keys.placement_lock(pool))
+        for worker in self._workers:
+            pipe.hgetall(keys.process(worker))
+            pipe.smembers(keys.worker_agents(pool, worker))
+            pipe.zrange(keys.worker_tasks(pool, worker), 0, -1)
+            pipe.zrange(keys.worker_runs(pool, worker), 0, -1)
+            pipe.smembers(keys.worker_cancels(pool, worker))
+        for name in self._agents:
+            pipe.hgetall(keys.agent(f"{pool}/{name}"))
+        for name in self._mailboxes:
+            pipe.zrange(keys.mailbox(pool, name), 0, -1)
+        for lane in self._queues:
+            pipe.zrange(keys.lane(pool, *_lane_parts(lane)), 0, -1)
+        for tenant in self._tenants:
+            pipe.smembers(keys.tenant_agents(pool, tenant))
+            pipe.smembers(keys.tenant_tasks(pool, tenant))
+        for task in self._tasks:
+            pipe.getrange(keys.task(task), 0, HEADER_BYTES_MAX)
+
+    def survey(self, answers: list[Any]) -> Survey:
+        """Read the answers."""
+        rest = iter(answers)
+        seconds, microseconds = next(rest)
+        info = next(rest)
+        indexes = [dict(next(rest)) for _ in range(6)]
+        processes, workers, starting, draining, lost, pending = indexes
+        lanes, leases = frozenset(next(rest)), next(rest)
+        leader, placement = next(rest) or "", next(rest) or ""
+        records, held = self._read_workers(rest)
+        agents = _named(self._agents, rest, dict)
+        mailboxes, queues = _named(self._mailboxes, rest, frozenset), _named(self._queues, rest, frozenset)
+        tenant_agents, tenant_tasks = {}, {}
+        for tenant in self._tenants:
+            tenant_agents[tenant], tenant_tasks[tenant] = frozenset(next(rest)), frozenset(next(rest))
+        return Survey(
+            pool=self._pool,
+            now_ms=seconds * 1000 + microseconds // 1000,
+            info=info,
+            processes=processes,
+            workers=workers,
+            starting=starting,
+            draining=draining,
+            lost=lost,
+            pending=pending,
+            lanes=lanes,
+            leases=leases,
+            leader_lock=leader,
+            placement_lock=placement,
+            records=records,
+            held=held,
+            agents=agents,
+            mailboxes=mailboxes,
+            queues=queues,
+            tenant_agents=tenant_agents,
+            tenant_tasks=tenant_tasks,
+            tasks=_named(self._tasks, rest, _task_row),
+        )
+
+    def _read_workers(self, rest: Any) -> tuple[dict[str, dict[str, str]], dict[str, Held]]:
+        records, held = {}, {}
+        for worker in self._workers:
+            if record := next(rest):
+                records[worker] = record
+            held[worker] = Held(*(frozenset(next(rest)) for _ in range(4)))
+        return records, held
+
+
+def _named(names: Iterable[str], rest: Any, read: Callable[[Any], Any]) -> dict[str, Any]:
+    """Read one answer for each name, and leave out what is gone by now."""
+    rows: Mapping[str, Any] = {name: next(rest) for name in names}
+    return {name: read(row) for name, row in rows.items() if row}
+
+
+def _lane_parts(lane: str) -> tuple[str, str]:
+    agent_type, _, tenant = lane.partition(":")
+    return agent_type, tenant
+
+
+def _task_row(raw: str) -> TaskRow:
+    if raw.startswith("{"):
+        return TaskRow(None, finished=True)
+    words = raw.partition("\n")[0].split(" ")
+    return TaskRow(decode_header(raw)) if words[0] == "task" and len(words) == 5 else TaskRow(None)

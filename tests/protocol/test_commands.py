@@ -1,0 +1,90 @@
+"""Messages on channels: closed unions that refuse what they do not know."""
+
+import msgspec
+import pytest
+
+from agentpool.protocol.commands import (
+    AgentEnded,
+    AgentReady,
+    Cancel,
+    Drain,
+    Shutdown,
+    Spawn,
+    TaskDone,
+    Terminate,
+    Wake,
+    decode_command,
+    decode_reply,
+)
+
+COMMANDS = [
+    Spawn(process_id="w1", version=3, agent_id="p/a1", agent_type="R", incarnation=2, tenant="acme", project="x"),
+    Terminate(process_id="w1", version=3, agent_id="p/a1"),
+    Drain(process_id="w1"),
+    Shutdown(process_id="w1"),
+    Wake(process_id="w1"),
+    Wake(process_id="w1", agent_id="p/a1"),
+    Cancel(process_id="w1", task_id="p/t1"),
+]
+REPLIES = [
+    AgentReady(agent_id="p/a1", process_id="w1"),
+    AgentEnded(agent_id="p/a1", status="failed", detail="ü"),
+    TaskDone(task_id="p/t1", outcome=msgspec.Raw(b'{"status":"succeeded"}')),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_comes_back(command) -> None:
+    raw = msgspec.json.encode(command)
+    assert decode_command(raw) == command
+    assert decode_command(raw.decode()) == command
+    assert msgspec.json.decode(raw)["type"] == type(command).__name__.lower()
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_reply_comes_back(reply) -> None:
+    assert decode_reply(msgspec.json.encode(reply)) == reply
+
+
+def test_reply_without_an_outcome_says_so() -> None:
+    reply = decode_reply('{"type":"task_done","task_id":"p/t1"}')
+    assert isinstance(reply, TaskDone)
+    assert reply.outcome is None
+
+
+def test_outcome_in_a_reply_stays_undecoded() -> None:
+    reply = decode_reply('{"type":"task_done","task_id":"p/t1","outcome":{"status": "succeeded", "result":[]}}')
+    assert isinstance(reply, TaskDone)
+    assert bytes(reply.outcome) == b'{"status": "succeeded", "result":[]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"type":"exec","process_id":"w1"}',
+        '{"type":"Spawn","process_id":"w1"}',
+        '{"type":"spawn","process_id":"w1"}',
+        '{"type":"terminate","process_id":"w1","agent_id":7}',
+        '{"type":"drain"}',
+        '{"type":"drain","process_id":"w1","version":"3"}',
+        '{"type":"agent_ready","agent_id":"p/a1","process_id":"w1"}',
+        '{"type":"drain","process_id":"w1"',
+    ],
+)
+def test_anything_else_is_no_command(text: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_command(text)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"type":"spawn"}', '{"type":"task_done"}', '{"type":"agent_ready"}'])
+def test_anything_else_is_no_reply(text: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_reply(text)
+
+
+def test_fields_of_a_later_release_are_passed_over() -> None:
+    assert decode_command('{"type":"drain","process_id":"w1","deadline":3}') == Drain(process_id="w1")

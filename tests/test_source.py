@@ -1,0 +1,277 @@
+"""Reads the code itself: layers, headers of scripts, where keys are spelled, what the wheel holds."""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.seeds import SETTINGS
+
+from agentpool.protocol.events import EventName
+from agentpool.protocol.keys import Keys
+from agentpool.protocol.states import OUTCOMES, AgentStatus, TaskStatus, WorkerStatus
+from agentpool.store.scripts import script
+
+ROOT = Path(__file__).resolve().parents[1]
+LUA = ROOT / "agentpool" / "store" / "lua"
+SCRIPTS = sorted(LUA.glob("*.lua"))
+LIBRARIES = {path.stem: path for path in (LUA / "lib").glob("*.lua")}
+PYTHON = [path for folder in ("agentpool", "workers") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+HEADER_WORDS = ("RETURNS", "AGAIN")
+# Placeholders of headers, and what takes their places when a pattern of Keys is shown.
+PLACEHOLDERS = {"pool": "{p}", "tenant": "{t}", "type": "{type}", "name": "{n}", "worker_id": "{w}"}
+STATUSES = {str(status) for table in (WorkerStatus, AgentStatus, TaskStatus) for status in table}
+POOL_STATUSES = {"removed"}
+
+each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+
+
+def header_of(path: Path) -> str:
+    """The comment lines at the top, without their dashes."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("--"):
+            break
+        lines.append(line[2:].removeprefix(" "))
+    return "\n".join(lines)
+
+
+def body_of(path: Path) -> str:
+    """The code, without comments."""
+    return re.sub(r"--.*", "", path.read_text())
+
+
+def entry_of(header: str, word: str) -> str:
+    """What the header says behind a word, with its continuation lines."""
+    match = re.search(rf"^{re.escape(word)}\s+(.*(?:\n\s+.*)*)", header, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def included(path: Path) -> list[Path]:
+    return [LIBRARIES[name] for name in entry_of(header_of(path), "@include").split()]
+
+
+def key_patterns() -> set[str]:
+    """Every key that `Keys` can spell, with placeholders, as headers write them."""
+    keys, patterns = Keys(), set()
+    for name, method in inspect.getmembers(Keys, inspect.isfunction):
+        if name.startswith("_") or name.endswith("_channel"):
+            continue
+        parameters = list(inspect.signature(method).parameters)[1:]
+        special = {"agent_id": "{p}/{n}", "task_id": "{p}/{id}"}
+        patterns.add(method(keys, *(special.get(word) or PLACEHOLDERS[word] for word in parameters)))
+    return patterns
+
+
+# -- layers -----------------------------------------------------------------------------------------------------
+
+
+def test_imports_point_down() -> None:
+    program = Path(sys.executable).parent / "lint-imports"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'workers'}"}
+    done = subprocess.run(
+        [program, "--no-cache"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_in_agentpool_imports_the_worker_package() -> None:
+    for path in (ROOT / "agentpool").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("agentpool_worker")], path
+
+
+# -- headers of scripts -----------------------------------------------------------------------------------------
+
+
+@each_script
+def test_header_is_a_full_signature(path: Path) -> None:
+    header = header_of(path)
+    first = header.splitlines()[0]
+    assert re.match(r"^[A-Z].*", first), f"{path.name}: begins with a sentence"
+    assert "." in header.split("\n\n")[0], f"{path.name}: the summary is a sentence"
+    assert entry_of(header, "@include").split()[0] == "base"
+    assert re.search(r"^KEYS\[1\]\s+pool:\{p\}\s+HASH$", header, re.MULTILINE)
+    assert "KEYS[2]" not in path.read_text(), "other keys are built, as BUILDS tells"
+    for word in ("BUILDS", "RETURNS", "AGAIN"):
+        assert entry_of(header, word), f"{path.name}: no {word}"
+
+
+@each_script
+def test_header_names_each_argument(path: Path) -> None:
+    header, body = header_of(path), body_of(path)
+    documented = {int(n): bool(more) for n, more in re.findall(r"^ARGV\[(\d+)(…?)\]", header, re.MULTILINE)}
+    fixed = {n for n, more in documented.items() if not more}
+    variadic = {n for n, more in documented.items() if more}
+    used = {int(n) for n in re.findall(r"ARGV\[(\d+)\]", body)}
+    starts = {int(n) for n in re.findall(r"(?:for i = (?=\d+, (?:#ARGV|last_type))|unpack\(ARGV, )(\d+)", body)}
+    assert used == fixed, f"{path.name}: body uses {sorted(used)}, header names {sorted(fixed)}"
+    assert starts == variadic, f"{path.name}: body unpacks from {starts}, header says {variadic}"
+    assert sorted(documented) == list(range(4, 4 + len(documented))), f"{path.name}: indexes have a gap"
+
+
+@each_script
+def test_header_builds_only_keys_that_python_can_spell(path: Path) -> None:
+    known = key_patterns()
+    built = entry_of(header_of(path), "BUILDS").split()
+    expanded = {
+        pattern.replace("{lock}", lock) for pattern in built for lock in ("leader", "placement")
+    }  # a lock's name is an argument of two scripts
+    assert expanded <= known, f"{path.name}: {sorted(expanded - known)}"
+    assert len(built) == len(set(built)), f"{path.name}: named twice"
+
+
+@each_script
+def test_header_includes_what_the_body_needs(path: Path) -> None:
+    functions = {
+        name: library
+        for library, source in LIBRARIES.items()
+        for name in re.findall(r"^local function (\w+)", source.read_text(), re.MULTILINE)
+    }
+    assembled = "\n".join(body_of(part) for part in (*included(path), path))
+    assembled = re.sub(r"'[^'\n]*'", "''", assembled)  # the words of commands are no calls
+    libraries = {part.stem for part in included(path)}
+    needed = {functions[name] for name in re.findall(r"(?<!\.)\b(\w+)\(", assembled) if name in functions}
+    assert needed <= libraries, f"{path.name}: needs {sorted(needed - libraries)}"
+
+
+@each_script
+def test_header_flags_are_known(path: Path) -> None:
+    flags = entry_of(header_of(path), "@flags")
+    writes = re.search(
+        r"redis\.p?call\('(HSET|ZADD|SET|DEL|SADD|SREM|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|PEXPIRE)'", body_of(path)
+    )
+    assert flags in ("", "allow-oom", "no-writes")
+    if flags == "no-writes":
+        assert not writes
+    assert script(path.stem).text.startswith(f"#!lua flags={flags}\n" if flags else "--")
+
+
+def test_only_what_adds_something_new_is_refused_when_memory_is_full() -> None:
+    refused = {path.stem for path in SCRIPTS if not entry_of(header_of(path), "@flags")}
+    assert refused == {"apply_pool", "place_agent", "submit_task"}
+
+
+# -- bodies of scripts ------------------------------------------------------------------------------------------
+
+
+@each_script
+def test_script_has_one_caller(path: Path) -> None:
+    calls = [
+        (source.relative_to(ROOT), match)
+        for source in PYTHON
+        for match in re.findall(rf'\.call\(\s*"{path.stem}"', source.read_text())
+    ]
+    assert len(calls) == 1, calls
+    assert calls[0][0].parent == Path("agentpool/store")
+
+
+def test_no_call_names_a_script_that_is_not_there() -> None:
+    called = {name for source in PYTHON for name in re.findall(r'\.call\(\s*"(\w+)"', source.read_text())}
+    assert called == {path.stem for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *LIBRARIES.values()], ids=lambda path: path.stem)
+def test_script_stays_away_from_what_grows_or_spoils(path: Path) -> None:
+    body = body_of(path)
+    commands = set(re.findall(r"redis\.p?call\('(\w+)'", body))
+    assert not commands & {"KEYS", "SCAN", "SSCAN", "ZSCAN", "HSCAN", "INCR", "LPUSH", "RPUSH", "SORT"}
+    assert all(command.isupper() for command in commands)
+    assert "cjson.decode" not in body
+    assert "pcall" not in re.sub(r"redis\.pcall\('PUBLISH'", "", body), "only a failed PUBLISH is passed over"
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *LIBRARIES.values()], ids=lambda path: path.stem)
+def test_every_state_of_a_script_is_in_the_tables(path: Path) -> None:
+    body = re.sub(r"'HMGET', (?:[^()]|\([^()]*\))*\)", "", body_of(path))  # names of fields
+    states = set(re.findall(r"'status', '(\w+)'", body))
+    states |= set(re.findall(r"\b(?:status|state)\s*[=~]=\s*'(\w+)'", body))
+    states |= set(re.findall(r"HGET', [^\n]*'status'\)\s*[=~]=\s*'(\w+)'", body))
+    states |= set(re.findall(r"(?:end_agent|forget_worker)\(\w+, '(\w+)'", body))
+    outcomes = set(re.findall(r"plain_outcome\('(\w+)'", body))
+    outcomes |= set(re.findall(r"empty_mailbox\(\w+, \d+, '(\w+)'", body))
+    assert states <= STATUSES | POOL_STATUSES
+    assert outcomes <= {str(outcome) for outcome in OUTCOMES}
+
+
+def test_every_event_of_a_script_has_a_name() -> None:
+    names = {str(name) for name in EventName}
+    found = set()
+    for path in (*SCRIPTS, *LIBRARIES.values()):
+        body = body_of(path)
+        found |= set(re.findall(r"\bnote\('([a-z_.]+)',", body))
+        found |= {f"agent.{status}" for status in re.findall(r"end_agent\(\w+, '(\w+)'", body)}
+    assert found <= names
+    assert len(found) > 10
+
+
+# -- keys -------------------------------------------------------------------------------------------------------
+
+KEY = re.compile(r"^(?:pool|agent|process|task|tenant|lock|worker|client):|:(?:pool|agent|process|task|tenant|lock):")
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_keys_are_spelled_in_one_module(path: Path) -> None:
+    if path == ROOT / "agentpool" / "protocol" / "keys.py":
+        return
+    tree = ast.parse(path.read_text())
+    prose = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    spelled = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in prose
+        and KEY.search(node.value)
+        and " " not in node.value  # a message to people
+    ]
+    assert not spelled, f"{path}: {spelled}"
+
+
+def test_every_key_is_used_and_has_a_type() -> None:
+    types = ("SET", "ZSET", "HASH", "STRING", "STREAM")
+    for name, method in inspect.getmembers(Keys, inspect.isfunction):
+        if not name.startswith("_") and not name.endswith("_channel"):
+            assert (method.__doc__ or "").startswith(types), name
+
+
+# -- the wheel --------------------------------------------------------------------------------------------------
+
+
+def test_wheel_has_exactly_two_packages(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = archive.namelist()
+    tops = {file.split("/")[0] for file in files}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"agentpool", "agentpool_worker"}
+    for path in (*SCRIPTS, *LIBRARIES.values()):
+        assert str(path.relative_to(ROOT)) in files, "scripts are in the wheel"
+    assert "agentpool/py.typed" in files
+
+
+def test_seeds_apply_settings_that_scripts_read() -> None:
+    read = set()
+    for path in (*SCRIPTS, *LIBRARIES.values()):
+        for words in re.findall(r"HMGET', POOL, ([^)]*)\)|HGET', POOL, ('\w+')", body_of(path)):
+            read |= set(re.findall(r"'(\w+)'", "".join(words)))
+    decided = {"status", "schema", "tick", "hold_until", "fence", "desired", "floor"}
+    assert read - decided <= set(SETTINGS)

@@ -1,0 +1,3 @@
+"""Does not import."""
+
+raise ImportError("libfrobnicate.so.3 is missing")

@@ -1,0 +1,192 @@
+"""What a worker notices of itself: given up, frozen, blocked, deaf; and that lost messages cost a beat at most."""
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from support.wait import wait_until
+from worker_harness import Master
+
+from agentpool.protocol.zygote import Exit
+
+
+async def snapshot_of(master: Master) -> dict[str, object]:
+    """Return everything in Redis."""
+    redis = master.store.connection.redis
+    return {key: await _read(redis, key) for key in sorted(await redis.keys("*"))}
+
+
+async def _read(redis, key: str) -> object:
+    match await redis.type(key):
+        case "hash":
+            return await redis.hgetall(key)
+        case "zset":
+            return await redis.zrange(key, 0, -1, withscores=True)
+        case "set":
+            return await redis.smembers(key)
+        case "stream":
+            return await redis.xrange(key)
+    return await redis.get(key)
+
+
+async def test_a_worker_that_was_given_up_ends_and_changes_nothing(master: Master) -> None:
+    await master.prepare("Counter", "Sleeper")
+    await master.fork()
+    await master.spawn("a", "Counter")
+    task = await master.submit(60, type="Sleeper")
+    await master.until_running(task)
+    master.kill("w1", signal.SIGSTOP)
+    assert await master.store.workers.reap("p", "w1", proof="owner", authority="m1", reason="test") == "done"
+    before = await snapshot_of(master)
+    master.kill("w1", signal.SIGCONT)
+    assert await master.zygote.exit_of("w1") == Exit.GIVEN_UP
+    assert await snapshot_of(master) == before
+    assert (await master.outcome(task)).status == "worker_lost"
+
+
+async def test_without_a_channel_it_is_the_beat_that_tells(master: Master) -> None:
+    await master.prepare("Counter")
+    await master.fork()
+    await master.store.connection.redis.delete(master.store.keys.process("w1"))
+    assert await master.zygote.exit_of("w1") == Exit.GIVEN_UP
+
+
+async def test_a_worker_that_was_frozen_past_its_lease_ends_at_once(make_master) -> None:
+    master = await make_master(heartbeat_timeout=0.5)
+    await master.prepare("Counter")
+    await master.fork()
+    await master.spawn("a", "Counter")
+    master.kill("w1", signal.SIGSTOP)
+    threading.Event().wait(0.9)
+    before = await snapshot_of(master)
+    master.kill("w1", signal.SIGCONT)
+    assert await master.zygote.exit_of("w1") == Exit.FROZEN
+    assert await snapshot_of(master) == before
+
+
+async def test_a_blocked_loop_is_reported_with_the_stack_and_so_is_its_end(master: Master) -> None:
+    await master.prepare("Blocker")
+    await master.fork()
+    await master.spawn("a", "Blocker")
+    task = await master.submit(3, agent="a")
+
+    async def reported() -> bool:
+        return "worker.blocked" in await master.events()
+
+    await wait_until(reported, message=master.log)
+    assert int(await master.field("w1", "loop_lag_ms")) > 1900
+    assert "block_the_loop" in master.log()
+    event = next(e for e in await master.store.events.read("p") if e.type == "worker.blocked")
+    assert "Blocker.run() of p/a" in event.detail
+    assert (await master.outcome(task)).status == "succeeded"
+    await wait_until(lambda: "worker.unblocked" in master.log())
+    assert (await master.events()).count("worker.blocked") == 1
+
+
+async def test_a_loop_that_stays_blocked_without_a_master_ends_the_worker(make_master) -> None:
+    master = await make_master(block_timeout=0.5)
+    await master.prepare("Blocker")
+    await master.fork()
+    await master.spawn("a", "Blocker")
+    await master.submit(60, agent="a")
+    assert await master.zygote.exit_of("w1") == -signal.SIGKILL
+    assert "worker.blocked_too_long" in master.log()
+
+
+async def test_sigusr2_writes_all_stacks_even_while_the_loop_is_blocked(master: Master) -> None:
+    await master.prepare("Blocker")
+    await master.fork()
+    await master.spawn("a", "Blocker")
+    await master.until_running(await master.submit(2, agent="a"))
+    await asyncio.sleep(0.2)  # the lease is seen before the agent runs
+    master.kill("w1", signal.SIGUSR2)
+    dump = Path(master.settings.stack_dir) / "w1.stack"
+    await wait_until(lambda: "block_the_loop" in dump.read_text() and "heartbeat" in dump.read_text())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_with_publishing_forbidden_everything_works_within_a_beat(master: Master, when: str) -> None:
+    redis = master.store.connection.redis
+    await master.prepare("Counter", "Sleeper")
+    if when == "after":
+        await master.fork("w1")
+        await master.spawn("early", "Counter")
+    await redis.execute_command("ACL", "SETUSER", "default", "resetchannels")
+    try:
+        if when == "before":
+            await master.fork("w1")
+        await master.spawn("a", "Counter")
+        assert bytes((await master.run(2, agent="a")).result) == b"2"
+        assert (await master.run(0, type="Sleeper")).status == "succeeded"
+        task = await master.submit(60, type="Sleeper")
+        await master.until_running(task)
+        await master.store.tasks.cancel(task)
+        assert (await master.outcome(task)).status == "cancelled"
+        await master.store.agents.terminate("p/a")
+        await wait_until(lambda: "agent.stopped" in master.log())
+        await master.store.workers.drain("p", "w1", reason="test")
+        assert await master.zygote.exit_of("w1") == Exit.CLEAN
+        assert "inbox.forbidden" in master.log()
+    finally:
+        await redis.execute_command("ACL", "SETUSER", "default", "allchannels")
+
+
+@pytest.mark.parametrize("loop", ["inbox", "executor", "listener"])
+async def test_a_worker_without_one_of_its_loops_ends(master: Master, loop: str) -> None:
+    await master.prepare("Sawer")
+    await master.fork()
+    await master.spawn("a", "Sawer")
+    await master.submit(loop, agent="a")
+    assert await master.zygote.exit_of("w1") == Exit.DEAF
+
+
+async def test_beats_go_on_through_an_outage(redis_server, master: Master) -> None:
+    await master.prepare("Counter")
+    await master.fork()
+    await master.spawn("a", "Counter")
+    redis_server.stop()
+    await wait_until(lambda: "redis.unavailable" in master.log())
+    redis_server.start()
+    first = await master.field("w1", "last_beat")
+
+    async def beats() -> bool:
+        return await master.field("w1", "last_beat") > first
+
+    await wait_until(beats, message=master.log)
+    assert bytes((await master.run(2, agent="a")).result) == b"2"
+    assert int(await master.field("w1", "memory_bytes")) > 1_000_000
+
+
+async def test_a_lost_command_costs_a_beat(master: Master) -> None:
+    """The subscription's connection is cut, and what happens meanwhile is found out by the next beat or resync."""
+    await master.prepare("Counter")
+    await master.fork()
+    redis = master.store.connection.redis
+    for client in await redis.client_list():
+        if int(client.get("sub", 0)):
+            await redis.client_kill_filter(_id=client["id"])
+    await master.spawn("a", "Counter")
+    assert bytes((await master.run(2, agent="a")).result) == b"2"
+
+
+async def test_agents_that_may_not_run_twice_stop_when_redis_is_lost_and_come_back_with_it(
+    redis_server, make_master
+) -> None:
+    master = await make_master(heartbeat_timeout=0.6)
+    await master.prepare("Exclusive", "Counter", module="exclusive_module")
+    await master.fork()
+    await master.spawn("a", "Exclusive")
+    await master.spawn("b", "Counter")
+    await master.run(2, agent="b")
+    task, by_type = await master.submit(60, agent="a"), await master.submit(60, type="Exclusive")
+    await master.until_running(task)
+    await master.until_running(by_type)
+    redis_server.stop()
+    await wait_until(lambda: master.log().count("exclusive cancelled") == 2, message=master.log)
+    redis_server.start()
+    assert (await master.outcome(task)).status == "cancelled"
+    assert (await master.outcome(by_type)).status == "cancelled"
+    assert (await master.run(0, agent="a")).status == "succeeded"
+    assert bytes((await master.run(1, agent="b")).result) == b"3"
