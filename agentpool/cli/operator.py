@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import click
-from rich_click import RichGroup
+from rich_click import RichCommand, RichGroup
 
 from agentpool.cli import output
 from agentpool.cli.session import INTERRUPTED, Session, common_options, session_of
@@ -32,16 +33,16 @@ def operator() -> None:
     """
 
 
-def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+def command(name: str, /, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a sub-command; it gets the session first."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
         def with_session(**given: Any) -> Any:
             return function(session_of(click.get_current_context()), **given)
 
-        with_session.__doc__ = function.__doc__
-        with_session.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-        made: click.Command = operator.command(name, **settings)(common_options(with_session))
+        made: click.Command = click.command(name, cls=RichCommand, **settings)(common_options(with_session))
+        operator.add_command(made)
         return made
 
     return decorate

@@ -27,7 +27,7 @@ class Supervisor:
         self.keepers: dict[str, PoolKeeper] = {}
         self._store, self._host = store, host
         self._install = ""
-        self._listener: asyncio.Task[None] | None = None
+        self._hints: Subscription | None = None
         self._channels: dict[str, PoolKeeper] = {}
 
     async def open(self) -> None:
@@ -44,7 +44,7 @@ class Supervisor:
         """Begin to supervise."""
         await asyncio.gather(*(keeper.start() for keeper in self.keepers.values()))
         await self._leave_other_pools()
-        self._listen()
+        await self._listen()
 
     async def apply(self, settings: Settings) -> list[str]:
         """Take new settings; returns what could not be applied, after which the rest goes on as before."""
@@ -65,7 +65,7 @@ class Supervisor:
                 problems.append(f"{pool}: {error}")
         if settings.redis != previous.redis or settings.data_dir != previous.data_dir:
             problems.append("redis and data_dir change only with a restart of the master")
-        self._listen()
+        await self._listen()
         return problems
 
     async def stop(self, hurry: asyncio.Event) -> None:
@@ -116,20 +116,20 @@ class Supervisor:
 
     # -- hints --------------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
+    async def _listen(self) -> None:
         """Follow the hints of all pools; each is looked after at its own interval, too."""
-        if self._listener:
-            self._listener.cancel()
+        await self._stop_listening()
         keys = self._store.keys
         self._channels = {keys.leader_channel(pool): keeper for pool, keeper in self.keepers.items()}
-        subscription = Subscription(self._store.connection.url, tuple(self._channels), self._on_hint, self._on_ready)
-        self._listener = asyncio.create_task(subscription.run(), name="hints")
+        self._hints = Subscription(
+            self._store.connection, tuple(self._channels), on_message=self._on_hint, on_ready=self._on_ready
+        )
+        self._hints.start()
 
     async def _stop_listening(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener:
-            listener.cancel()
-            await asyncio.wait([listener])
+        hints, self._hints = self._hints, None
+        if hints:
+            await hints.stop()
 
     def _on_hint(self, channel: str, text: str) -> None:
         keeper = self._channels.get(channel)
@@ -140,6 +140,6 @@ class Supervisor:
         else:
             keeper.wake()
 
-    async def _on_ready(self) -> None:
+    def _on_ready(self) -> None:
         for keeper in self.keepers.values():
             keeper.wake()

@@ -99,7 +99,7 @@ class Keys:
         return f"{self.pool(pool)}:snapshot:{name}"
 
     def ended(self, pool: str, name: str) -> str:
-        """STRING with expiry: how an agent ended, so that repeating its end is quiet."""
+        """STRING with expiry: `<status> <operation> <incarnation> <why>` of an ended agent: repeats are told by it."""
         return f"{self.pool(pool)}:ended:{name}"
 
     def history(self, pool: str) -> str:

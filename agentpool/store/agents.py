@@ -131,8 +131,8 @@ class Agents:
     async def ended(self, agent_id: str) -> tuple[str, str]:
         """Return (status, detail) of how an agent ended; ('terminated', '') when that is forgotten."""
         key = self._keys.ended(*split_id(agent_id))
-        how = await self._connection.repeat(lambda: self._connection.redis.get(key)) or "terminated"
-        status, _, detail = how.partition(" ")
+        how = await self._connection.repeat(lambda: self._connection.redis.get(key)) or "terminated - 0 "
+        status, _, _, detail = how.split(" ", 3)
         return status, detail
 
     async def snapshot(self, pool: str, name: str) -> str:

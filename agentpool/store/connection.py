@@ -84,6 +84,7 @@ class Connection:
     ) -> None:
         self.url = url
         self.timeout = command_timeout
+        self._connect_timeout = connect_timeout
         try:
             # Blocking: callers above the bound wait for their turn instead of failing.
             pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -128,6 +129,18 @@ class Connection:
                     raise translate(error, self.url) from None
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
             delay = min(delay * 2, RETRY_DELAY_MAX)
+
+    def dedicated(self) -> Any:
+        """Return a client for one connection on which to wait without a deadline, like a subscription's."""
+        return redis.asyncio.Redis.from_url(
+            self.url,
+            decode_responses=True,
+            protocol=2,  # its subscriptions answer a ping with a message
+            socket_connect_timeout=self._connect_timeout,
+            socket_timeout=None,
+            retry=AsyncRetry(NoBackoff(), 0),
+            driver_info=None,
+        )
 
     async def close(self) -> None:
         """Close every connection; may be called twice."""

@@ -1,22 +1,20 @@
 """One subscription that comes back: to a few channels, on a connection of its own.
 
 Messages are hints, so losing some is no fault; what matters is that whoever listens learns when it may have missed
-any. `on_ready` is called at every (re)subscription, after which the listener compares itself with Redis. The
-connection proves itself alive by pings with a deadline of their own, because a dead peer is otherwise silent.
+any. `on_ready` is called after every (re)subscription, upon which the listener compares itself with Redis. A dead
+connection looks like a quiet one, so a silent one is pinged and has a deadline for its answer. Where the user may not
+subscribe at all, that is said once, tried again seldom, and everything works by what is read at intervals.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import redis.asyncio
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 
-from agentpool.clock import monotonic
+from agentpool.store.connection import Connection
 
 __all__ = ["Subscription"]
 
@@ -29,61 +27,82 @@ FORBIDDEN_DELAY = 30.0
 
 
 class Subscription:
-    """Calls `on_message(channel, text)` for each message, and awaits `on_ready()` whenever it (re)connected."""
+    """Calls `on_message(channel, text)` for each message, and `on_ready()` whenever it (re)subscribed."""
 
     def __init__(
         self,
-        url: str,
+        connection: Connection,
         channels: Sequence[str],
+        *,
         on_message: Callable[[str, str], None],
-        on_ready: Callable[[], Awaitable[None]] | None = None,
+        on_ready: Callable[[], None],
     ) -> None:
-        self._url, self._channels = url, tuple(channels)
+        self.is_up = False
+        """Whether messages come now."""
+        self._connection, self._channels = connection, tuple(channels)
         self._on_message, self._on_ready = on_message, on_ready
+        self._task: asyncio.Task[None] | None = None
+        self._confirmed = 0
+        self._warned = False
+
+    def start(self) -> None:
+        """Listen in a task of its own."""
+        self._task = asyncio.create_task(self.run(), name=f"subscription {self._channels[0]}")
+
+    async def stop(self) -> None:
+        """End that task; may be called twice."""
+        task, self._task = self._task, None
+        while task and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
 
     async def run(self) -> None:
         """Listen until cancelled; never ends by itself."""
         delay = DELAY_MIN
         while True:
-            client: Any = redis.asyncio.Redis.from_url(
-                self._url,
-                decode_responses=True,
-                socket_timeout=None,
-                socket_connect_timeout=PONG_TIMEOUT,
-                retry=Retry(NoBackoff(), 0),
-            )
             try:
-                async with client, client.pubsub() as pubsub:
-                    await pubsub.subscribe(*self._channels)
-                    delay = DELAY_MIN
-                    await self._listen(pubsub)
+                await self._listen()
             except NoPermissionError as error:
-                log.warning("subscription.forbidden", channels=self._channels, error=str(error))
+                self._warn(error)
                 delay = FORBIDDEN_DELAY
             except (RedisError, OSError, TimeoutError) as error:
-                log.info("subscription.lost", error=str(error), retry_seconds=round(delay, 2))
+                delay = DELAY_MIN if self.is_up else min(delay * 2, DELAY_MAX)
+                log.info("subscription.lost", channel=self._channels[0], error=str(error))
+            finally:
+                self.is_up = False
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
-            delay = min(delay * 2, max(DELAY_MAX, delay))
 
-    async def _listen(self, pubsub: Any) -> None:
-        """Read until the connection fails; raises `TimeoutError` when a ping is not answered in time."""
-        subscribed = False
-        pinged = None
-        heard = monotonic()
-        while True:
-            wait = PONG_TIMEOUT if pinged else max(0.01, heard + PING_INTERVAL - monotonic())
-            message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=wait)
-            if message is None:
-                if pinged and monotonic() - pinged >= PONG_TIMEOUT:
-                    raise TimeoutError("no answer to a ping")
-                if not pinged and monotonic() - heard >= PING_INTERVAL:
-                    pinged = monotonic()
-                    await pubsub.ping()
-                continue
-            heard, pinged = monotonic(), None
-            if message["type"] == "message":
+    async def _listen(self) -> None:
+        """Subscribe and pass messages on until the connection fails, which raises."""
+        self._confirmed = 0
+        async with self._connection.dedicated() as client, client.pubsub() as pubsub:
+            async with asyncio.timeout(self._connection.timeout):
+                await pubsub.subscribe(*self._channels)
+            while True:
+                message = await pubsub.get_message(timeout=PING_INTERVAL)
+                if message is None:
+                    async with asyncio.timeout(PONG_TIMEOUT):
+                        await self._ping(pubsub)
+                else:
+                    self._take(message)
+
+    async def _ping(self, pubsub: Any) -> None:
+        await pubsub.ping()
+        while (message := await pubsub.get_message(timeout=PONG_TIMEOUT)) is None or message["type"] != "pong":
+            if message:
+                self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "message":
                 self._on_message(message["channel"], message["data"])
-            elif message["type"] == "subscribe" and not subscribed and message["data"] == len(self._channels):
-                subscribed = True
-                if self._on_ready:
-                    await self._on_ready()
+            case "subscribe":
+                self._confirmed += 1
+                if self._confirmed == len(self._channels):
+                    self.is_up = True
+                    self._on_ready()
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("subscription.forbidden", channel=self._channels[0], error=str(error))

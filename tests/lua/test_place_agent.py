@@ -22,7 +22,7 @@ from support.seeds import (
 )
 from support.wait import wait_until
 
-from agentpool.errors import DuplicateAgent, QueueFull, UnknownAgentType, UnknownPool
+from agentpool.errors import AgentTerminated, DuplicateAgent, QueueFull, UnknownAgentType, UnknownPool
 from agentpool.protocol.commands import Spawn
 from agentpool.protocol.states import AgentStatus
 from agentpool.store import Store
@@ -130,18 +130,18 @@ async def test_name_of_a_live_agent_is_refused(store: Store) -> None:
     assert await read_agent(store) == before
     await store.agents.terminate("p/a1")
     assert await seed_agent(store, operation="o3") == "w1", "free again after its end"
-    assert (await read_agent(store))["incarnation"] == "1"
+    assert (await read_agent(store))["incarnation"] == "2", "no worker takes it for the one before"
 
 
 async def test_waiting_agents_are_bounded(store: Store) -> None:
     await seed_pool(store, max_pending=2)
-    await seed_agent(store, "a1")
+    await seed_agent(store, "a1", operation="o1")
     await seed_agent(store, "a2")
     with pytest.raises(QueueFull) as caught:
         await seed_agent(store, "a3")
     assert (caught.value.depth, caught.value.bound) == (2, 2)
     assert await read_agent(store, "a3") == {}
-    assert await seed_agent(store, "a1") is None, "a repeat is no new one"
+    assert await seed_agent(store, "a1", operation="o1") is None, "a repeat is no new one"
     await seed_worker(store, capacity=1)
     assert await seed_agent(store, "a3") is None
 
@@ -155,6 +155,27 @@ async def test_placing_repeats(store: Store) -> None:
     assert await seed_agent(store, operation="o1") == "w1"
     assert await read_agent(store) == before
     assert (await read_events(store)).count("agent.spawned") == 1
+
+
+async def test_repeat_after_the_end_makes_no_second_agent(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_agent(store, operation="o1")
+    await store.agents.fail("p", "w1", "a1", 1, failures=5, error="boom", final=True)
+    with pytest.raises(AgentTerminated, match="failed boom"):
+        await seed_agent(store, operation="o1")
+    assert await read_free(store) == {"w1": 10}
+
+
+async def test_request_that_comes_after_its_withdrawal_is_refused(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    for turn in range(2):
+        operation = f"o{turn}"
+        assert await store.agents.withdraw("p/a1", operation) is None
+        with pytest.raises(AgentTerminated, match="withdrawn"):
+            await seed_agent(store, operation=operation)
+    assert await seed_agent(store, operation="o9") == "w1"
 
 
 async def test_fifty_callers_never_get_more_than_there_is(store: Store) -> None:

@@ -8,10 +8,30 @@ from typing import Any
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from support.invariants import Picture, take_picture, violations
-from support.seeds import LONG_MS, MASTER, SETTINGS, failure, outcome, seed_agent, seed_leader, seed_pool, seed_task
+from support.seeds import (
+    LONG_MS,
+    MASTER,
+    SETTINGS,
+    failure,
+    outcome,
+    seed_agent,
+    seed_leader,
+    seed_pool,
+    seed_running_agent,
+    seed_task,
+    seed_worker,
+)
 
+from agentpool.doctor import examine
 from agentpool.errors import AgentPoolError, RedisUnavailable
 from agentpool.protocol.records import TypeInfo
 from agentpool.protocol.states import AGENT_MOVES, WORKER_MOVES, AgentStatus, WorkerStatus, check_move
@@ -37,9 +57,17 @@ class Machine(RuleBasedStateMachine):
         self.count = 0
         self.outcomes: dict[str, str] = {}
         self.incarnations: dict[str, tuple[str, int]] = {}
+        """Of each agent's name: the operation that made the latest, and its incarnation."""
         self.token = ""
 
     def teardown(self) -> None:
+        try:
+            if self.token:
+                assert self.runner.run(examine(self.store, local=False)) == []
+        finally:
+            self.close()
+
+    def close(self) -> None:
         self.runner.run(self.store.close())
         self.runner.close()
         self.client.close()
@@ -84,25 +112,31 @@ class Machine(RuleBasedStateMachine):
 
     # -- pools and leaders --------------------------------------------------------------------------------------
 
-    @initialize(placement=st.sampled_from(["least_loaded", "pack"]))
-    def pool(self, placement: str) -> None:
-        self.token = self.runner.run(seed_pool(self.store, **SMALL, placement=placement))
+    @initialize(placement=st.sampled_from(["least_loaded", "pack"]), capacities=st.lists(st.integers(1, 3), max_size=3))
+    def pool(self, placement: str, capacities: list[int]) -> None:
+        """Most of what may go wrong needs workers and agents that run."""
+
+        async def seed() -> None:
+            self.token = await seed_pool(self.store, **SMALL, placement=placement)
+            for number, capacity in enumerate(capacities):
+                await seed_worker(self.store, f"v{number}", capacity=capacity)
+            for name in NAMES[: max(0, sum(capacities) - 1)]:
+                await seed_running_agent(self.store, name, tenant=TENANTS[0])
+
+        self.runner.run(seed())
         self.now = take_picture(self.client)
 
-    @rule(max_workers=st.integers(1, 5), max_pending=st.integers(0, 5))
-    def apply(self, max_workers: int, max_pending: int) -> None:
-        values = SETTINGS | SMALL | {"max_workers": max_workers, "max_pending": max_pending}
+    @rule(what=st.sampled_from(["settings", "scale", "leader"]), workers=st.integers(1, 5))
+    def govern(self, what: str, workers: int) -> None:
         token = self.token
-        self.call(lambda: self.store.pools.apply("p", token, [TypeInfo(name="R", module="x")], values))
-
-    @rule(workers=st.integers(0, 6))
-    def scale(self, workers: int) -> None:
-        self.call(lambda: self.store.pools.scale("p", workers))
-
-    @rule()
-    def change_leader(self) -> None:
-        self.client.delete(self.store.keys.leader_lock("p"))
-        self.token = self.runner.run(seed_leader(self.store, master=f"m{self.number()}"))
+        values = SETTINGS | SMALL | {"max_workers": workers, "max_pending": workers}
+        if what == "settings":
+            self.call(lambda: self.store.pools.apply("p", token, [TypeInfo(name="R", module="x")], values))
+        elif what == "scale":
+            self.call(lambda: self.store.pools.scale("p", workers))
+        else:
+            self.client.delete(self.store.keys.leader_lock("p"))
+            self.token = self.runner.run(seed_leader(self.store, master=f"m{self.number()}"))
 
     # -- workers ------------------------------------------------------------------------------------------------
 
@@ -121,29 +155,28 @@ class Machine(RuleBasedStateMachine):
         if ready and ordered:
             self.script("register_worker", ordered[0], "s", capacity, "pid", 1)
 
+    @precondition(lambda self: self.now.index["starting"])
     @rule(n=pick)
     def start(self, n: int) -> None:
         if worker := self.worker(n, "ordered", "starting"):
             self.call(lambda: self.store.workers.start("p", worker, "s", {"pid": 1}))
 
+    @precondition(lambda self: self.now.index["starting"])
     @rule(n=pick, capacity=st.integers(0, 3))
     def register(self, n: int, capacity: int) -> None:
         if worker := self.worker(n, "ordered", "starting"):
             self.script("register_worker", worker, "s", capacity, "pid", 1)
 
-    @rule(n=pick)
-    def beat(self, n: int) -> None:
-        if worker := self.worker(n):
-            self.script("beat_worker", worker, 0, "", 0)
-
+    @precondition(lambda self: self.now.index["processes"])
     @rule(n=pick, only_idle=st.booleans())
     def drain(self, n: int, only_idle: bool) -> None:
-        if worker := self.worker(n):
+        if worker := self.worker(n, "ready"):
             self.call(lambda: self.store.workers.drain("p", worker, reason="x", only_idle=only_idle))
 
+    @precondition(lambda self: self.now.index["draining"])
     @rule(n=pick)
     def retire(self, n: int) -> None:
-        if worker := self.worker(n):
+        if worker := self.worker(n, "draining", "starting"):
             self.call(lambda: self.store.workers.retire("p", worker, reason="x"))
 
     @rule(n=pick, limit=st.integers(1, 3), crashes=st.integers(1, 3), backoff=st.sampled_from([0, LONG_MS]))
@@ -151,6 +184,7 @@ class Machine(RuleBasedStateMachine):
         if worker := self.worker(n):
             self.script("reap_worker", worker, "owner", MASTER, 0, "killed", limit, crashes, backoff)
 
+    @precondition(lambda self: self.now.index["lost"])
     @rule(n=pick)
     def reap_to_the_end(self, n: int) -> None:
         if worker := self.worker(n, "lost"):
@@ -161,11 +195,15 @@ class Machine(RuleBasedStateMachine):
 
     # -- agents -------------------------------------------------------------------------------------------------
 
-    @rule(name=st.sampled_from(NAMES), tenant=st.sampled_from(TENANTS))
-    def spawn(self, name: str, tenant: str) -> None:
+    @rule(name=st.sampled_from(NAMES), tenant=st.sampled_from(TENANTS), confirmed=st.booleans())
+    def spawn(self, name: str, tenant: str, confirmed: bool) -> None:
         operation = f"o{self.number()}"
-        self.call(lambda: seed_agent(self.store, name, tenant=tenant, operation=operation))
+        worker = self.call(lambda: seed_agent(self.store, name, tenant=tenant, operation=operation))
+        if confirmed and isinstance(worker, str):
+            incarnation = self.client.hget(self.store.keys.agent(f"p/{name}"), "incarnation")
+            self.script("confirm_agent", worker, name, incarnation)
 
+    @precondition(lambda self: self.now.index["pending"])
     @rule(limit=st.integers(1, 3))
     def place_pending(self, limit: int) -> None:
         token = self.token
@@ -183,23 +221,24 @@ class Machine(RuleBasedStateMachine):
             fields = self.now.agents[name]
             self.script("fail_agent", fields["process_id"], name, fields["incarnation"], 1, "no", int(final))
 
+    @precondition(lambda self: self.now.agents)
     @rule(n=pick)
     def terminate(self, n: int) -> None:
         if name := self.agent(n):
             self.call(lambda: self.store.agents.terminate(f"p/{name}"))
 
-    @rule(n=pick)
-    def retire_idle(self, n: int) -> None:
-        if name := self.agent(n, "idle"):
-            since = int(self.now.agents[name]["last_used_at"])
-            self.call(lambda: self.store.agents.retire_idle(f"p/{name}", since))
+    @precondition(lambda self: self.now.agents)
+    @rule(n=pick, idle=st.booleans())
+    def let_go(self, n: int, idle: bool) -> None:
+        if name := self.agent(n, *(("idle",) if idle else ())):
+            fields = self.now.agents[name]
+            operation, since = fields["operation"], int(fields["last_used_at"])
+            if idle:
+                self.call(lambda: self.store.agents.retire_idle(f"p/{name}", since))
+            else:
+                self.call(lambda: self.store.agents.withdraw(f"p/{name}", operation))
 
-    @rule(n=pick)
-    def withdraw(self, n: int) -> None:
-        if name := self.agent(n):
-            operation = self.now.agents[name]["operation"]
-            self.call(lambda: self.store.agents.withdraw(f"p/{name}", operation))
-
+    @precondition(lambda self: self.now.index["draining"])
     @rule(n=pick, snapshot=st.sampled_from(["", "{}"]))
     def release(self, n: int, snapshot: str) -> None:
         draining = [
@@ -218,14 +257,16 @@ class Machine(RuleBasedStateMachine):
         id = f"k{self.number()}"
         self.call(lambda: seed_task(self.store, id, tenant=tenant))
 
-    @rule(name=st.sampled_from(NAMES), tenant=st.sampled_from(TENANTS))
-    def submit_to_agent(self, name: str, tenant: str) -> None:
-        id = f"k{self.number()}"
-        self.call(lambda: seed_task(self.store, id, agent=name, tenant=tenant))
+    @precondition(lambda self: self.now.agents)
+    @rule(n=pick, tenant=st.sampled_from(TENANTS))
+    def submit_to_agent(self, n: int, tenant: str) -> None:
+        id, name = f"k{self.number()}", self.agent(n)
+        self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant))
 
-    @rule(n=pick, by_type=st.integers(0, 3), back=st.integers(-1, 1))
+    @precondition(lambda self: self.now.lanes or self.now.mailboxes)
+    @rule(n=pick, by_type=st.integers(0, 3), back=st.sampled_from([-1, 0, 1, 1, 1]))
     def claim(self, n: int, by_type: int, back: int) -> None:
-        if worker := self.worker(n, "ready", "draining"):
+        if worker := self.worker(n, "ready") or self.worker(n):
             last = int(self.now.workers[worker].get("claim_number", 0))
             self.call(
                 lambda: self.store.tasks.claim("p", worker, max(1, last + back), by_type=by_type, names=list(NAMES))
@@ -240,6 +281,7 @@ class Machine(RuleBasedStateMachine):
         result = outcome(worker) if good else failure(worker)
         self.call(lambda: self.store.tasks.complete(worker, task, agent, result))
 
+    @precondition(lambda self: self.now.unfinished)
     @rule(n=pick)
     def cancel(self, n: int) -> None:
         if task := self.one(self.now.unfinished, n):
@@ -287,9 +329,12 @@ class Machine(RuleBasedStateMachine):
     def _incarnations_grow(self) -> None:
         for name, fields in self.now.agents.items():
             operation, incarnation = self.incarnations.get(name, ("", 0))
-            if operation == fields["operation"]:
-                assert int(fields["incarnation"]) >= incarnation, "7: an incarnation went back"
-            self.incarnations[name] = (fields["operation"], int(fields["incarnation"]))
+            grown = int(fields["incarnation"]) - incarnation
+            assert grown >= 0, "7: an incarnation went back"
+            if fields["status"] != "pending" and operation != fields["operation"]:
+                assert grown > 0, "7: another agent of the name got the same incarnation"
+            if fields["status"] != "pending" or operation == fields["operation"]:
+                self.incarnations[name] = (fields["operation"], int(fields["incarnation"]))
 
     def _moves_are_legal(self, before: Picture) -> None:
         for id, fields in self.now.workers.items():

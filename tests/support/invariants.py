@@ -37,9 +37,11 @@ class Picture:
         }
         self.leases: dict[str, str] = client.hgetall(keys.leases(pool))
         task_keys = client.keys(keys.task(f"{pool}/*"))
-        self.tasks: dict[str, str] = {
-            key.removeprefix(keys.task("")): text for key, text in zip(task_keys, client.mget(task_keys), strict=True)
-        } if task_keys else {}
+        self.tasks: dict[str, str] = (
+            {key.removeprefix(keys.task("")): text for key, text in zip(task_keys, client.mget(task_keys), strict=True)}
+            if task_keys
+            else {}
+        )
         self.lanes = self._queues(client, keys.lane(pool, "*", "*"), keys.lane(pool, "", "")[:-1])
         self.mailboxes = self._queues(client, keys.mailbox(pool, "*"), keys.mailbox(pool, ""))
         self.tenant_agents = self._sets(client, keys.tenant_agents(pool, "*"))

@@ -12,6 +12,7 @@ import msgspec
 import redis
 
 from agentpool.protocol.commands import Command, Reply, decode_command, decode_reply
+from agentpool.protocol.codec import new_id
 from agentpool.protocol.records import Outcome, TaskEnvelope, TaskError, TaskHeader, TypeInfo
 from agentpool.protocol.states import TaskStatus
 from agentpool.store import Store
@@ -127,7 +128,7 @@ async def seed_agent(
         max_idle_ms=0,
         heartbeat_ms=0,
         reply_to=reply_to,
-        operation=operation or f"spawn {name}",
+        operation=operation or new_id(),
     )
 
 

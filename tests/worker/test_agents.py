@@ -145,6 +145,7 @@ async def test_terminating_while_it_starts_ends_it(master: Master) -> None:
     await master.prepare("Slow", module="slow_module")
     await master.fork()
     await master.spawn("a", "Slow", status="placed")
+    await wait_until(lambda: "slow.starting" in master.log())
     await master.store.agents.terminate("p/a")
     await wait_until(lambda: "agent.stopped" in master.log())
 

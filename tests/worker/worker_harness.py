@@ -136,7 +136,8 @@ class Master:
         return forked
 
     async def field(self, worker: str, name: str) -> str:
-        return str(await self.store.connection.redis.hget(self.store.keys.process(worker), name) or "")
+        connection, key = self.store.connection, self.store.keys.process(worker)
+        return str(await connection.repeat(lambda: connection.redis.hget(key, name)) or "")
 
     async def until_status(self, worker: str, status: str) -> None:
         async def has() -> bool:

@@ -45,15 +45,15 @@ class Drain:
         """Bring the deadline forward: cancel running tasks now."""
         self._hurried.set()
 
-    async def run(self, reason: str) -> None:
-        """Leave; returns when the worker is retired or waiting longer is of no use."""
+    async def run(self, reason: str, *, known: bool) -> None:
+        """Leave; returns when the worker is retired or waiting longer is of no use. `known`: Redis says it drains."""
         settings = self._place.settings
         # Cancelled tasks have their grace, and so have stop() and snapshot() of their agents after them.
         rest = 3 * settings.agent_stop_timeout + settings.command_timeout
         canceller = asyncio.create_task(self._cancel_at_deadline(settings.drain_timeout))
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + settings.drain_timeout + rest):
-                await self._leave(reason)
+                await self._leave(reason, known)
         except TimeoutError:
             log.error("worker.drain_failed", held=[pinned.id for pinned in self._agents.all()])
         finally:
@@ -67,9 +67,11 @@ class Drain:
             log.warning("worker.drain_deadline", running=len(self._executor.running()))
         self._executor.cancel_all("the worker had to leave before the task was done")
 
-    async def _leave(self, reason: str) -> None:
+    async def _leave(self, reason: str, known: bool) -> None:
         began = monotonic()
         self._agents.start_no_more()
+        if not known:
+            await self._announce(reason)
         await self._executor.settle()
         while True:
             await self._hand_over_all()
@@ -83,6 +85,14 @@ class Drain:
             # Something is registered here that is not here: look again.
             self._inbox.resync()
             await asyncio.sleep(RETIRE_RETRY_DELAY)
+
+    async def _announce(self, reason: str) -> None:
+        """Leave the index of workers with room, before anything is given back: it would be placed here again."""
+        place = self._place
+        try:
+            await place.insist("drain", lambda: place.store.workers.drain(place.pool, place.worker_id, reason=reason))
+        except AgentPoolError as error:
+            log.error("worker.drain_refused", error=str(error))
 
     async def _hand_over_all(self) -> None:
         results = await asyncio.gather(

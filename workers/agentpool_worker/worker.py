@@ -26,7 +26,7 @@ import uvloop
 from agentpool import logs
 from agentpool.agent import AgentType
 from agentpool.clock import monotonic
-from agentpool.errors import AgentPoolError, RedisUnavailable
+from agentpool.errors import RedisUnavailable
 from agentpool.protocol.records import Beat
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Exit, Fork, WorkerSettings
@@ -134,6 +134,7 @@ class _Worker:
         self._leaving = asyncio.Event()
         self._reason = ""
         self._retiring = self._is_cut_off = False
+        self._terms = 0
 
     async def run(self) -> int:
         """Work until drained; returns the exit status."""
@@ -149,7 +150,7 @@ class _Worker:
             task.add_done_callback(self._deaf)
         self._inbox.resync()
         await self._leaving.wait()
-        await self._drain.run(self._reason)
+        await self._drain.run(self._reason, known=self._terms == 0)
         self._heartbeat.stop()
         return Exit.CLEAN
 
@@ -177,7 +178,6 @@ class _Worker:
         )
         self._listener = Listener(place, on_command=self._inbox.receive, on_subscribed=self._inbox.resync)
         self._drain = Drain(place, self._agents, self._pooled, self._executor, self._inbox, on_retire=self._expect_end)
-        self._place = place
         self._heartbeat = Heartbeat(
             settings,
             self._worker_id,
@@ -230,17 +230,10 @@ class _Worker:
 
     def _handle_term(self) -> None:
         """First SIGTERM: drain. Second: drain quickly."""
-        if self._leaving.is_set():
+        if self._terms:
             self._drain.hurry()
-            return
+        self._terms += 1
         self._leave("SIGTERM")
-        self._telling = asyncio.create_task(self._tell_drain(), name="tell drain")
-
-    async def _tell_drain(self) -> None:
-        """Leave the index of workers that take agents; the drain itself does not wait for Redis."""
-        workers = self._place.store.workers
-        with contextlib.suppress(AgentPoolError):
-            await workers.drain(self._settings.pool, self._worker_id, reason="SIGTERM")
 
     def _leave(self, reason: str) -> None:
         if not self._leaving.is_set():

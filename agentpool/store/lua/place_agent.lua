@@ -13,8 +13,8 @@
 -- BUILDS   pool:{p}:types  pool:{p}:processes  pool:{p}:pending  pool:{p}:worker:{w}:agents  pool:{p}:events
 --          agent:{p}/{n}  process:{w}  tenant:{p}:{t}:agents  pool:{p}:ended:{n}  pool:{p}:worker:{w}:tasks
 -- RETURNS  {"placed", worker} | {"pending"} | {"unknown_pool"} | {"unknown_type", type…} | {"duplicate"}
---          | {"full", depth, bound}
--- AGAIN    the same operation gets the place that the first call found
+--          | {"full", depth, bound} | {"ended", how} when the agent of this very operation has ended
+-- AGAIN    the same operation gets the place that the first call found, or "ended"
 
 local name, operation = ARGV[4], ARGV[11]
 if not pool_exists() then
@@ -31,6 +31,10 @@ if known then
   end
   return worker ~= '' and {'placed', worker} or {'pending'}
 end
+local status, ended_operation, last_incarnation, detail = read_ending(name)
+if ended_operation == operation then
+  return {'ended', status .. ' ' .. detail}
+end
 worker = pick_worker()
 local bound = tonumber(redis.call('HGET', POOL, 'max_pending')) or 10000
 local depth = redis.call('ZCARD', POOL .. ':pending')
@@ -38,8 +42,8 @@ if not worker and depth >= bound then
   return {'full', depth, bound}
 end
 redis.call('HSET', key, 'agent_id', pool .. '/' .. name, 'pool_name', pool, 'agent_type', ARGV[5], 'status', 'pending',
-  'process_id', '', 'tenant', ARGV[6], 'project', ARGV[7], 'incarnation', 0, 'max_idle_ms', ARGV[8],
-  'heartbeat_ms', ARGV[9], 'spawned_at', now, 'last_used_at', now, 'run_count', 0, 'failures', 0, 'crashes', 0,
+  'process_id', '', 'tenant', ARGV[6], 'project', ARGV[7], 'incarnation', last_incarnation or 0,
+  'max_idle_ms', ARGV[8], 'heartbeat_ms', ARGV[9], 'spawned_at', now, 'last_used_at', now, 'run_count', 0, 'failures', 0, 'crashes', 0,
   'task_id', '', 'last_error', '', 'reply_to', ARGV[10], 'operation', operation)
 redis.call('SADD', prefix .. 'tenant:' .. pool .. ':' .. ARGV[6] .. ':agents', name)
 redis.call('DEL', POOL .. ':ended:' .. name)

@@ -1,6 +1,6 @@
 -- Accept a task: its record first, then its queue, then a hint to a worker.
 --
--- @include base workers tasks
+-- @include base workers tasks agents
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  task           id
 -- ARGV[5]  record         header line and JSON, as records.py says
@@ -20,13 +20,16 @@ end
 if not pool_exists() then
   return {'unknown_pool'}
 end
-local agent = prefix .. 'agent:' .. pool .. '/' .. name
+local agent = agent_key(name)
 local max_bytes, max_queued = unpack(redis.call('HMGET', POOL, 'max_input_bytes', 'max_queued'))
 if name ~= '' then
   local status, ending = unpack(redis.call('HMGET', agent, 'status', 'ending'))
   if not status or ending then
-    local how = redis.call('GET', POOL .. ':ended:' .. name)
-    return (how or ending) and {'ended', how or 'it is being terminated'} or {'unknown_agent'}
+    local how, _, _, detail = read_ending(name)
+    if not (how or ending) then
+      return {'unknown_agent'}
+    end
+    return {'ended', how and how .. ' ' .. detail or 'it is being terminated'}
   end
 elseif redis.call('HEXISTS', POOL .. ':types', type) == 0 then
   return {'unknown_type', unpack(redis.call('HKEYS', POOL .. ':types'))}

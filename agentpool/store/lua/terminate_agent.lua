@@ -18,7 +18,12 @@ local key = agent_key(name)
 local status, last_used, operation, worker =
   unpack(redis.call('HMGET', key, 'status', 'last_used_at', 'operation', 'process_id'))
 if not status then
-  return {redis.call('EXISTS', POOL .. ':ended:' .. name) == 1 and 'ended' or 'unknown'}
+  local known, ended_operation, incarnation = read_ending(name)
+  if ARGV[7] ~= '' and ended_operation ~= ARGV[7] then
+    -- The withdrawn request may be on its way still: it shall be refused when it comes.
+    leave_ending(name, 'terminated', ARGV[7], incarnation or 0, detail)
+  end
+  return {known and 'ended' or 'unknown'}
 end
 if ARGV[6] ~= '' and (status ~= 'idle' or last_used ~= ARGV[6]
     or redis.call('EXISTS', POOL .. ':mailbox:' .. name) == 1) then

@@ -66,17 +66,27 @@ local function empty_mailbox(name, limit, status, detail)
   return redis.call('EXISTS', mailbox) == 0
 end
 
+-- What stays known of an ended agent for an hour: its status, the request that made it, its last incarnation, and why.
+local function leave_ending(name, status, operation, incarnation, detail)
+  local words = {status, operation ~= '' and operation or '-', incarnation, detail}
+  redis.call('SET', POOL .. ':ended:' .. name, table.concat(words, ' '), 'EX', 3600)
+end
+
+local function read_ending(name)
+  return string.match(redis.call('GET', POOL .. ':ended:' .. name) or '', '^(%S+) (%S+) (%d+) (.*)$')
+end
+
 -- End an agent for good: its record moves to the history, its slot is free. Returns its worker, if it had one.
 local function end_agent(name, status, detail)
   local key = agent_key(name)
-  local worker, tenant, reply_to, task =
-    unpack(redis.call('HMGET', key, 'process_id', 'tenant', 'reply_to', 'task_id'))
+  local worker, tenant, reply_to, task, operation, incarnation =
+    unpack(redis.call('HMGET', key, 'process_id', 'tenant', 'reply_to', 'task_id', 'operation', 'incarnation'))
   redis.call('HSET', key, 'status', status, 'last_error', detail)
   remember('agent', pool .. '/' .. name, redis.call('HGETALL', key))
   redis.call('DEL', key, POOL .. ':snapshot:' .. name)
   redis.call('SREM', prefix .. 'tenant:' .. pool .. ':' .. tenant .. ':agents', name)
   redis.call('ZREM', POOL .. ':pending', name)
-  redis.call('SET', POOL .. ':ended:' .. name, status .. ' ' .. detail, 'EX', 3600)
+  leave_ending(name, status, operation, incarnation, detail)
   if task and task ~= '' then
     finish_task(task, plain_outcome('agent_terminated', worker, 'AgentTerminated', detail), result_ttl())
     end_lease(worker, task)
