@@ -1,7 +1,7 @@
 """`agentpool`: look at pools, and ask for things. Thin: what is asked is in `agentpool.client`."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -234,11 +234,12 @@ def _say(session: Session, document: dict[str, Any], line: str) -> None:
         print(line)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command: exit 0 done, 1 refused or failed with one clear line, 2 used wrongly, 130 interrupted."""
-    as_json = "--json" in sys.argv
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in words
     try:
-        operator(prog_name=PROGRAM, standalone_mode=False)
+        operator(words, prog_name=PROGRAM, standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except click.ClickException as error:

@@ -3,13 +3,15 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from agentpool.client import Client, connect
 from agentpool.logs import configure
+
+if TYPE_CHECKING:
+    from agentpool.client import Client
 
 __all__ = ["INTERRUPTED", "Session", "common_options", "session_of"]
 
@@ -25,7 +27,7 @@ class Session(msgspec.Struct):
     data_dir: str | None = None
     config: str | None = None
 
-    def run(self, verb: Callable[[Client], Awaitable[Any]]) -> Any:
+    def run(self, verb: Callable[["Client"], Awaitable[Any]]) -> Any:
         """Connect, await `verb(client)` and return what it returns; Ctrl-C ends quietly."""
         configure(level="error")
         try:
@@ -33,7 +35,10 @@ class Session(msgspec.Struct):
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 
-    async def _run(self, verb: Callable[[Client], Awaitable[Any]]) -> Any:
+    async def _run(self, verb: Callable[["Client"], Awaitable[Any]]) -> Any:
+        # Here, because it costs a tenth of a second, which --help and usage errors need not wait for.
+        from agentpool.client import connect
+
         async with connect(self.redis_url, data_dir=self.data_dir, config=self.config) as client:
             return await verb(client)
 

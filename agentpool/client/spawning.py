@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentpool.client.replies import Answer, Waiter
 from agentpool.clock import monotonic
 from agentpool.errors import AgentFailed, AgentPoolError, AgentTerminated, NoCapacity, RedisUnavailable, UnknownAgent
 from agentpool.protocol.commands import AgentEnded
@@ -42,10 +43,7 @@ async def spawn_agent(client: "Client", request: Spawn, timeout: float | None) -
             await asyncio.shield(placing)
             replies.accept(waiter)
             left = None if timeout is None else max(deadline - monotonic(), 0)
-            answer = await replies.wait(waiter, left)
-        except TimeoutError:
-            await _withdraw(client, request)
-            return
+            answer = await _wait_or_withdraw(client, request, waiter, left)
         except asyncio.CancelledError:
             await client.cleanup.run(lambda: _undo(client, request, placing))
             raise
@@ -55,6 +53,15 @@ async def spawn_agent(client: "Client", request: Spawn, timeout: float | None) -
     if isinstance(answer, AgentEnded):
         error = AgentFailed if answer.status == AgentStatus.FAILED else AgentTerminated
         raise error(f"Agent {request.agent_id} has ended before it was ready: {answer.detail or answer.status}")
+
+
+async def _wait_or_withdraw(client: "Client", request: Spawn, waiter: Waiter, timeout: float | None) -> Answer | None:
+    """Return the answer, or None when the agent runs though none came; raises why it does not run in time."""
+    try:
+        return await client.replies.wait(waiter, timeout)
+    except TimeoutError:
+        await _withdraw(client, request)
+        return None
 
 
 async def _place(client: "Client", request: Spawn, timeout: float | None) -> None:

@@ -10,6 +10,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError
 
 from agentpool.store import Connection
@@ -18,6 +21,7 @@ __all__ = ["Subscription"]
 
 SILENCE_S = 5.0
 """After this long without a message the server is asked for a sign of life, and has as long to give it."""
+CONNECT_TIMEOUT_S = 5.0
 DELAY_MIN_S, DELAY_MAX_S = 0.05, 5.0
 
 
@@ -33,7 +37,16 @@ class Subscription:
         on_message: Callable[[str], None],
     ) -> None:
         self.is_up = False
-        self._connection, self._channel = connection, channel
+        self._redis: Any = redis.asyncio.Redis.from_url(
+            connection.url,
+            decode_responses=True,
+            protocol=2,  # its subscriptions answer a ping with a message
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=None,
+            retry=Retry(NoBackoff(), 0),
+            driver_info=None,
+        )
+        self._channel = channel
         self._on_up, self._on_message = on_up, on_message
         self._loop: asyncio.Task[None] | None = None
 
@@ -48,6 +61,7 @@ class Subscription:
             loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await loop
+        await self._redis.aclose()
 
     async def _run(self) -> None:
         delay = DELAY_MIN_S
@@ -62,9 +76,10 @@ class Subscription:
 
     async def _subscribe_once(self) -> None:
         """Subscribe and pass messages on until the connection breaks, which raises."""
-        pubsub = self._connection.redis.pubsub()
+        pubsub = self._redis.pubsub()
         try:
-            await pubsub.subscribe(self._channel)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await pubsub.subscribe(self._channel)
             asked = False
             while True:
                 message = await pubsub.get_message(timeout=SILENCE_S)

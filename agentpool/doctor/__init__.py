@@ -1,10 +1,10 @@
 """Is what stands in Redis, and what runs on this host, as it must be? Checks the invariants of the architecture.
 
-May import store and what lies below; reads only. Begin at `examine.py`; `survey.py` reads everything there is,
+May import store and what lies below; reads only. Begin at `examining.py`; `survey.py` reads everything there is,
 `checks.py` and `work_checks.py` are pure functions from that to violations, `processes.py` looks at this host.
 """
 
-from agentpool.doctor.examine import examine
+from agentpool.doctor.examining import examine
 from agentpool.doctor.violations import NAMES, Violation
 
 __all__ = ["NAMES", "Violation", "examine"]

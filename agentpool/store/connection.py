@@ -91,7 +91,9 @@ class Connection:
                 url,
                 decode_responses=True,
                 socket_connect_timeout=connect_timeout,
-                socket_timeout=command_timeout,
+                # `repeat` bounds each try. With a timeout here redis-py sends through asyncio.wait_for, which costs a
+                # task a command and, before Python 3.12, now and then loses the cancellation of its caller.
+                socket_timeout=None,
                 retry=AsyncRetry(NoBackoff(), 0),
                 driver_info=None,  # else each new connection reads redis-py's package metadata from disk
                 max_connections=CONNECTIONS_MAX,
@@ -122,7 +124,7 @@ class Connection:
         delay = 0.01
         while True:
             try:
-                async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                async with asyncio.timeout(max(0.0, min(self.timeout, deadline - monotonic()))):
                     return await once()
             except (RedisError, OSError) as error:
                 if not is_passing(error) or monotonic() + delay >= deadline:
@@ -166,7 +168,7 @@ class SyncConnection:
         except ValueError as error:
             raise _no_url(url, error) from None
         # Calls go over one connection, past the client's pool: a heartbeat costs half, and there are many workers.
-        self._link = self.redis.connection_pool.make_connection()
+        self._link: Any = self.redis.connection_pool.make_connection()
         db = int(self.redis.connection_pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
 

@@ -304,7 +304,7 @@ async def test_redis_is_away_for_longer_than_the_timeout(
         patch.setattr(client.store.agents, "withdraw", away)
         with pytest.raises(RedisUnavailable):
             await client.pool(POOL).spawn("Echo", timeout=0.3)
-    assert not await is_empty(tiny), "it could not be withdrawn yet"
+        assert not await is_empty(tiny), "it could not be withdrawn yet"
     await wait_until(lambda: is_empty(tiny), timeout=5, message="it is withdrawn when Redis is back")
 
 

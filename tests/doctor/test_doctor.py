@@ -23,7 +23,7 @@ INSTALL = "abcdefghijklmnopqrstuv"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentpool.doctor.examine.PAUSE_S", 0.02)
+    monkeypatch.setattr("agentpool.doctor.examining.PAUSE_S", 0.02)
 
 
 @pytest.fixture

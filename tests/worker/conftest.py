@@ -1,17 +1,12 @@
 """A master for each test: leads a pool on the real server, with a real zygote, and ends all it started."""
 
 import contextlib
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-if (workers := str(Path(__file__).parents[2] / "workers")) not in sys.path:
-    sys.path.append(workers)  # `agentpool_worker`, also when the project is not installed
-
-from worker_harness import Master, mastering
+from support.worker_harness import Master, mastering
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from support.wait import wait_until
-from worker_harness import Master
+from support.worker_harness import Master
 
 from agentpool.protocol.codec import new_id
 
@@ -100,6 +100,19 @@ async def test_an_idle_agent_ends_after_its_time_and_a_used_one_later(master: Ma
     assert asyncio.get_running_loop().time() - began > 0.6
     assert "agent.terminated" in await master.events()
     await wait_until(lambda: "agent.stopped" in master.log())
+
+
+async def test_idle_time_is_not_begun_anew_by_a_move(master: Master) -> None:
+    await master.prepare("Adder")
+    await master.fork("w1")
+    await master.spawn("a", "Adder", max_idle_ms=1000)
+    began = asyncio.get_running_loop().time()
+    await asyncio.sleep(0.6)
+    await master.fork("w2")
+    await master.store.workers.drain("p", "w1", reason="test")
+    await master.until_agent("a", "idle")
+    await master.until_gone("a")
+    assert 0.9 < asyncio.get_running_loop().time() - began < 1.5
 
 
 async def test_healthy_agents_beat_and_sick_ones_are_started_again(master: Master) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import signal
 
 from support.wait import wait_until
-from worker_harness import Master
+from support.worker_harness import Master
 
 from agentpool.protocol.zygote import Exit
 

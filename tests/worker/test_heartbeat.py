@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.wait import wait_until
-from worker_harness import Master
+from support.worker_harness import Master
 
 from agentpool.protocol.zygote import Exit
 
@@ -128,7 +128,7 @@ async def test_with_publishing_forbidden_everything_works_within_a_beat(master: 
         await wait_until(lambda: "agent.stopped" in master.log())
         await master.store.workers.drain("p", "w1", reason="test")
         assert await master.zygote.exit_of("w1") == Exit.CLEAN
-        assert "inbox.forbidden" in master.log()
+        assert "subscription.forbidden" in master.log()
     finally:
         await redis.execute_command("ACL", "SETUSER", "default", "allchannels")
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from support.wait import wait_until
-from worker_harness import Master
+from support.worker_harness import Master
 
 
 async def until_free(master: Master, available: str = "4") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from worker_harness import Master
+from support.worker_harness import Master
 
 from agentpool.protocol.zygote import Exit, Failed, Fork, Ready
 

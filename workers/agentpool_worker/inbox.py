@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Callable
 from typing import assert_never
 
+import msgspec
 import structlog
 
 from agentpool.errors import RedisUnavailable
-from agentpool.protocol.commands import Cancel, Command, Drain, Shutdown, Spawn, Terminate, Wake
+from agentpool.protocol.commands import Cancel, Command, Drain, Shutdown, Spawn, Terminate, Wake, decode_command
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent, WorkerView
 from agentpool.protocol.states import WorkerStatus
@@ -57,10 +58,14 @@ class Inbox:
         """Let the loop turn."""
         self._woken.set()
 
-    def receive(self, command: Command) -> None:
-        """A command came."""
-        self._commands.append(command)
-        self.poke()
+    def receive(self, text: str) -> None:
+        """A message came on this worker's channel."""
+        try:
+            self._commands.append(decode_command(text))
+        except msgspec.DecodeError as error:
+            log.warning("inbox.unreadable", error=str(error))
+        else:
+            self.poke()
 
     def resync(self) -> None:
         """Compare what is here with what shall be."""

@@ -117,8 +117,7 @@ async def _warm_loop(settings: WorkerSettings) -> None:
         with suppress(RedisUnavailable):
             await store.tasks.claim(settings.pool, NOBODY, 1, by_type=0, names=[])
             await store.agents.confirm(settings.pool, NOBODY, NOBODY, 0)
-        client = redis.asyncio.Redis.from_url(settings.redis_url, protocol=2, decode_responses=True)
-        async with client, client.pubsub() as pubsub:
+        async with connection.dedicated() as client, client.pubsub() as pubsub:
             await pubsub.subscribe(store.keys.worker_channel(NOBODY))
             await pubsub.get_message(timeout=WARM_TIMEOUT)
     finally:

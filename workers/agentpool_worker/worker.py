@@ -32,6 +32,7 @@ from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Exit, Fork, WorkerSettings
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
+from agentpool.store.subscription import Subscription
 from agentpool.store.workers import register_worker
 from agentpool.version import __version__
 from agentpool_worker.agents import Agents
@@ -41,7 +42,6 @@ from agentpool_worker.exec_worker import read_order
 from agentpool_worker.executor import Executor
 from agentpool_worker.heartbeat import Heartbeat
 from agentpool_worker.inbox import Inbox
-from agentpool_worker.listener import Listener
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.pooled import Pooled
 from agentpool_worker.preload import load_types, make_importable
@@ -176,7 +176,12 @@ class _Worker:
         self._inbox = Inbox(
             place, self._agents, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
         )
-        self._listener = Listener(place, on_command=self._inbox.receive, on_subscribed=self._inbox.resync)
+        self._listener = Subscription(
+            store.connection,
+            [store.keys.worker_channel(self._worker_id)],
+            on_message=lambda _, text: self._inbox.receive(text),
+            on_ready=self._inbox.resync,
+        )
         self._drain = Drain(place, self._agents, self._pooled, self._executor, self._inbox, on_retire=self._expect_end)
         self._heartbeat = Heartbeat(
             settings,

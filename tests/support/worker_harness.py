@@ -33,7 +33,7 @@ from agentpool.protocol.zygote import (
 from agentpool.store import Store
 
 ROOT = Path(__file__).parents[2]
-APPS = Path(__file__).parent / "apps"
+APPS = Path(__file__).parents[1] / "worker" / "apps"
 POOL = "p"
 MASTER = "m1"
 
@@ -88,10 +88,15 @@ class Zygote:
         return os.waitstatus_to_exitcode(self.exited[worker].status)
 
     def close(self) -> None:
+        """End everything: asked twice (drain, hurry), so that what was covered is written down, then killed."""
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            living = [fd for fd in self.pidfds.values() if not select.select([fd], [], [], 0)[0]]
+            for fd in living:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, number)
+            for fd in living:
+                select.select([fd], [], [], {signal.SIGTERM: 0.5}.get(number, 5))
         for fd in self.pidfds.values():
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            select.select([fd], [], [], 5)
             os.close(fd)
         self.control.close()
         self.process.wait(5)
