@@ -50,6 +50,7 @@ class Daemon:
         self._notifier = Notifier()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._hurry = asyncio.Event()
+        self._stopping = False
 
     @property
     def url(self) -> str:
@@ -115,6 +116,7 @@ class Daemon:
                 if self._on_ready:
                     self._on_ready(self)
                 await self._dispatch()
+                self._stopping = True
                 self._notifier.stopping()
                 await self._stop_pools()
         finally:
@@ -132,8 +134,9 @@ class Daemon:
 
     async def _show_status(self) -> None:
         away = self.supervisor.redis_away_for()
+        doing = "Stopping" if self._stopping else "Running"
         pools = ", ".join(sorted(self.supervisor.keepers))
-        self._notifier.status(f"Redis away for {away:.0f} s" if away else f"Running pools: {pools}")
+        self._notifier.status(f"Redis away for {away:.0f} s" if away else f"{doing} pools: {pools}")
 
     # -- running ------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,19 @@ import structlog
 from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
 
-__all__ = ["Periodic"]
+__all__ = ["Periodic", "end_task"]
 
 log = structlog.get_logger("periodic")
 
 ERROR_DELAY_MAX = 5.0
 STOP_RETRY = 0.5
+
+
+async def end_task(task: "asyncio.Task[object]") -> None:
+    """Cancel a task until it has ended: a library under it may lose a cancellation that comes with its result."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=STOP_RETRY)
 
 
 class Periodic:
@@ -57,10 +64,8 @@ class Periodic:
     async def stop(self) -> None:
         """End the loop, also in the middle of a turn; may be called twice."""
         task, self._task = self._task, None
-        # Again while it lives: a library under the verb may lose a cancellation that comes with its result.
-        while task and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=STOP_RETRY)
+        if task:
+            await end_task(task)
 
     async def _run(self) -> None:
         while True:

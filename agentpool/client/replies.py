@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 import msgspec
 
-from agentpool.client.subscription import Subscription
 from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable, UnknownTask
 from agentpool.periodic import Periodic
@@ -25,6 +24,7 @@ from agentpool.protocol.commands import AgentEnded, AgentReady, TaskDone, decode
 from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import AgentStatus
 from agentpool.store import Store
+from agentpool.store.subscription import Subscription
 
 __all__ = ["Answer", "Replies", "Waiter"]
 
@@ -65,7 +65,9 @@ class Replies:
         """Tasks to look up before the next tick."""
         self._next_tick = 0.0
         self._outage: tuple[float, RedisUnavailable] | None = None
-        self._subscription = Subscription(store.connection, channel, on_up=self._look_at_all, on_message=self._dispatch)
+        self._subscription = Subscription(
+            store.connection, [channel], on_ready=self._look_at_all, on_message=self._dispatch
+        )
         self._lookups = Periodic("client.replies", self.look_up, TICK_S)
         self._started = False
 
@@ -127,7 +129,7 @@ class Replies:
 
     # -- what was published -------------------------------------------------------------------------------------
 
-    def _dispatch(self, text: str) -> None:
+    def _dispatch(self, _channel: str, text: str) -> None:
         try:
             reply = decode_reply(text)
         except msgspec.DecodeError:

@@ -63,7 +63,7 @@ def require_linux() -> None:
     """Raise `UnsupportedPlatform` where the daemon cannot work."""
     if not sys.platform.startswith("linux") or not hasattr(os, "pidfd_open"):
         raise UnsupportedPlatform(
-            "agentpool-master needs Linux 5.3 or later (it watches workers through pidfds). "
+            "agentpool-master needs Linux 5.4 or later (it watches workers through pidfds). "
             "The client library works here: run the master on a Linux host and connect to its Redis."
         )
 

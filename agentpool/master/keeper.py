@@ -186,8 +186,8 @@ class PoolKeeper:
     async def _drain_all(self, hurry: asyncio.Event) -> None:
         """Have every worker hand over; ends when all have left, at the deadline, or when told to hurry."""
         scope = self.scope
-        for worker_id in list(self.crew.processes):
-            await self._drain_or_kill(worker_id)
+        # At once: what one gives up shall not go to the next that is about to drain.
+        await asyncio.gather(*(self._drain_or_kill(worker_id) for worker_id in list(self.crew.processes)))
         deadline = monotonic() + scope.settings.drain_timeout + scope.settings.agent_stop_timeout
         hurried = False
         while self.crew.processes and monotonic() < deadline:

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from redis.exceptions import NoPermissionError, RedisError
 
+from agentpool.periodic import end_task
 from agentpool.store.connection import Connection
 
 __all__ = ["Subscription"]
@@ -52,9 +53,8 @@ class Subscription:
     async def stop(self) -> None:
         """End that task; may be called twice."""
         task, self._task = self._task, None
-        while task and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=0.5)
+        if task:
+            await end_task(task)
 
     async def run(self) -> None:
         """Listen until cancelled; never ends by itself."""

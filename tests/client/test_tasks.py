@@ -408,8 +408,7 @@ async def test_nothing_depends_on_publishing(redis_url: str) -> None:
 async def test_a_lost_reply_is_found_at_the_next_tick(client: Client, tiny: TinyPool) -> None:
     await tiny.add_worker()
     await client.pool(POOL).run("Echo", 0)
-    client.replies._dispatch = lambda _: None  # type: ignore[method-assign]
-    client.replies._subscription._on_message = lambda _: None
+    client.replies._subscription._on_message = lambda *_: None
     assert await asyncio.wait_for(client.pool(POOL).run("Echo", 1), 2) == 1
 
 
@@ -421,28 +420,6 @@ async def test_the_subscription_breaks_and_comes_back(client: Client, tiny: Tiny
     assert await asyncio.wait_for(client.pool(POOL).run("Echo", 1), 2) == 1
     await wait_until(lambda: client.replies._subscription.is_up)
     assert await client.pool(POOL).run("Echo", 2) == 2
-
-
-async def test_a_silent_subscription_is_made_anew(
-    client: Client, tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agentpool.client.subscription.SILENCE_S", 0.05)
-    await tiny.add_worker()
-    await client.pool(POOL).run("Echo", 0)
-    await wait_until(lambda: client.replies._subscription.is_up)
-    before = await subscribers(tiny)
-    await asyncio.sleep(0.3)
-    assert await subscribers(tiny) == before, "the server answers pings"
-    monkeypatch.setattr("redis.asyncio.client.PubSub.ping", lambda _: asyncio.sleep(0))
-    await wait_until(lambda: _others_subscribe(tiny, before), message="without an answer it is made anew")
-
-
-async def subscribers(tiny: TinyPool) -> set[str]:
-    return {each["id"] for each in await tiny.store.connection.redis.client_list(_type="pubsub")}
-
-
-async def _others_subscribe(tiny: TinyPool, before: set[str]) -> bool:
-    return not before & (now := await subscribers(tiny)) and bool(now)
 
 
 async def test_messages_of_a_later_release_are_passed_over(client: Client, tiny: TinyPool) -> None:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.wait import wait_until_sync
 
 from agentpool.errors import ConfigError
 from agentpool.master.host import Host, cpu_ticks, is_stopped, open_process, send_signal, start_time
 from agentpool.protocol.records import WorkerRecord
-from support.wait import wait_until_sync
 
 
 @pytest.fixture

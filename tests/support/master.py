@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from support.wait import wait_until_sync
 
 from agentpool.client import Client, connect
 from agentpool.protocol.records import WorkerRecord
 from agentpool.redis_server import running_url
-from support.wait import wait_until_sync
 
 __all__ = ["APPS", "Master", "clean_environ", "running_processes"]
 

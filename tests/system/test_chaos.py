@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+from support.master import Master
+from support.wait import wait_until
 
 from agentpool.doctor import examine
 from agentpool.errors import AgentPoolError
-from support.master import Master
-from support.wait import wait_until
 
 NewMaster = Callable[..., Master]
 POOL = "developer_pool"

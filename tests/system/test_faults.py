@@ -9,11 +9,11 @@ from collections.abc import Callable
 import psutil
 import pytest
 import redis
+from support.master import Master, ended, pid_of
+from support.wait import wait_until
 
 from agentpool.doctor import examine
 from agentpool.errors import WorkerLost
-from support.master import Master, ended, pid_of
-from support.wait import wait_until
 
 NewMaster = Callable[..., Master]
 POOL = "developer_pool"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.master import BIN, Master, clean_environ
+from support.wait import wait_until
 
 from agentpool.doctor import examine
 from agentpool.errors import UnknownPool
-from support.master import BIN, Master, clean_environ
-from support.wait import wait_until
 
 NewMaster = Callable[..., Master]
 POOL = "developer_pool"

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import redis
+from support.master import Master
+from support.wait import wait_until
 
 from agentpool.doctor import examine
 from agentpool.errors import AgentFailed, InvalidInput, NoCapacity, UnknownAgent
-from support.master import Master
-from support.wait import wait_until
 
 NewMaster = Callable[..., Master]
 POOL = "developer_pool"

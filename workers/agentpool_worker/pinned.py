@@ -14,6 +14,7 @@ import structlog
 
 from agentpool.clock import monotonic
 from agentpool.errors import UnknownAgentType
+from agentpool.periodic import end_task
 from agentpool.policy.restarts import next_restart
 from agentpool.protocol.events import EventName
 from agentpool.protocol.keys import split_id
@@ -107,8 +108,7 @@ class Pinned:
         self.phase = Phase.LEAVING
         if self._run:
             self._run.stop(why)
-        self._life.cancel()
-        await asyncio.wait({self._life})
+        await end_task(self._life)
         if self.instance:
             await self.instance.close()
 
