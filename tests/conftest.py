@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 # So that tests say `from support.wait import wait_until`, whatever the import mode.
 if (here := str(Path(__file__).parent)) not in sys.path:
@@ -13,6 +14,13 @@ if (here := str(Path(__file__).parent)) not in sys.path:
 from support.server import flush, start_server
 
 from agentpool.redis_server import EmbeddedServer
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """What a test tells the whole process about logging is forgotten after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ beats for long enough; the script itself checks that, and that the leader was no
 
 import structlog
 
+from agentpool.clock import monotonic
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.scope import PoolScope
@@ -20,6 +21,9 @@ __all__ = ["Reaper"]
 
 log = structlog.get_logger("reaper")
 
+SCAN_INTERVAL = 0.9
+"""Seconds between scans: a little less than the loop's own interval, so that wake-ups do not add any."""
+
 
 class Reaper:
     """Reaps for one pool. Times are in seconds."""
@@ -27,11 +31,13 @@ class Reaper:
     def __init__(self, scope: PoolScope, crew: Crew, boots: Boots) -> None:
         self._scope, self._crew, self._boots = scope, crew, boots
         self._store, self._pool = scope.store, scope.pool
+        self._scanned_at = 0.0
 
     async def reap_once(self) -> None:
-        """Bury this host's dead first; as the leader, then what others left and who fell silent."""
+        """Bury this host's dead at once; as the leader, at intervals, what others left and who fell silent."""
         await self.bury_own_dead()
-        if self._scope.token:
+        if self._scope.token and monotonic() - self._scanned_at >= SCAN_INTERVAL:
+            self._scanned_at = monotonic()
             await self.finish_lost_workers()
             await self.reap_silent_workers()
 

@@ -19,6 +19,7 @@ log = structlog.get_logger("worker_process")
 
 STATUS_WAIT = 0.02
 """Seconds to wait for the exit status after the pidfd told of the end; the zygote's message is under way."""
+SECOND_TERM = 0.1
 STACK_WAIT = 0.3
 STACK_BYTES_MAX = 8192
 
@@ -58,8 +59,12 @@ class WorkerProcess:
             send_signal(self._pidfd, signal.SIGKILL)
 
     def hurry(self) -> None:
-        """SIGTERM: a worker drains at the first and stops its running tasks at the second."""
-        if not self.ended.is_set():
+        """SIGTERM twice: a worker drains at the first, if it did not before, and cancels its tasks at the second."""
+        self._terminate()
+        asyncio.get_running_loop().call_later(SECOND_TERM, self._terminate)
+
+    def _terminate(self) -> None:
+        if self._pidfd >= 0:
             send_signal(self._pidfd, signal.SIGTERM)
 
     async def stack(self, folder: str) -> str:

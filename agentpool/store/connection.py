@@ -90,6 +90,7 @@ class Connection:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
                 decode_responses=True,
+                protocol=2,  # one greeting less for each new connection
                 socket_connect_timeout=connect_timeout,
                 # `repeat` bounds each try. With a timeout here redis-py sends through asyncio.wait_for, which costs a
                 # task a command and, before Python 3.12, now and then loses the cancellation of its caller.

@@ -333,7 +333,7 @@ async def test_events_can_be_followed_until_interrupted(redis_url: str, tiny: Ti
         assert json.loads(await reading)["type"] == "pool.scaled"
         process.send_signal(signal.SIGINT)
         _, err = await asyncio.to_thread(process.communicate, timeout=10)
-        assert (process.returncode, err) == (130, "")
+        assert (process.returncode, err) == (130, ""), err
     finally:
         process.kill()
         process.communicate()
@@ -354,7 +354,7 @@ async def test_ctrl_c_cancels_what_it_waits_for(redis_url: str, tiny: TinyPool) 
         await wait_until(lambda: worker._runs)
         process.send_signal(signal.SIGINT)
         _, err = await asyncio.to_thread(process.communicate, timeout=10)
-        assert (process.returncode, err) == (130, "")
+        assert (process.returncode, err) == (130, ""), err
         await asyncio.wait_for(left.wait(), 5)
     finally:
         process.kill()

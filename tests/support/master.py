@@ -13,6 +13,7 @@ import psutil
 from support.wait import wait_until_sync
 
 from agentpool.client import Client, connect
+from agentpool.doctor import examine
 from agentpool.protocol.records import WorkerRecord
 from agentpool.redis_server import running_url
 
@@ -88,6 +89,11 @@ class Master:
         wait_until_sync(ready, timeout=20, message=self.output)
 
     @property
+    def is_running(self) -> bool:
+        """It runs on a server of its own: there is something to examine."""
+        return self.process is not None and self.process.poll() is None and running_url(self.data_dir) is not None
+
+    @property
     def pid(self) -> int:
         assert self.process
         return self.process.pid
@@ -123,6 +129,12 @@ class Master:
         for process in self.children():
             process.kill()
             wait_until_sync(lambda process=process: ended(process.pid))
+
+    async def examine(self) -> None:
+        """What must hold at the end of every test: doctor finds nothing."""
+        async with self.client() as client:
+            violations = await examine(client.store)
+        assert violations == [], violations
 
     # -- looking ------------------------------------------------------------------------------------------------
 

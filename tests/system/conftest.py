@@ -1,5 +1,6 @@
 """A master factory: whatever a test starts is ended."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,5 +20,10 @@ def new_master(tmp_path: Path) -> Iterator[Callable[..., Master]]:
         return made[-1]
 
     yield make
-    for master in made:
-        master.sweep()
+    try:
+        for master in made:
+            if master.is_running:
+                asyncio.run(master.examine())
+    finally:
+        for master in made:
+            master.sweep()
