@@ -1,5 +1,8 @@
 """Logging: structlog, JSON when not on a terminal, to standard error.
 
+Modules that also run inside users' programs (`periodic`, the subscription) log through the standard library, which is
+silent about anything below a warning until somebody sets it up; here such lines get the same form as ours.
+
 Event names are those of `agentpool.protocol.events` where an event is also in the stream; every line carries pool,
 worker and agent where it has them.
 """
@@ -20,20 +23,36 @@ def configure(level: str = "info", format: str = "auto", **bound: Any) -> None:
     renderer: Any = (
         structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(serializer=_encode)
     )
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**bound)
+    _adopt_standard_logging(threshold, shared, renderer)
+
+
+def _adopt_standard_logging(threshold: int, shared: list[Any], renderer: Any) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(threshold)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _encode(value: Any, **_: Any) -> str:

@@ -6,16 +6,15 @@ later each time: what failed once may work when Redis is back.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
-
-import structlog
 
 from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
 
 __all__ = ["Periodic", "end_task"]
 
-log = structlog.get_logger("periodic")
+log = logging.getLogger(__name__)
 
 ERROR_DELAY_MAX = 5.0
 STOP_RETRY = 0.5
@@ -84,9 +83,9 @@ class Periodic:
         try:
             asked = await self._verb()
         except RedisUnavailable as error:
-            log.warning("redis.unavailable", loop=self.name, error=str(error))
+            log.warning("redis.unavailable", extra={"loop": self.name, "error": str(error)})
         except Exception as error:
-            log.exception("loop.failed", loop=self.name, error=str(error))
+            log.exception("loop.failed", extra={"loop": self.name, "error": str(error)})
         else:
             self._errors = 0
             self.last_success = monotonic()

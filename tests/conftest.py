@@ -1,5 +1,6 @@
 """Fixtures for all tests: one real Redis server per run, started by the suite itself and always stopped."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,12 @@ from agentpool.redis_server import EmbeddedServer
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """What a test tells the whole process about logging is forgotten after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,11 @@ class Connection:
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
             delay = min(delay * 2, RETRY_DELAY_MAX)
 
+    async def now_ms(self) -> int:
+        """Return Redis time in ms."""
+        seconds, microseconds = await self.repeat(self.redis.time)
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def dedicated(self) -> Any:
         """Return a client for one connection on which to wait without a deadline, like a subscription's."""
         return redis.asyncio.Redis.from_url(

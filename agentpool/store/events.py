@@ -23,8 +23,7 @@ class Events:
     async def add(self, pool: str, type: str, *, agent_id: str = "", process_id: str = "", detail: str = "") -> None:
         """Add an event that goes with no change of state; changes note theirs in their scripts."""
         redis, key = self._connection.redis, self._keys.events(pool)
-        seconds, microseconds = await self._connection.repeat(redis.time)
-        at = seconds * 1000 + microseconds // 1000
+        at = await self._connection.now_ms()
         fields = {"type": type, "at": at, "agent_id": agent_id, "process_id": process_id, "detail": detail}
         await self._connection.repeat(lambda: redis.xadd(key, fields, maxlen=10_000))
 

@@ -7,11 +7,11 @@ subscribe at all, that is said once, tried again seldom, and everything works by
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
 from redis.exceptions import NoPermissionError, RedisError
 
 from agentpool.periodic import end_task
@@ -19,7 +19,7 @@ from agentpool.store.connection import Connection
 
 __all__ = ["Subscription"]
 
-log = structlog.get_logger("subscription")
+log = logging.getLogger(__name__)
 
 PING_INTERVAL = 15.0
 PONG_TIMEOUT = 5.0
@@ -67,7 +67,7 @@ class Subscription:
                 delay = FORBIDDEN_DELAY
             except (RedisError, OSError, TimeoutError) as error:
                 delay = DELAY_MIN if self.is_up else min(delay * 2, DELAY_MAX)
-                log.info("subscription.lost", channel=self._channels[0], error=str(error))
+                log.info("subscription.lost", extra={"channel": self._channels[0], "error": str(error)})
             finally:
                 self.is_up = False
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
@@ -105,4 +105,4 @@ class Subscription:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("subscription.forbidden", channel=self._channels[0], error=str(error))
+            log.warning("subscription.forbidden", extra={"channel": self._channels[0], "error": str(error)})

@@ -102,7 +102,6 @@ class Upkeep:
                 record = await self._place.store.agents.get(agent.id)
             except UnknownAgent:
                 return 0.0
-            seconds, microseconds = await self._place.store.connection.redis.time()
-            return float(seconds + microseconds / 1e6 - record.last_used_at / 1000)
+            return (await self._place.store.connection.now_ms() - record.last_used_at) / 1000
 
         return max(0.0, await self._place.insist("idle time", read))
