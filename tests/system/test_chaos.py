@@ -130,7 +130,8 @@ async def test_nothing_grows(new_master: NewMaster) -> None:
         assert await examine(client.store) == []
     print(sizes)
     for title, (memory, fds) in sizes[-1].items():
-        if title in sizes[1] and "server" not in title:
+        # The server keeps outcomes and ends of agents for an hour: it grows until then, by design.
+        if title in sizes[1] and "valkey" not in title and "redis" not in title:
             assert memory < sizes[1][title][0] * 1.15 + 4_000_000, (title, sizes)
             assert fds <= sizes[1][title][1] + 5, (title, sizes)
 
