@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -190,24 +190,23 @@ class Machine(RuleBasedStateMachine):
         """
         now = self.now
         possible: list[tuple[Callable[[int], None], object]] = [
-            (self.start, now.index["starting"]),
-            (self.register, now.index["starting"]),
-            (self.drain, now.index["processes"]),
+            (self.complete, now.leases),
+            (self.terminate, self.agents("active")),
+            (self.release, self.leaving()),
+            (self.confirm, self.agents("placed")),
+            (self.claim, now.lanes or now.mailboxes),
             (self.retire, now.index["draining"]),
             (self.reap, len(now.workers) > 2),
             (self.reap_to_the_end, now.index["lost"]),
-            (self.place_pending, now.index["pending"]),
-            (self.confirm, self.agents("placed")),
+            (self.cancel, now.unfinished),
+            (self.register, now.index["starting"]),
+            (self.drain, now.index["processes"]),
             (self.fail, self.agents("placed", "idle", "active")),
+            (self.place_pending, now.index["pending"]),
+            (self.start, now.index["starting"]),
             (self.terminate, now.agents),
             (self.retire_idle, self.agents("idle")),
             (self.withdraw, now.agents),
-            (self.release, self.leaving()),
-            (self.release, self.leaving()),
-            (self.claim, now.lanes or now.mailboxes),
-            (self.complete, now.leases),
-            (self.complete, now.leases),
-            (self.cancel, now.unfinished),
         ]
         act = self.one([number for number, (_, there) in enumerate(possible) if there], what)
         if act is not None:
@@ -276,7 +275,7 @@ class Machine(RuleBasedStateMachine):
         self.script("fail_agent", fields["process_id"], name, fields["incarnation"], 1, "no", n % 2)
 
     def terminate(self, n: int) -> None:
-        name = self.one(self.now.agents, n)
+        name = self.one(self.agents("active") or self.now.agents, n)
         self.call(lambda: self.store.agents.terminate(f"p/{name}"))
 
     def retire_idle(self, n: int) -> None:
@@ -356,14 +355,19 @@ class Machine(RuleBasedStateMachine):
                 check_move(AGENT_MOVES, AgentStatus(old["status"]), AgentStatus(fields["status"]), name)
 
 
+EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
+"""Set it to look further than each run of the tests does, and to have what is found made small (with --timeout=0)."""
+
+
 def test_invariants_hold_whatever_is_called(redis_url: str) -> None:
     run_state_machine_as_test(
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=int(os.environ.get("MACHINE_EXAMPLES", "60")),
+            max_examples=int(EXAMPLES or 60),
             stateful_step_count=50,
             deadline=None,
             derandomize="CI" in os.environ,
+            phases=[Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-import redis
 
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.commands import Command, Reply, decode_command, decode_reply
@@ -20,6 +19,8 @@ from agentpool.store import Store
 __all__ = [
     "LONG_MS",
     "MASTER",
+    "SETTINGS",
+    "at_once",
     "failure",
     "listening",
     "new_store",
@@ -32,6 +33,7 @@ __all__ = [
     "read_history",
     "read_outcome",
     "read_replies",
+    "read_texts",
     "read_worker",
     "seed_agent",
     "seed_leader",
@@ -238,10 +240,3 @@ async def read_replies(pubsub: Any) -> list[Reply]:
 async def at_once(count: int, call: Any) -> list[Any]:
     """Return the results of `call(i)` for `count` callers at once; errors are returned as values."""
     return await asyncio.gather(*(call(i) for i in range(count)), return_exceptions=True)
-
-
-def server_stats(url: str, section: str) -> dict[str, Any]:
-    """Return one section of the server's INFO."""
-    with redis.Redis.from_url(url) as client:
-        info: dict[str, Any] = client.info(section)
-        return info
