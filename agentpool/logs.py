@@ -7,6 +7,7 @@ Event names are those of `agentpool.protocol.events` where an event is also in t
 worker and agent where it has them.
 """
 
+import json
 import logging
 import sys
 from typing import Any
@@ -57,4 +58,7 @@ def _adopt_standard_logging(threshold: int, shared: list[Any], renderer: Any) ->
 
 def _encode(value: Any, **_: Any) -> str:
     """Encode a log line; what has no JSON form is shown as its repr, so that logging never raises."""
-    return msgspec.json.encode(value, enc_hook=repr).decode()
+    try:
+        return msgspec.json.encode(value, enc_hook=repr).decode()
+    except Exception:  # noqa: BLE001 (undecodable file names, a __repr__ that raises: a line is better than an error)
+        return json.dumps(value, default=lambda unknown: f"<{type(unknown).__name__}>", skipkeys=True)

@@ -71,7 +71,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_pending: int = 10_000
     """Bound of agents waiting for a place."""
     max_queued: int = 100_000
-    """Bound of tasks waiting, of all tenants together, and of one agent's mailbox."""
+    """Bound of tasks waiting in one queue: those of a tenant for a type, or the mailbox of one agent."""
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

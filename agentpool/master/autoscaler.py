@@ -71,8 +71,8 @@ class Autoscaler:
         match action:
             case SetDesired(workers=count):
                 await self._store.pools.update(self._pool, self._scope.token, "desired", count)
-            case StartWorkers(count=count, surge=surge):
-                await self._start(count, surge)
+            case StartWorkers(count=count):
+                await self._start(count)
             case DrainWorker(process_id=worker, reason=reason, only_idle=only_idle):
                 await self._drain(worker, reason, only_idle)
 
@@ -82,7 +82,7 @@ class Autoscaler:
         except UnknownWorker:
             log.debug("worker.gone_before_drain", pool=self._pool, process_id=worker)
 
-    async def _start(self, count: int, surge: int) -> None:
+    async def _start(self, count: int) -> None:
         """Order workers under the placement lock, then fork them; what could not be ordered now is planned again."""
         if self._boots.delay() > 0:
             return
@@ -97,7 +97,6 @@ class Autoscaler:
                 placement=placement,
                 master=self._scope.master,
                 max_starting=self._scope.settings.max_starting,
-                surge=surge,
             )
         if ordered is None:
             log.warning("leader.fenced", pool=self._pool, master=self._scope.master)

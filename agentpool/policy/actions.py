@@ -12,10 +12,9 @@ class SetDesired(msgspec.Struct, frozen=True):
 
 
 class StartWorkers(msgspec.Struct, frozen=True):
-    """Order this many workers; `surge` of them may go above `max_workers`."""
+    """Order this many workers."""
 
     count: int
-    surge: int = 0
 
 
 class DrainWorker(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The states of workers, agents and tasks, as tables.
 
-This is the only place where they stand: scripts get the allowed "from" states as arguments, and the diagrams in the
-documentation are drawn from here. An illegal move raises and changes nothing.
+Scripts make the moves, and a state machine over all of them checks each move against these tables; the diagrams in the
+documentation are drawn from here. An illegal move in Python raises and changes nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,6 @@ __all__ = [
     "TaskStatus",
     "WorkerStatus",
     "check_move",
-    "sources",
 ]
 
 
@@ -99,8 +98,3 @@ def check_move(moves: Mapping[S, Iterable[S]], source: S, target: S, id: str) ->
     if target not in moves[source]:
         raise IllegalMove(f"{id}: no move from {source} to {target}")
     return target
-
-
-def sources(moves: Mapping[S, Iterable[S]], target: S) -> tuple[S, ...]:
-    """Return the states from which `target` may be reached, for scripts that check the move themselves."""
-    return tuple(sorted(source for source, targets in moves.items() if target in targets))

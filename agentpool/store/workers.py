@@ -60,13 +60,10 @@ class Workers:
         placement: str,
         master: str,
         max_starting: int,
-        surge: int = 0,
     ) -> list[str] | None:
         """Order workers given as (id, secret); returns the ids ordered, or None when a token is no longer held."""
         words = [word for order in orders for word in order]
-        answer = await self._connection.call(
-            "reserve_workers", pool, leader, placement, master, max_starting, surge, *words
-        )
+        answer = await self._connection.call("reserve_workers", pool, leader, placement, master, max_starting, *words)
         return None if answer[0] == "fenced" else [str(worker) for worker in answer[1:]]
 
     async def start(self, pool: str, worker: str, secret: str, fields: Mapping[str, object]) -> bool:

@@ -45,7 +45,7 @@ async def test_settings_and_types_are_written(store: Store) -> None:
     assert await store.pools.apply("p", token, [R, TypeInfo(name="Q", module="x")], SETTINGS | {"min_workers": 2})
     info = await store.pools.info("p")
     assert (info.pool_name, info.status, info.schema) == ("p", "active", SCHEMA_VERSION)
-    assert (info.min_workers, info.floor, info.desired) == (2, 2, 2), "floor and size are within the bounds"
+    assert (info.min_workers, info.floor, info.desired) == (2, 0, 2), "nobody scaled, and the size is within the bounds"
     assert [type.name for type in await store.pools.types("p")] == ["Q", "R"]
     assert (await store.pools.types("p"))[1] == R
     assert await store.pools.names() == ["p"]
@@ -149,7 +149,7 @@ async def test_scale_outside_the_bounds_is_refused(store: Store, workers: int) -
     await seed_pool(store, min_workers=1, max_workers=5)
     with pytest.raises(InvalidInput, match="1 to 5"):
         await store.pools.scale("p", workers)
-    assert (await store.pools.info("p")).floor == 1
+    assert (await store.pools.info("p")).floor == 0
 
 
 async def test_scale_of_an_unknown_pool_is_refused(store: Store) -> None:

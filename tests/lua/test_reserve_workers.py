@@ -31,7 +31,6 @@ async def reserve(
     placement: str | None,
     *,
     max_starting: int = 1000,
-    surge: int = 0,
 ) -> list[str] | None:
     return await store.workers.reserve(
         "p",
@@ -40,7 +39,6 @@ async def reserve(
         placement=placement or "",
         master=MASTER,
         max_starting=max_starting,
-        surge=surge,
     )
 
 
@@ -71,7 +69,17 @@ async def test_orders_stop_at_max_workers(store: Store) -> None:
         assert await reserve(store, ["w1", "w2"], leader, placement) == ["w1", "w2"]
         assert await reserve(store, ["w3", "w4"], leader, placement) == ["w3"]
         assert await reserve(store, ["w5"], leader, placement) == []
-        assert await reserve(store, ["w6", "w7"], leader, placement, surge=1) == ["w6"]
+
+
+async def test_while_a_worker_drains_one_more_may_be_ordered(store: Store) -> None:
+    leader = await seed_pool(store, max_workers=2)
+    for worker in ("w1", "w2"):
+        await seed_worker(store, worker)
+        await store.workers.drain("p", worker, reason="test")
+    async with store.locks.placement("p", MASTER) as placement:
+        assert await reserve(store, ["w3", "w4"], leader, placement) == ["w3"]
+        assert await store.workers.retire("p", "w1", reason="test")
+        assert await reserve(store, ["w4", "w5"], leader, placement) == ["w4"]
 
 
 async def test_orders_stop_at_max_starting(store: Store) -> None:

@@ -12,7 +12,6 @@ from agentpool.protocol.states import (
     TaskStatus,
     WorkerStatus,
     check_move,
-    sources,
 )
 
 TABLES = [(WorkerStatus, WORKER_MOVES), (AgentStatus, AGENT_MOVES), (TaskStatus, TASK_MOVES)]
@@ -44,11 +43,9 @@ def test_illegal_move_names_from_to_and_id() -> None:
         check_move(AGENT_MOVES, AgentStatus.TERMINATED, AgentStatus.IDLE, "p/a1")
 
 
-@pytest.mark.parametrize(("states", "moves"), TABLES)
-def test_sources_are_the_other_direction(states, moves) -> None:
-    for target in states:
-        assert set(sources(moves, target)) == {source for source in states if target in moves[source]}
-        assert list(sources(moves, target)) == sorted(sources(moves, target))
+def sources(moves, target) -> set:
+    """The states from which the target may be reached."""
+    return {source for source, targets in moves.items() if target in targets}
 
 
 def test_ends_are_final() -> None:
@@ -63,7 +60,7 @@ def test_ends_are_final() -> None:
 
 def test_any_worker_may_be_lost_and_any_agent_may_be_moved_or_ended() -> None:
     alive = {WorkerStatus.ORDERED, WorkerStatus.STARTING, WorkerStatus.READY, WorkerStatus.DRAINING}
-    assert set(sources(WORKER_MOVES, WorkerStatus.LOST)) == alive
+    assert sources(WORKER_MOVES, WorkerStatus.LOST) == alive
     held = {AgentStatus.PLACED, AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLING}
-    assert set(sources(AGENT_MOVES, AgentStatus.PENDING)) == held
-    assert set(sources(AGENT_MOVES, AgentStatus.TERMINATED)) == held | {AgentStatus.PENDING}
+    assert sources(AGENT_MOVES, AgentStatus.PENDING) == held
+    assert sources(AGENT_MOVES, AgentStatus.TERMINATED) == held | {AgentStatus.PENDING}

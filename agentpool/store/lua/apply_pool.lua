@@ -23,10 +23,10 @@ for i = 7, last_type, 2 do
   redis.call('HSET', POOL .. ':types', ARGV[i], ARGV[i + 1])
 end
 redis.call('HSET', POOL, 'pool_name', pool, 'schema', ARGV[5], unpack(ARGV, last_type + 1))
-for _, size in ipairs({'floor', 'desired'}) do
-  local low, high = unpack(redis.call('HMGET', POOL, 'min_workers', 'max_workers'))
-  local value = tonumber(redis.call('HGET', POOL, size)) or 0
-  redis.call('HSET', POOL, size, math.min(math.max(value, tonumber(low)), tonumber(high)))
-end
+-- A floor stands only where somebody scaled; what is wanted stays within the bounds.
+local low, high, floor, desired = unpack(redis.call('HMGET', POOL, 'min_workers', 'max_workers', 'floor', 'desired'))
+low, high = tonumber(low), tonumber(high)
+redis.call('HSET', POOL, 'floor', math.min(tonumber(floor) or 0, high),
+  'desired', math.min(math.max(tonumber(desired) or 0, low), high))
 note('pool.applied', '', '')
 return {'ok'}

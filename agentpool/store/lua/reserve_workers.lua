@@ -7,8 +7,7 @@
 -- ARGV[5]  placement    token of the placement lock
 -- ARGV[6]  master       id of the one that shall start them
 -- ARGV[7]  max_starting workers that may be starting at once
--- ARGV[8]  surge        workers allowed above max_workers, for replacements of draining ones
--- ARGV[9…] id, secret   pairs: each worker's id and the word by which it proves its order
+-- ARGV[8…] id, secret   pairs: each worker's id and the word by which it proves its order
 -- BUILDS   lock:pool:{p}:leader  lock:pool:{p}:placement  process:{w}  pool:{p}:workers  pool:{p}:starting
 --          pool:{p}:draining  pool:{p}:events
 -- RETURNS  {"ok", id…} those ordered, which may be fewer | {"fenced"}
@@ -17,11 +16,15 @@
 if not (holds('leader', ARGV[4]) and holds('placement', ARGV[5])) then
   return {'fenced'}
 end
-local max_workers = tonumber(redis.call('HGET', POOL, 'max_workers')) + ARGV[8]
+local max_workers = tonumber(redis.call('HGET', POOL, 'max_workers'))
+if redis.call('EXISTS', POOL .. ':draining') == 1 then
+  -- One above the bound, so that what a draining worker gives up need not wait for its end.
+  max_workers = max_workers + 1
+end
 local ordered = {'ok'}
-for i = 9, #ARGV, 2 do
+for i = 8, #ARGV, 2 do
   local worker = ARGV[i]
-  local live = redis.call('ZCARD', POOL .. ':workers') - redis.call('ZCARD', POOL .. ':draining')
+  local live = redis.call('ZCARD', POOL .. ':workers')
   local starting = redis.call('ZCARD', POOL .. ':starting')
   local known = redis.call('EXISTS', process_key(worker)) == 1
   if not known and (live >= max_workers or starting >= tonumber(ARGV[7])) then
