@@ -71,13 +71,15 @@ async def run(
     input: Any,
     *,
     tenant: str | None,
+    priority: int | None,
     timeout: float | None,
 ) -> Any:
     """Run one task by type or on an agent."""
     if agent_id is not None:
         return await client.pool(pool).agent(agent_id).run(input, timeout=timeout)
     assert agent_type is not None
-    return await client.pool(pool).run(agent_type, input, tenant=tenant or "default", timeout=timeout)
+    more = {} if priority is None else {"priority": priority}
+    return await client.pool(pool).run(agent_type, input, tenant=tenant or "default", timeout=timeout, **more)
 
 
 def print_result(result: Any, *, as_json: bool) -> None:

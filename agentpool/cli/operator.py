@@ -166,6 +166,7 @@ def terminate(session: Session, agent_ids: tuple[str, ...]) -> None:
 @click.option("--agent", "agent_id", metavar="ID", help="This agent.")
 @click.option("--input", "text", required=True, metavar="JSON|@FILE|-", help="Input as JSON, a file, or - for stdin.")
 @click.option("--tenant", help="For whom; with --type.")
+@click.option("--priority", type=int, metavar="0-9", help="0 is most urgent; with --type. Default: 5.")
 @click.option("--timeout", type=float, metavar="S", help="Give the task up after this many seconds.")
 def run(session: Session, pool: str, agent_type: str | None, agent_id: str | None, text: str, **options: Any) -> None:
     """Run one task and print its result."""
@@ -174,8 +175,8 @@ def run(session: Session, pool: str, agent_type: str | None, agent_id: str | Non
 
     if (agent_type is None) == (agent_id is None):
         raise click.UsageError("Give either --type or --agent.")
-    if agent_id and options["tenant"]:
-        raise click.UsageError("--tenant goes with --type: an agent has a tenant already.")
+    if agent_id and (options["tenant"] or options["priority"] is not None):
+        raise click.UsageError("--tenant and --priority go with --type: an agent has a tenant and a mailbox.")
     input = read_input(text)
     result = session.run(lambda client: asks.run(client, pool, agent_type, agent_id, input, **options))
     asks.print_result(result, as_json=session.as_json)

@@ -7,7 +7,7 @@ from agentpool.agent import Agent
 from agentpool.client.agents import AgentHandle
 from agentpool.client.kinds import UNTYPED, kind_of, milliseconds
 from agentpool.client.spawning import Spawn, spawn_agent
-from agentpool.client.tasks import Request, TaskHandle, run_task, submit_task
+from agentpool.client.tasks import PRIORITY, Request, TaskHandle, run_task, submit_task
 from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
 from agentpool.protocol.codec import check_name, new_id
 from agentpool.protocol.events import Event
@@ -89,20 +89,34 @@ class Pool:
     # -- tasks --------------------------------------------------------------------------------------------------
 
     async def run(
-        self, agent_type: str | type[Agent], input: Any, *, tenant: str = "default", timeout: float | None = None
+        self,
+        agent_type: str | type[Agent],
+        input: Any,
+        *,
+        tenant: str = "default",
+        priority: int = PRIORITY,
+        timeout: float | None = None,
     ) -> Any:
         """Have any agent of the type do one task, and return its result.
 
+        `priority` is 0 (most urgent) to 9, among the tenant's tasks for the type; those that wait grow urgent.
+
         `timeout` is in seconds: first the task's, and a second later the end of this wait, which cancels the task.
         """
-        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, timeout=timeout)
+        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, priority=priority, timeout=timeout)
         return await self._known(run_task(self._client, request))
 
     async def submit(
-        self, agent_type: str | type[Agent], input: Any, *, tenant: str = "default", timeout: float | None = None
+        self,
+        agent_type: str | type[Agent],
+        input: Any,
+        *,
+        tenant: str = "default",
+        priority: int = PRIORITY,
+        timeout: float | None = None,
     ) -> TaskHandle:
         """Hand in a task for any agent of the type; `timeout` is what its run may take, in seconds."""
-        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, timeout=timeout)
+        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, priority=priority, timeout=timeout)
         return await self._known(submit_task(self._client, request))
 
     def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:

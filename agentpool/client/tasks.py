@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "TaskHandle", "run_task", "submit_task"]
 
+PRIORITY_MAX = 9
+PRIORITY = 5
+AGE_STEP_US = 10_000_000
+"""A task waits at most this much longer than one that is one priority more urgent: so none waits for ever."""
+
 RUN_MARGIN_S = 1.0
 """A run with a timeout waits this much longer for the worker's own word that it timed out."""
 
@@ -48,11 +53,13 @@ class Request:
         *,
         agent_name: str = "",
         tenant: str = "default",
+        priority: int = PRIORITY,
         timeout: float | None = None,
     ) -> None:
         self.task_id = f"{pool}/{new_id()}"
         self.kind, self.agent_name = kind, agent_name
         self.tenant = check_name("tenant", tenant)
+        self.later_us = _check_priority(priority) * AGE_STEP_US
         self.timeout = timeout
         self.envelope = TaskEnvelope(input=kind.encode(input), timeout_ms=milliseconds("timeout", timeout))
 
@@ -60,6 +67,12 @@ class Request:
         """Return what scripts read of the task; an agent that is named needs no type."""
         agent_type = "" if self.agent_name else self.kind.name
         return TaskHeader(reply_to, self.agent_name, agent_type, self.tenant)
+
+
+def _check_priority(priority: int) -> int:
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
+        raise InvalidInput(f"priority is {priority!r}: it must be 0 (most urgent) to {PRIORITY_MAX}.", "$.priority")
+    return priority
 
 
 class TaskHandle:
@@ -130,7 +143,9 @@ async def _submit(client: "Client", request: Request) -> None:
     """Send a task, and see it through even when the caller is cancelled: only then can it be cancelled in Redis."""
     header = request.header(client.replies.reply_to)
     sending = asyncio.ensure_future(
-        client.store.tasks.submit(request.task_id, header, request.envelope, timeout=request.timeout)
+        client.store.tasks.submit(
+            request.task_id, header, request.envelope, later_us=request.later_us, timeout=request.timeout
+        )
     )
     try:
         await asyncio.shield(sending)

@@ -42,9 +42,18 @@ class Tasks:
         self._keys = connection.keys
 
     async def submit(
-        self, task_id: str, header: TaskHeader, envelope: TaskEnvelope, *, timeout: float | None = None
+        self,
+        task_id: str,
+        header: TaskHeader,
+        envelope: TaskEnvelope,
+        *,
+        later_us: int = 0,
+        timeout: float | None = None,
     ) -> None:
-        """Accept a task: when this returns, the server has it. The channel to reply to is without its prefix."""
+        """Accept a task: when this returns, the server has it. The channel to reply to is without its prefix.
+
+        `later_us` puts a task by type behind those of its tenant that come within that time.
+        """
         pool = pool_of(task_id)
         answer = await self._connection.call(
             "submit_task",
@@ -54,6 +63,7 @@ class Tasks:
             header.agent_name,
             header.agent_type,
             header.tenant,
+            later_us,
             timeout=timeout,
         )
         if answer[0] != "ok":

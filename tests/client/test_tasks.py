@@ -141,6 +141,23 @@ async def test_submit_and_fetch_later(client: Client, tiny: TinyPool) -> None:
     assert await task.cancel() is False
 
 
+async def test_urgent_tasks_of_a_tenant_come_first(client: Client, tiny: TinyPool) -> None:
+    seen: list[int] = []
+
+    async def note(input: int) -> None:
+        seen.append(input)
+
+    pool = client.pool(POOL)
+    for priority in (9, 5, 0, 5):
+        await pool.submit("Echo", priority, priority=priority)
+    await tiny.add_worker(capacity=1, handler=note)
+    await wait_until(lambda: len(seen) == 4)
+    assert seen == [0, 5, 5, 9]
+    for wrong in (-1, 10, True, 1.5):
+        with pytest.raises(InvalidInput, match="0 \\(most urgent\\) to 9"):
+            await pool.submit("Echo", 1, priority=wrong)  # type: ignore[arg-type]
+
+
 async def test_submit_to_an_agent_keeps_the_order(client: Client, tiny: TinyPool) -> None:
     seen: list[int] = []
 

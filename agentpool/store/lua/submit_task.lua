@@ -7,6 +7,7 @@
 -- ARGV[6]  agent          name of the pinned agent, or empty: any agent of the type
 -- ARGV[7]  type           of the agent, or empty with a pinned one
 -- ARGV[8]  tenant
+-- ARGV[9]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{type}:{t}  pool:{p}:lanes
 --          pool:{p}:processes  pool:{p}:ended:{n}  process:{w}
 -- RETURNS  {"ok"} | {"unknown_pool"} | {"unknown_type", type…} | {"unknown_agent"} | {"ended", how}
@@ -43,7 +44,7 @@ if depth >= tonumber(max_queued) then
   return {'full', depth, tonumber(max_queued)}
 end
 redis.call('SET', task_key(id), record)
-redis.call('ZADD', queue, next_rank(queue), id)
+redis.call('ZADD', queue, name ~= '' and next_rank(queue) or now_us + ARGV[9], id)
 if name ~= '' then
   local worker, status = unpack(redis.call('HMGET', agent, 'process_id', 'status'))
   if status == 'idle' then
