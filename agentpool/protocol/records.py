@@ -67,7 +67,6 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Grows with each change of what the worker shall hold."""
     release: str = ""
     types_hash: str = ""
-    labels: str = ""
     ordered_at: int = 0
     started_at: int = 0
     last_beat: int = 0
