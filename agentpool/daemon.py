@@ -12,19 +12,20 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from agentpool import logs
-from agentpool.config import Loaded, Settings
+from agentpool.config import Loaded, Settings, redact_url
 from agentpool.errors import AgentPoolError, ConfigError, RedisUnavailable
 from agentpool.master.embedded import CHECK_INTERVAL, ServerKeeper
 from agentpool.master.host import Host, require_linux
 from agentpool.master.notify import Notifier, Watchdog, watchdog_seconds
 from agentpool.master.supervisor import Supervisor
-from agentpool.periodic import Periodic
+from agentpool.periodic import Periodic, end_task
 from agentpool.redis_server import EmbeddedServer
 from agentpool.server_check import check_server
 from agentpool.store import Store
@@ -88,7 +89,11 @@ class Daemon:
         if self.settings.redis.url is None:
             self.server = EmbeddedServer(data_dir, self.settings.redis)
             await asyncio.to_thread(self.server.start)
-            log.info("redis.adopted" if self.server.adopted else "redis.started", pid=self.server.pid, url=self.url)
+            log.info(
+                "redis.adopted" if self.server.adopted else "redis.started",
+                pid=self.server.pid,
+                url=redact_url(self.url),
+            )
             for warning in self.server.warnings:
                 log.warning("redis.warning", detail=warning)
         findings = await asyncio.to_thread(check_server, self.url, self.settings.redis.connect_timeout)
@@ -106,10 +111,11 @@ class Daemon:
             command_timeout=redis.command_timeout,
         )
         host = Host.find(data_dir, self.settings.host_id)
-        self.supervisor = Supervisor(store, host, self.settings)
+        self.supervisor = Supervisor(store, host, self.settings, self._hurry)
         try:
-            await self.supervisor.open()
-            await self.supervisor.start()
+            if not await self._unless_told_to_stop(self._start_pools()):
+                await self.supervisor.stop()
+                return
             async with _running(self._side_loops()):
                 self._notifier.ready()
                 log.info("master.ready", master=host.master_id, pid=os.getpid(), release=__version__)
@@ -121,6 +127,10 @@ class Daemon:
                 await self._stop_pools()
         finally:
             await store.close()
+
+    async def _start_pools(self) -> None:
+        await self.supervisor.open()
+        await self.supervisor.start()
 
     def _side_loops(self) -> list[Periodic]:
         loops = [Periodic("status", self._show_status, STATUS_INTERVAL)]
@@ -150,13 +160,35 @@ class Daemon:
         while await handlers[await self._signals.get()]():
             pass
 
+    async def _unless_told_to_stop(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Start or reload something, which may take long; False when TERM or INT came meanwhile and it was given up."""
+        task, reload_again = asyncio.create_task(work), False
+        while not task.done():
+            signalled = asyncio.create_task(self._signals.get())
+            await asyncio.wait([task, signalled], return_when=asyncio.FIRST_COMPLETED)
+            if signalled.done() and signalled.result() is not signal.SIGHUP:
+                await self._handle_term()
+                await end_task(task)
+                return False
+            reload_again = reload_again or signalled.done()
+            signalled.cancel()
+        await task
+        if reload_again:
+            self._signals.put_nowait(signal.SIGHUP)
+        return True
+
     async def _handle_term(self) -> bool:
         log.info("master.stopping", hint="once more to hurry")
         return False
 
     async def _handle_hup(self) -> bool:
-        """Read the configuration again; one with errors changes nothing."""
         self._notifier.reloading()
+        goes_on = await self._unless_told_to_stop(self._reload())
+        self._notifier.ready()
+        return goes_on
+
+    async def _reload(self) -> None:
+        """Read the configuration again; one with errors changes nothing."""
         try:
             settings = self._read()
             problems = await self.supervisor.apply(settings)
@@ -166,13 +198,11 @@ class Daemon:
         for problem in problems:
             log.error("config.not_applied", error=problem)
         log.info("config.reloaded", problems=len(problems), pools=sorted(self.supervisor.keepers))
-        self._notifier.ready()
-        return True
 
     # -- stopping -----------------------------------------------------------------------------------------------
 
     async def _stop_pools(self) -> None:
-        stopping = asyncio.create_task(self.supervisor.stop(self._hurry), name="stopping")
+        stopping = asyncio.create_task(self.supervisor.stop(), name="stopping")
         while not stopping.done():
             again = asyncio.create_task(self._signals.get())
             await asyncio.wait([stopping, again], return_when=asyncio.FIRST_COMPLETED)

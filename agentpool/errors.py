@@ -13,6 +13,7 @@ __all__ = [
     "AgentPoolError",
     "AgentTerminated",
     "ConfigError",
+    "DamagedRecord",
     "DuplicateAgent",
     "IdempotencyConflict",
     "InputTooLarge",
@@ -75,6 +76,12 @@ class RedisUnavailable(AgentPoolError):
     """Redis did not answer, refused the login, or cannot take writes now."""
 
     code = "REDIS_UNAVAILABLE"
+
+
+class DamagedRecord(AgentPoolError):
+    """Something in Redis cannot be read: another program wrote there, or data was lost."""
+
+    code = "DAMAGED_RECORD"
 
 
 class _Unknown(AgentPoolError):

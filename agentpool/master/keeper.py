@@ -100,11 +100,11 @@ class PoolKeeper:
 
     async def stop(self, hurry: asyncio.Event, *, remove: bool = False) -> None:
         """Drain and end everything of this pool on this host; with `remove` the pool goes out of service."""
-        if remove and self.scope.token:
-            await self.scope.store.pools.remove(self.scope.pool, self.scope.token)
         await self._scaling.stop()
         try:
             await self._leading.stop()
+            if remove and self.scope.token:
+                await self.scope.store.pools.remove(self.scope.pool, self.scope.token)
             await self.leadership.resign()
             await self._drain_all(hurry)
         except AgentPoolError as error:

@@ -22,9 +22,12 @@ log = structlog.get_logger("supervisor")
 class Supervisor:
     """Opens, starts, reloads and stops a keeper for each pool."""
 
-    def __init__(self, store: Store, host: Host, settings: Settings) -> None:
+    def __init__(self, store: Store, host: Host, settings: Settings, hurry: asyncio.Event) -> None:
         self.settings = settings
         self.keepers: dict[str, PoolKeeper] = {}
+        self._hurry = hurry
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        """Pools that were taken out of the configuration and still drain."""
         self._store, self._host = store, host
         self._install = ""
         self._hints: Subscription | None = None
@@ -52,10 +55,13 @@ class Supervisor:
         previous, self.settings = self.settings, settings
         for pool in [pool for pool in self.keepers if pool not in settings.pools]:
             log.info("pool.removing", pool=pool)
-            await self.keepers.pop(pool).stop(asyncio.Event(), remove=True)
+            leaving = self.keepers.pop(pool).stop(self._hurry, remove=True)
+            self._leaving[pool] = asyncio.create_task(leaving, name=f"removing {pool}")
         for pool, wanted in settings.pools.items():
             try:
-                if pool not in self.keepers:
+                if pool in self._leaving and not self._leaving[pool].done():
+                    problems.append(f"{pool}: it still drains since it was removed; reload again when it has")
+                elif pool not in self.keepers:
                     await self._open(pool)
                     await self.keepers[pool].start()
                 else:
@@ -68,10 +74,11 @@ class Supervisor:
         await self._listen()
         return problems
 
-    async def stop(self, hurry: asyncio.Event) -> None:
-        """Drain and end everything; `hurry` shortens it."""
+    async def stop(self) -> None:
+        """Drain and end everything; when `hurry` is set, quickly."""
         await self._stop_listening()
-        await asyncio.gather(*(keeper.stop(hurry) for keeper in self.keepers.values()))
+        stops = [keeper.stop(self._hurry) for keeper in self.keepers.values()]
+        await asyncio.gather(*stops, *self._leaving.values())
 
     async def abandon(self) -> None:
         """Leave all workers running."""

@@ -28,6 +28,7 @@ log = structlog.get_logger("zygote")
 
 PREPARE_TIMEOUT = 60.0
 FORK_TIMEOUT = 10.0
+END_TIMEOUT = 0.5
 
 
 class ZygoteGone(Exception):
@@ -72,6 +73,9 @@ class Zygote:
                 f'Pool "{self.pool}": importing {", ".join(prepare.agents)} did not come to an end '
                 f"({error or f'over {PREPARE_TIMEOUT:g} s'}). See its output above."
             ) from None
+        except asyncio.CancelledError:
+            await self.close()
+            raise
         if isinstance(answer, wire.Failed):
             await self.close()
             raise ConfigError(f'Pool "{self.pool}": {answer.message}\n{answer.traceback}'.rstrip())
@@ -170,7 +174,7 @@ def _abandon(fds: list[int]) -> None:
 def _end_process(process: subprocess.Popen[bytes]) -> None:
     """The zygote ends when its socket closes; a deadline and SIGKILL stand behind that."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(2)
+        process.wait(END_TIMEOUT)
         return
     process.kill()
     process.wait()

@@ -9,11 +9,13 @@ touch::
 Its outcome replaces it and is JSON alone, so the first byte tells the two apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 
+from agentpool.errors import DamagedRecord
 from agentpool.protocol.states import AgentStatus, TaskStatus, WorkerStatus
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "WorkerRecord",
     "WorkerView",
     "decode_hash",
+    "decode_hashes",
     "decode_header",
     "decode_task",
     "encode_task",
@@ -41,8 +44,26 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 def decode_hash(record: type[R], fields: Mapping[str, str]) -> R:
-    """Build `record` from a Redis hash: all values are text, empty text means the default."""
-    return msgspec.convert({key: value for key, value in fields.items() if value != ""}, record, strict=False)
+    """Build `record` from a Redis hash: all values are text, empty text means the default.
+
+    Raises `DamagedRecord` for what does not fit.
+    """
+    given = {key: value for key, value in fields.items() if value != ""}
+    try:
+        return msgspec.convert(given, record, strict=False)
+    except msgspec.ValidationError as error:
+        what = fields.get("agent_id") or fields.get("process_id") or fields.get("pool_name") or "without an id"
+        raise DamagedRecord(f"The record of {what} cannot be read: {error}. Run: agentpool doctor") from None
+
+
+def decode_hashes(record: type[R], rows: Iterable[Mapping[str, str]]) -> list[R]:
+    """Build records from hashes; empty and damaged ones are left out, which doctor reports."""
+    records = []
+    for fields in rows:
+        with suppress(DamagedRecord):
+            if fields:
+                records.append(decode_hash(record, fields))
+    return records
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):

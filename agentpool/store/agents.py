@@ -5,7 +5,7 @@ from typing import Any
 
 from agentpool.errors import UnknownAgent
 from agentpool.protocol.keys import split_id
-from agentpool.protocol.records import AgentRecord, decode_hash
+from agentpool.protocol.records import AgentRecord, decode_hash, decode_hashes
 from agentpool.store.connection import Connection
 from agentpool.store.refusals import refusal
 
@@ -168,4 +168,4 @@ class Agents:
                 result: list[Any] = await pipe.execute()
                 return result
 
-        return [decode_hash(AgentRecord, fields) for fields in await self._connection.repeat(read) if fields]
+        return decode_hashes(AgentRecord, await self._connection.repeat(read))

@@ -90,6 +90,7 @@ class Connection:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
                 decode_responses=True,
+                encoding_errors="replace",  # what a stranger wrote must not raise where it is read
                 protocol=2,  # one greeting less for each new connection
                 socket_connect_timeout=connect_timeout,
                 # `repeat` bounds each try. With a timeout here redis-py sends through asyncio.wait_for, which costs a
@@ -143,6 +144,7 @@ class Connection:
         return redis.asyncio.Redis.from_url(
             self.url,
             decode_responses=True,
+            encoding_errors="replace",  # what a stranger wrote must not raise where it is read
             protocol=2,  # its subscriptions answer a ping with a message
             socket_connect_timeout=self._connect_timeout,
             socket_timeout=None,
@@ -164,6 +166,7 @@ class SyncConnection:
             self.redis: Any = redis.Redis.from_url(
                 url,
                 decode_responses=True,
+                encoding_errors="replace",  # what a stranger wrote must not raise where it is read
                 socket_connect_timeout=timeout,
                 socket_timeout=timeout,
                 retry=Retry(NoBackoff(), 0),

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError
 
 from agentpool.periodic import end_task
 from agentpool.store.connection import Connection
@@ -65,7 +65,7 @@ class Subscription:
             except NoPermissionError as error:
                 self._warn(error)
                 delay = FORBIDDEN_DELAY
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 (also what a listener raises: the next message may do better)
                 delay = DELAY_MIN if self.is_up else min(delay * 2, DELAY_MAX)
                 log.info("subscription.lost", extra={"channel": self._channels[0], "error": str(error)})
             finally:

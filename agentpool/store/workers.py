@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from agentpool.errors import UnknownWorker
-from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hash
+from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hashes
 from agentpool.protocol.states import AgentStatus, WorkerStatus
 from agentpool.store.connection import Connection, SyncConnection
 from agentpool.store.refusals import refusal
@@ -136,7 +136,7 @@ class Workers:
             workers = await redis.zrange(keys.workers(pool), 0, -1) + await redis.zrange(keys.lost(pool), 0, -1)
             return await self._read(dict.fromkeys(workers))  # one that was fenced between the reads is in both
 
-        records = [decode_hash(WorkerRecord, fields) for fields in await self._connection.repeat(read) if fields]
+        records = decode_hashes(WorkerRecord, await self._connection.repeat(read))
         return sorted(records, key=lambda record: (record.ordered_at, record.process_id))
 
     async def silent(self, pool: str, older_than_ms: int) -> list[tuple[str, bool]]:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentpool.errors import DamagedRecord
 from agentpool.protocol.codec import valid_name
 from agentpool.protocol.records import (
     AgentRecord,
@@ -122,11 +123,11 @@ def test_text_fields_stay_text(text: str) -> None:
 
 
 def test_hash_without_what_it_needs_is_refused() -> None:
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(DamagedRecord):
         decode_hash(AgentRecord, {"agent_id": "p/a1"})
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(DamagedRecord):
         decode_hash(AgentRecord, {"agent_id": "p/a1", "pool_name": "p", "agent_type": "R", "status": "asleep"})
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(DamagedRecord):
         decode_hash(PoolInfo, {"pool_name": "p", "max_workers": "many"})
 
 

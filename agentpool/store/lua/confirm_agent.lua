@@ -1,4 +1,4 @@
--- A worker says that an agent's start() finished: it can take tasks.
+-- A worker says that an agent's start() finished: it can take tasks. Why it last failed stays in its record.
 --
 -- @include base workers tasks agents
 -- @flags allow-oom
@@ -19,8 +19,7 @@ if owner ~= worker or incarnation ~= ARGV[6] then
 end
 local waiting = redis.call('ZCARD', POOL .. ':mailbox:' .. name)
 if status == 'placed' then
-  redis.call('HSET', key, 'status', 'idle', 'started_at', now, 'failures', 0, 'crashes', 0, 'last_error', '',
-    'reply_to', '')
+  redis.call('HSET', key, 'status', 'idle', 'started_at', now, 'failures', 0, 'crashes', 0, 'reply_to', '')
   note('agent.started', name, worker)
   if reply_to ~= '' then
     publish(reply_to, to_json({type = 'agent_ready', agent_id = pool .. '/' .. name, process_id = worker}))

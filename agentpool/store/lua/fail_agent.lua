@@ -12,7 +12,7 @@
 -- BUILDS   agent:{p}/{n}  process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}
 --          pool:{p}:ended:{n}  pool:{p}:history  pool:{p}:events  tenant:{p}:{t}:agents
 -- RETURNS  {"ok"} | {"more"} | {"stale"}
--- AGAIN    the same; after the end, "stale". "more": call again, its mailbox held more than one call may fail
+-- AGAIN    the same, with another event; after the end, "stale". "more": call again, its mailbox held more than one call may fail
 
 local worker, name, detail = ARGV[4], ARGV[5], ARGV[8]
 local key = agent_key(name)
@@ -33,5 +33,9 @@ redis.call('HSET', key, 'failures', ARGV[7], 'last_error', detail)
 if status ~= 'active' then
   redis.call('HSET', key, 'status', 'placed')
 end
-note('agent.start_failed', name, worker, detail)
+if status == 'idle' or status == 'active' then
+  note('agent.broke', name, worker, detail)
+else
+  note('agent.start_failed', name, worker, detail)
+end
 return {'ok'}

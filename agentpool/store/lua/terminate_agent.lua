@@ -17,7 +17,7 @@ local name, detail = ARGV[4], ARGV[5]
 local key = agent_key(name)
 local status, last_used, operation, worker =
   unpack(redis.call('HMGET', key, 'status', 'last_used_at', 'operation', 'process_id'))
-if not status then
+if redis.call('EXISTS', key) == 0 then
   local known, ended_operation, incarnation = read_ending(name)
   if ARGV[7] ~= '' and ended_operation ~= ARGV[7] then
     -- The withdrawn request may be on its way still: it shall be refused when it comes.

@@ -7,6 +7,11 @@ end
 -- Put an agent on a worker that has room. The caller rescores the worker.
 local function assign(name, worker)
   local key = agent_key(name)
+  if redis.call('HEXISTS', key, 'agent_type') == 0 then
+    -- A name without a record: nothing of ours leaves one behind, and it cannot be started.
+    redis.call('ZREM', POOL .. ':pending', name)
+    return
+  end
   local incarnation = redis.call('HINCRBY', key, 'incarnation', 1)
   redis.call('HSET', key, 'status', 'placed', 'process_id', worker, 'placed_at', now, 'task_id', '')
   redis.call('ZREM', POOL .. ':pending', name)
@@ -33,7 +38,7 @@ local function place_or_queue(name)
     rescore(worker)
     return worker
   end
-  queue_agent(name, tonumber(redis.call('HGET', agent_key(name), 'spawned_at')))
+  queue_agent(name, tonumber(redis.call('HGET', agent_key(name), 'spawned_at')) or now)
   tell_leader('room wanted')
   return nil
 end
@@ -81,6 +86,7 @@ local function end_agent(name, status, detail)
   local key = agent_key(name)
   local worker, tenant, reply_to, task, operation, incarnation =
     unpack(redis.call('HMGET', key, 'process_id', 'tenant', 'reply_to', 'task_id', 'operation', 'incarnation'))
+  worker, tenant, operation, incarnation = worker or '', tenant or 'default', operation or '', incarnation or 0
   redis.call('HSET', key, 'status', status, 'last_error', detail)
   remember('agent', pool .. '/' .. name, redis.call('HGETALL', key))
   redis.call('DEL', key, POOL .. ':snapshot:' .. name)
