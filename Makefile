@@ -8,7 +8,7 @@ DATA_DIR ?= .agentpool
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers format coverage check-deploy bench-control chaos soak clean
+.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -56,6 +56,9 @@ check-deploy: install ## systemd and supervisord: needs their tools, fails where
 
 bench-control: install ## Figures of the control plane, against floors in the same run
 	@$(CLEAN) $(BIN)/python scripts/bench_control.py
+
+bench-pool: install ## Figures of the in-process pool, against a queue and a peer
+	@$(CLEAN) $(BIN)/python scripts/bench_pool.py
 
 chaos: install ## Long runs that kill things at random
 	@$(CLEAN) $(BIN)/python -m pytest -q -m chaos

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Daemon:
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._hurry = asyncio.Event()
         self._stopping = False
+        self._on_terminal = sys.stderr.isatty()
+        """A hang-up then means that the terminal was closed, not that the configuration shall be read."""
 
     @property
     def url(self) -> str:
@@ -96,7 +99,8 @@ class Daemon:
             )
             for warning in self.server.warnings:
                 log.warning("redis.warning", detail=warning)
-        findings = await asyncio.to_thread(check_server, self.url, self.settings.redis.connect_timeout)
+        redis = self.settings.redis
+        findings = await asyncio.to_thread(check_server, self.url, redis.connect_timeout, namespace=redis.namespace)
         for warning in findings.warnings:
             log.warning("redis.warning", detail=warning)
         if findings.errors:
@@ -182,6 +186,9 @@ class Daemon:
         return False
 
     async def _handle_hup(self) -> bool:
+        if self._on_terminal and not os.isatty(sys.stderr.fileno()):
+            log.warning("terminal.closed")
+            return False
         self._notifier.reloading()
         goes_on = await self._unless_told_to_stop(self._reload())
         self._notifier.ready()

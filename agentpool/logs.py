@@ -7,6 +7,7 @@ Event names are those of `agentpool.protocol.events` where an event is also in t
 worker and agent where it has them.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -30,20 +31,38 @@ def configure(level: str = "info", format: str = "auto", **bound: Any) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    stream: Any = _Enduring(sys.stderr)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**bound)
-    _adopt_standard_logging(threshold, shared, renderer)
+    _adopt_standard_logging(threshold, shared, renderer, stream)
 
 
-def _adopt_standard_logging(threshold: int, shared: list[Any], renderer: Any) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+class _Enduring:
+    """A stream whose end ends nobody: the terminal was closed, the pipe's reader left, the disk is full."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write, or do without."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, or do without."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _adopt_standard_logging(threshold: int, shared: list[Any], renderer: Any, stream: Any) -> None:
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],

@@ -45,8 +45,12 @@ class Findings:
     facts: dict[str, object] = field(default_factory=dict)
 
 
-def check_server(url: str, timeout: float = 5.0, *, namespace: str = "") -> Findings:
-    """Ask the server at `url`; each question waits at most `timeout` seconds. Never raises for what the server does."""
+def check_server(url: str, timeout: float = 5.0, *, namespace: str | None = None) -> Findings:
+    """Ask the server at `url`; each question waits at most `timeout` seconds. Never raises for what the server does.
+
+    With a namespace (which may be empty), a write that the user's ACL refuses there is an error. Without one it is not
+    known which keys the user needs, and the refusal is a warning.
+    """
     findings = Findings()
     if problem := url_problem(url):
         findings.errors.append(f"Redis URL: {problem}.")
@@ -59,7 +63,7 @@ def check_server(url: str, timeout: float = 5.0, *, namespace: str = "") -> Find
         retry=Retry(NoBackoff(), 0),
     )
     try:
-        _ask(client, findings, Keys(namespace))
+        _ask(client, findings, namespace)
     except (RedisError, OSError, ValueError) as error:
         findings.errors.append(_failure(error, redact_url(url), timeout))
     finally:
@@ -80,7 +84,7 @@ def judge(facts: Mapping[str, object]) -> Findings:
 # -- asking -----------------------------------------------------------------------------------------------------
 
 
-def _ask(client: Any, findings: Findings, keys: Keys) -> None:
+def _ask(client: Any, findings: Findings, namespace: str | None) -> None:
     _permitted(client.ping, findings, "")
     info = _permitted(client.info, findings, "INFO: version, role, memory and persistence")
     config = _permitted(lambda: client.config_get("appendfsync", "save"), findings, "CONFIG: appendfsync and save")
@@ -89,7 +93,7 @@ def _ask(client: Any, findings: Findings, keys: Keys) -> None:
     findings.errors += judged.errors
     findings.warnings += judged.warnings
     if findings.facts.get("role") != "replica" and not findings.facts.get("cluster"):
-        _try_write(client, findings, keys)
+        _try_write(client, findings, namespace)
 
 
 def _permitted(question: Callable[[], T], findings: Findings, subject: str) -> T | None:
@@ -131,14 +135,16 @@ def _facts(info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, obje
     return facts
 
 
-def _try_write(client: Any, findings: Findings, keys: Keys) -> None:
+def _try_write(client: Any, findings: Findings, namespace: str | None) -> None:
     """Send a write that changes nothing, which a full or failing server refuses all the same."""
+    key = Keys(namespace or "").install()
     try:
         # Setting an empty range neither makes a key nor changes one.
-        client.setrange(keys.install(), 0, "")
+        client.setrange(key, 0, "")
     except NoPermissionError:
-        findings.warnings.append(
-            f"Could not try a write: the user's ACL does not permit SETRANGE on {keys.install()}. "
+        lines = findings.warnings if namespace is None else findings.errors
+        lines.append(
+            f"Could not try a write: the user's ACL does not permit SETRANGE on {key}. "
             "Make sure that it permits reading and writing all keys of agentpool."
         )
     except ReadOnlyError:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,12 +58,18 @@ def _program() -> str:
     beside = Path(sys.argv[0]).with_name("agentpool")
     if not beside.exists():
         return "agentpool"
-    return shlex.quote(os.path.relpath(beside)) if os.path.isabs(sys.argv[0]) else str(beside)
+    return "agentpool" if shutil.which("agentpool") else shlex.quote(_short(beside))
+
+
+def _short(path: str | Path) -> str:
+    """The path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def _where(daemon: Daemon) -> str:
     if daemon.server:
-        return f"--data-dir {shlex.quote(os.path.relpath(daemon.settings.data_dir))}"
+        return f"--data-dir {shlex.quote(_short(daemon.settings.data_dir))}"
     from agentpool.config import redact_url
 
     return f"--redis-url {shlex.quote(redact_url(daemon.url))}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from agentpool.redis_server import find_binary, running_url
 from agentpool.server_check import check_server
 
 __all__ = ["Report", "check_everything", "print_findings"]
+
+IMPORT_TIMEOUT_S = 60.0
 
 
 class Report(msgspec.Struct):
@@ -41,14 +44,24 @@ def check_everything(load: Callable[[], Loaded]) -> Report:
 
 def _check_imports(settings: Settings, report: Report) -> None:
     """Import each pool's agents in a process of its own, as the master would."""
-    import subprocess
-
     for name, pool in settings.pools.items():
         command = [sys.executable, "-P", "-m", "agentpool_worker.preload", settings.app_dir, *pool.agents]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"importing failed with status {done.returncode}"]
-            report.errors.append(f'pool "{name}": {lines[-1]}')
+        if problem := _import_problem(command):
+            report.errors.append(f'pool "{name}": {problem}')
+
+
+def _import_problem(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return (
+            f"importing its agents did not end within {IMPORT_TIMEOUT_S:g} s. "
+            "Move what waits or serves out of the module's top level."
+        )
+    if not done.returncode:
+        return ""
+    lines = done.stderr.strip().splitlines() or [f"importing failed with status {done.returncode}"]
+    return lines[-1]
 
 
 def _check_redis(settings: Settings, report: Report) -> None:
@@ -56,7 +69,7 @@ def _check_redis(settings: Settings, report: Report) -> None:
     if url is None:
         _check_embedded(settings, report)
         return
-    findings = check_server(url, settings.redis.connect_timeout)
+    findings = check_server(url, settings.redis.connect_timeout, namespace=settings.redis.namespace)
     report.errors += findings.errors
     report.warnings += findings.warnings
     report.facts.update(findings.facts)

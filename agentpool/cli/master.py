@@ -10,11 +10,14 @@ from typing import Any
 import click
 from rich_click import RichGroup
 
+from agentpool.cli.ending import guarded
 from agentpool.config import Loaded, load
 from agentpool.errors import AgentPoolError
 from agentpool.version import __version__
 
 __all__ = ["main"]
+
+PROGRAM = "agentpool-master"
 
 FLAGS = (
     click.option("--config", "config", metavar="FILE", help="Configuration file."),
@@ -35,7 +38,7 @@ def flags(command: Any) -> Any:
 
 
 @click.group(cls=RichGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="agentpool-master")
+@click.version_option(__version__, prog_name=PROGRAM)
 @click.option("--json", "as_json", is_flag=True, help="Errors, and what check prints, as JSON.")
 @click.option("--banner/--no-banner", default=None, help="Print where everything is. Default: on a terminal.")
 @flags
@@ -88,6 +91,10 @@ def _load(options: Mapping[str, Any]) -> Loaded:
 
 def main() -> None:
     """Run the command; refusals are one clear text on stderr and exit status 1."""
+    guarded(PROGRAM, _run_command, as_json="--json" in sys.argv)
+
+
+def _run_command() -> None:
     try:
         master(standalone_mode=False)
     except click.exceptions.Abort:
@@ -104,4 +111,4 @@ def _print_error(error: AgentPoolError) -> None:
     if "--json" in sys.argv:
         print(json.dumps({"error": {"code": error.code, "message": str(error)}}), file=sys.stderr)
     else:
-        print(f"agentpool-master: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)

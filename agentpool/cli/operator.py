@@ -9,6 +9,8 @@ import click
 from rich_click import RichCommand, RichGroup
 
 from agentpool.cli import output
+from agentpool.cli.ending import guarded
+from agentpool.cli.raw_words import RawCommand
 from agentpool.cli.session import INTERRUPTED, Session, common_options, session_of
 from agentpool.errors import AgentPoolError
 from agentpool.protocol.states import AGENT_MOVES
@@ -18,7 +20,7 @@ __all__ = ["main", "operator"]
 
 PROGRAM = "agentpool"
 SETTINGS = {"help_option_names": ["-h", "--help"]}
-RAW_SETTINGS = {**SETTINGS, "ignore_unknown_options": True}
+RAW_SETTINGS = {"help_option_names": ["--help"], "allow_interspersed_args": False}
 LIVE = [str(status) for status, moves in AGENT_MOVES.items() if moves]
 
 
@@ -33,7 +35,9 @@ def operator() -> None:
     """
 
 
-def command(name: str, /, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+def command(
+    name: str, /, cls: type[click.Command] = RichCommand, **settings: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a sub-command; it gets the session first."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
@@ -41,7 +45,7 @@ def command(name: str, /, **settings: Any) -> Callable[[Callable[..., Any]], cli
         def with_session(**given: Any) -> Any:
             return function(session_of(click.get_current_context()), **given)
 
-        made: click.Command = click.command(name, cls=RichCommand, **settings)(common_options(with_session))
+        made: click.Command = click.command(name, cls=cls, **settings)(common_options(with_session))
         operator.add_command(made)
         return made
 
@@ -200,12 +204,13 @@ def scale(session: Session, pool: str, workers: int) -> None:
     _say(session, {"pool_name": pool, "workers": workers}, f"Pool {pool} keeps {workers} worker(s).")
 
 
-@command("redis", context_settings=RAW_SETTINGS)
+@command("redis", cls=RawCommand, context_settings=RAW_SETTINGS)
 @click.argument("words", nargs=-1, required=True, metavar="COMMAND…")
 def redis(session: Session, words: tuple[str, ...]) -> None:
     """Send a raw command to the Redis server, as redis-cli would.
 
-    Options of agentpool are taken wherever they stand; put -- before a command that has such words of its own.
+    The long options below may stand before the command or at its very end; all other words are Redis's. Put -- before
+    a command that ends with such words of its own.
     """
     from agentpool.cli import asks
 
@@ -239,6 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command: exit 0 done, 1 refused or failed with one clear line, 2 used wrongly, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in words
+    guarded(PROGRAM, lambda: _run_command(words, as_json=as_json), as_json=as_json)
+
+
+def _run_command(words: list[str], *, as_json: bool) -> None:
     try:
         operator(words, prog_name=PROGRAM, standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):

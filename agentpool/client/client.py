@@ -19,6 +19,9 @@ from agentpool.store import Store
 
 __all__ = ["Client", "RedisClient", "connect"]
 
+OPEN_TIMEOUT = 1.5
+"""Seconds in which a server must answer when a client opens: long enough for one that restarts."""
+
 Place = str | Path
 
 
@@ -51,7 +54,7 @@ class Client:
             return
         store = await asyncio.to_thread(_find_store, *self._target)
         try:
-            await store.connection.repeat(store.connection.redis.ping)
+            await store.connection.repeat(store.connection.redis.ping, OPEN_TIMEOUT)
         except BaseException:
             await store.close()
             raise

@@ -21,9 +21,13 @@ class Kind:
     def encode(self, input: Any) -> msgspec.Raw:
         """Return the input as JSON; raises `InvalidInput`."""
         try:
-            return msgspec.Raw(msgspec.json.encode(input))
+            raw = msgspec.json.encode(input)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(f"The input cannot be written as JSON: {error}") from None
+        # NaN and infinities become null; without one there is nothing to look for.
+        if b"null" in raw:
+            _refuse_odd_floats(input)
+        return msgspec.Raw(raw)
 
     def decode(self, task_id: str, raw: msgspec.Raw) -> Any:
         """Return the result from JSON."""
@@ -55,6 +59,19 @@ class _ClassKind(Kind):
                 f"the result is not what {self.name}.run declares here: {error}. Does the worker have another release?"
             )
             raise TaskFailed(task_id, "ValidationError", hint) from None
+
+
+def _refuse_odd_floats(input: Any) -> None:
+    """Raise `InvalidInput` for a number that JSON cannot hold, naming its path."""
+    waiting = [("$", msgspec.to_builtins(input, str_keys=True, enc_hook=lambda _: None))]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"The input cannot be written as JSON: {path} is {value}, which is no number.", path)
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{name}", item) for name, item in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{path}[{place}]", item) for place, item in enumerate(value)]
 
 
 UNTYPED = Kind()

@@ -30,7 +30,8 @@ class Watcher:
         self._scope, self._crew, self._boots = scope, crew, boots
         self._store, self._pool = scope.store, scope.pool
         self._looked_at = monotonic()
-        self._trust_from = 0.0
+        # A master that starts knows nothing of what was before: Redis may have been away with everyone's beats.
+        self._trust_from = monotonic() + scope.settings.heartbeat_timeout
 
     async def watch_once(self) -> None:
         """Look at each living process once."""

@@ -37,7 +37,7 @@ class WorkerProcess:
         self._status: int | None = None
         self._status_known = asyncio.Event()
         self._why = ""
-        self._ticks = (self.started_at, 0)
+        self._ticks = (self.started_at, cpu_ticks(pid))
         asyncio.get_running_loop().add_reader(pidfd, self._exit_seen)
 
     @property

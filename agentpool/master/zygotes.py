@@ -27,7 +27,7 @@ __all__ = ["Zygote", "ZygoteGone"]
 log = structlog.get_logger("zygote")
 
 PREPARE_TIMEOUT = 60.0
-FORK_TIMEOUT = 10.0
+FORK_TIMEOUT = 5.0
 END_TIMEOUT = 0.5
 
 
@@ -60,6 +60,7 @@ class Zygote:
             )
         ours.setblocking(False)
         self._socket, self.alive = ours, True
+        log.debug("zygote.importing", pool=self.pool, agents=prepare.agents, pid=self._process.pid)
         loop = asyncio.get_running_loop()
         self._prepared = loop.create_future()
         loop.add_reader(ours, self._readable)
@@ -71,7 +72,7 @@ class Zygote:
             await self.close()
             raise ConfigError(
                 f'Pool "{self.pool}": importing {", ".join(prepare.agents)} did not come to an end '
-                f"({error or f'over {PREPARE_TIMEOUT:g} s'}). See its output above."
+                f"({str(error) or f'it took over {PREPARE_TIMEOUT:g} s'})."
             ) from None
         except asyncio.CancelledError:
             await self.close()
@@ -94,6 +95,8 @@ class Zygote:
             async with asyncio.timeout(FORK_TIMEOUT):
                 forked, pidfd = await future
         except (TimeoutError, OSError) as error:
+            # It is frozen, or worse: the next order gets a new one.
+            await self.close()
             raise ZygoteGone(f"the zygote of pool {self.pool} does not fork: {error!r}") from None
         finally:
             self._forks.pop(order.worker_id, None)
@@ -148,6 +151,7 @@ class Zygote:
         waiting = [future for future in (self._prepared, *self._forks.values()) if future and not future.done()]
         for future in waiting:
             future.set_exception(ZygoteGone(why))
+            future.exception()  # whoever waited may be gone, too
 
     def _exit_text(self) -> str:
         code = self._process.poll() if self._process else None

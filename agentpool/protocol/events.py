@@ -8,13 +8,14 @@ __all__ = ["Event", "EventName"]
 
 
 class EventName(StrEnum):
-    """Names are `<what>.<past participle>`."""
+    """Names are `<what>.<what happened to it>`; `broke` is an agent that had been running."""
 
     AGENT_SPAWNED = "agent.spawned"
     AGENT_PLACED = "agent.placed"
     AGENT_WAITING = "agent.waiting"
     AGENT_STARTED = "agent.started"
     AGENT_START_FAILED = "agent.start_failed"
+    AGENT_BROKE = "agent.broke"
     AGENT_MOVED = "agent.moved"
     AGENT_TERMINATED = "agent.terminated"
     AGENT_FAILED = "agent.failed"

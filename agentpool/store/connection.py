@@ -44,7 +44,7 @@ CONNECTIONS_MAX = 64
 def translate(error: Exception, url: str) -> RedisUnavailable:
     """Return our error for one of redis-py's, saying what to do next."""
     place = redact_url(url)
-    text = str(error) or type(error).__name__
+    text = (str(error) or type(error).__name__).rstrip(".")
     if _is_login(error):
         return RedisUnavailable(f"Redis at {place} refused the login: {text}. Check user and password in the URL.")
     if isinstance(error, NoPermissionError) or "NOPERM" in text:

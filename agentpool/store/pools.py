@@ -40,10 +40,24 @@ class Pools:
 
     async def info(self, pool: str) -> PoolInfo:
         """Return a pool as applied; raises `UnknownPool`."""
-        fields = await self._connection.repeat(lambda: self._connection.redis.hgetall(self._keys.pool(pool)))
+        fields = await self._fields(pool)
         if not fields.get("pool_name"):
             raise refusal(pool, pool, ["unknown_pool"])
         return decode_hash(PoolInfo, fields)
+
+    async def _fields(self, pool: str) -> dict[str, str]:
+        """Return the pool's hash, with the leader that holds the lock now: one that died cannot take itself out."""
+        redis, keys = self._connection.redis, self._keys
+
+        async def read() -> list[Any]:
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.hgetall(keys.pool(pool))
+                pipe.get(keys.leader_lock(pool))
+                result: list[Any] = await pipe.execute()
+                return result
+
+        fields, token = await self._connection.repeat(read)
+        return {**fields, "leader": str(token or "").partition(" ")[2]}
 
     async def types(self, pool: str) -> list[TypeInfo]:
         """Return what the pool's agent types declare."""
@@ -88,7 +102,7 @@ class Pools:
 
     async def stats(self, pool: str, workers: Iterable[WorkerRecord]) -> PoolStats:
         """Return the pool in numbers; raises `UnknownPool`."""
-        fields = await self._connection.repeat(lambda: self._connection.redis.hgetall(self._keys.pool(pool)))
+        fields = await self._fields(pool)
         if not fields.get("pool_name"):
             raise UnknownPool(pool, await self.names())
         timeout_ms = int(float(fields.get("heartbeat_timeout_ms") or 10_000))

@@ -9,7 +9,7 @@ import msgspec
 from agentpool import Agent, Context
 
 
-class Diff(msgspec.Struct):
+class Diff(msgspec.Struct, forbid_unknown_fields=True):
     """What a Reviewer is given."""
 
     text: str = ""
@@ -42,7 +42,7 @@ class Reviewer(Agent):
         self.reviews = state
 
 
-class Order(msgspec.Struct):
+class Order(msgspec.Struct, forbid_unknown_fields=True):
     """What a Tester does: sleep, block the loop, raise, or die."""
 
     sleep: float = 0.0

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.command import Cli, Ran
+from support.command import Cli, Ran, run_main
 from support.tiny_pool import POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
@@ -150,6 +150,29 @@ async def test_raw_commands(cli: Cli, tiny: TinyPool) -> None:
     assert (await cli("redis", "--json", "EVAL", "return {1, {'a', {}}}", "0")).document == [1, ["a", []]]
     assert "unknown command" in refused(await cli("redis", "NONSENSE"))
     assert "WRONGTYPE" in refused(await cli("redis", "HGETALL", "x"))
+
+
+async def test_words_of_redis_may_begin_with_a_dash(cli: Cli, redis_url: str) -> None:
+    assert (await cli("redis", "ACL", "SETUSER", "lim", "on", "-publish", "-h")).status == 1, "-h is no rule"
+    assert (await cli("redis", "ACL", "SETUSER", "lim", "on", "+@all", "-publish")).out == "OK\n"
+    try:
+        assert "-publish" in (await cli("redis", "ACL", "GETUSER", "lim")).out
+    finally:
+        assert (await cli("redis", "ACL", "DELUSER", "lim")).out == "(integer) 1\n"
+    assert (await cli("redis", "ECHO", "--help")).out == '"--help"\n'
+    assert (await cli("redis", "-h")).status == 2
+    assert "COMMAND" in (await cli("redis", "--help")).out
+
+
+async def test_options_stand_before_a_raw_command_or_at_its_end(cli: Cli, redis_url: str) -> None:
+    assert (await cli("redis", "--data-dir", "x", "ECHO", "a", "--json", "--data-dir=y")).document == "a"
+    assert (await cli("redis", "--json", "ECHO", "a", "--data-dir", "--json")).document == "a"
+    assert "wrong number of arguments" in (await cli("redis", "ECHO", "--json", "a")).err
+    first = ("--redis-url", redis_url, "redis")
+    for words in (("--", "ECHO", "--json"), ("--data-dir", "x", "--", "ECHO", "--json")):
+        ran = await asyncio.to_thread(run_main, (*first, *words), b"")
+        assert (ran.status, ran.out) == ((0, '"--json"\n')), words
+    assert (await cli("redis", "--json")).status == 2, "no word of Redis"
 
 
 def test_replies_are_shown_as_redis_cli_does() -> None:
@@ -302,6 +325,21 @@ async def test_help(cli: Cli, words: tuple[str, ...]) -> None:
     assert "agentpool" in ran.out
 
 
+async def test_a_bug_is_one_line_that_says_where(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("first\nsecond")
+
+    monkeypatch.setattr("agentpool.cli.views.pools", fail)
+    said = refused(await cli("pools"))
+    assert said.startswith("agentpool: internal error: ZeroDivisionError: first second (at ")
+    assert "test_operator.py:" in said
+    assert "bug worth reporting" in said
+    ran = await cli("pools", "--json")
+    assert (ran.status, ran.out) == (1, "")
+    error = json.loads(ran.err)["error"]
+    assert (error.keys(), error["code"]) == ({"code", "message"}, "INTERNAL")
+
+
 def test_an_error_without_a_code(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_error("agentpool", AgentPoolError("odd"), as_json=True)
     assert json.loads(capsys.readouterr().err) == {"error": {"code": "ERROR", "message": "odd"}}
@@ -406,3 +444,29 @@ def test_starting_is_quick_enough_to_be_typed_often() -> None:
     code = f"import agentpool.cli.operator, sys; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", "what costs much is loaded when a command needs it"
+
+
+@pytest.mark.parametrize("words", [("pools",), ("pools", "--json"), ("events", "--limit", "1"), ("doctor",)])
+async def test_an_output_that_is_full_is_one_line(redis_url: str, tiny: TinyPool, words: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [*PROGRAM, *words, "--redis-url", redis_url]
+        done = await asyncio.to_thread(
+            subprocess.run, command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "Could not write the output: No space left on device." in done.stderr
+
+
+@pytest.mark.parametrize("words", [("pools",), ("pools", "--json"), ("doctor",)])
+async def test_a_closed_pipe_is_quiet(redis_url: str, tiny: TinyPool, words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [*PROGRAM, *words, "--redis-url", redis_url]
+        done = await asyncio.to_thread(
+            subprocess.run, command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -29,6 +29,7 @@ from agentpool import (
 )
 from agentpool.client import Client
 from agentpool.client.client import RedisClient
+from agentpool.client.kinds import UNTYPED
 
 
 class Diff(msgspec.Struct):
@@ -209,6 +210,31 @@ async def test_a_wrong_input_is_refused_before_it_is_sent(
 async def test_what_is_no_json_is_refused(client: Client, input: Any) -> None:
     with pytest.raises(InvalidInput, match="cannot be written as JSON"):
         await client.pool(POOL).run("Echo", input)
+
+
+class Measure(msgspec.Struct):
+    values: list[float | None] = []
+
+
+@pytest.mark.parametrize(
+    ("input", "path"),
+    [
+        (float("nan"), "$"),
+        ({"a": [None, {"b": float("inf")}]}, "$.a[1].b"),
+        (Measure([1.0, None, float("-inf")]), "$.values[2]"),
+        ([msgspec.Raw(b"null"), float("nan")], "$[1]"),
+    ],
+)
+async def test_no_number_becomes_null(client: Client, tiny: TinyPool, input: Any, path: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be written as JSON") as caught:
+        await client.pool(POOL).run("Echo", input)
+    assert caught.value.path == path
+    assert await tiny.store.connection.redis.keys("task:*") == []
+
+
+@pytest.mark.parametrize("input", [None, {"null": [1.5, None]}, Measure([None]), "null", msgspec.Raw(b"[null]")])
+def test_null_is_no_odd_number(input: Any) -> None:
+    assert bytes(UNTYPED.encode(input)) == msgspec.json.encode(input)
 
 
 async def test_refusals_leave_no_task(client: Client, tiny: TinyPool) -> None:

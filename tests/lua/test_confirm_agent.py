@@ -97,7 +97,10 @@ async def test_failure_that_is_tried_again_keeps_the_place(store: Store) -> None
     assert agent["last_error"] == "ValueError: no"
     assert await read_free(store) == {"w1": 9}
     assert await store.agents.confirm("p", "w1", "a1", 1) == 0
-    assert (await read_agent(store))["failures"] == "0"
+    agent = await read_agent(store)
+    assert (agent["failures"], agent["last_error"]) == ("0", "ValueError: no"), "why it failed can still be read"
+    events = await read_events(store)
+    assert (events.count("agent.start_failed"), events.count("agent.broke")) == (2, 0)
 
 
 async def test_failure_of_a_running_agent_makes_it_start_again(store: Store) -> None:
@@ -106,6 +109,7 @@ async def test_failure_of_a_running_agent_makes_it_start_again(store: Store) -> 
     await seed_running_agent(store)
     assert await fail(store)
     assert (await read_agent(store))["status"] == "placed"
+    assert (await read_events(store))[-1] == "agent.broke"
     await seed_task(store, agent="a1")
     claim = await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
     assert claim
@@ -121,6 +125,7 @@ async def test_failure_during_a_task_leaves_the_task_alone(store: Store) -> None
     assert await fail(store)
     agent = await read_agent(store)
     assert (agent["status"], agent["task_id"]) == ("active", "p/t1")
+    assert (await read_events(store))[-1] == "agent.broke"
     assert await store.tasks.complete("w1", "p/t1", "a1", outcome()) == (0, 0)
 
 

@@ -191,6 +191,26 @@ def test_what_an_acl_hides_is_a_warning(
     assert all(line.startswith(subject) for line, subject in zip(findings.warnings, subjects, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("namespace", "rules", "refused"),
+    [
+        ("", ["~*", "+@all", "-@write"], "install"),
+        ("", ["~other:*", "+@all"], "install"),
+        ("mine", ["~other:*", "+@all"], "mine:install"),
+        ("mine", ["~mine:*", "+@all"], ""),
+    ],
+)
+def test_a_refused_write_on_our_own_key_is_an_error(
+    redis_url: str, client: redis.Redis, namespace: str, rules: list[str], refused: str
+) -> None:
+    client.execute_command("ACL", "SETUSER", "narrow", "on", ">hush-hush", "&*", *rules)
+    try:
+        findings = check_server(as_user(redis_url, "narrow:hush-hush"), TIMEOUT_S, namespace=namespace)
+    finally:
+        client.execute_command("ACL", "DELUSER", "narrow")
+    assert [f"SETRANGE on {refused}." in line for line in findings.errors] == ([True] if refused else [])
+
+
 def test_a_wrong_password_is_an_error_that_hides_it(redis_url: str) -> None:
     findings = check_server(as_user(redis_url, "nobody:hush-hush"), TIMEOUT_S)
     (error,) = findings.errors

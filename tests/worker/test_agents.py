@@ -1,12 +1,18 @@
 """Pinned agents: started, used, failing, idle, unhealthy, ended."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.wait import wait_until
 from support.worker_harness import Master
 
 from agentpool.protocol.codec import new_id
+from agentpool.protocol.records import DesiredAgent
+from agentpool.protocol.zygote import WorkerSettings
+from agentpool_worker.calls import brief
+from agentpool_worker.pinned import Pinned
 
 
 async def test_an_agent_is_spawned_runs_and_is_terminated(master: Master) -> None:
@@ -72,8 +78,26 @@ async def test_background_work_that_fails_fails_the_agent(master: Master) -> Non
     await master.fork()
     await master.spawn("a", "Background", status="")
     await master.until_gone("a")
-    assert "agent.started" in await master.events()
+    events = await master.events()
+    assert "agent.started" in events
+    assert (events.count("agent.broke"), events.count("agent.start_failed")) == (2, 0)
     assert "ValueError: the feed closed" in master.log()
+    assert '"agent.broke"' in master.log()
+
+
+async def test_why_a_running_agent_broke_stays_in_its_record(master: Master) -> None:
+    await master.prepare("Recovering", module="state_module")
+    await master.fork()
+    await master.spawn("a", "Recovering", status="")
+
+    async def recovered() -> bool:
+        return (await master.events()).count("agent.started") == 2
+
+    await wait_until(recovered, message=master.log)
+    record = await master.until_agent("a", "idle")
+    assert record.failures == 0
+    assert "ValueError: the feed closed" in record.last_error
+    assert "agent.start_failed" not in await master.events()
 
 
 @pytest.mark.parametrize("how", ["now", "task"])
@@ -128,7 +152,8 @@ async def test_healthy_agents_beat_and_sick_ones_are_started_again(master: Maste
     await master.run(None, agent="a")
     await master.until_gone("a")
     assert "healthy() said no" in master.log()
-    assert (await master.events()).count("agent.start_failed") == 2
+    events = await master.events()
+    assert (events.count("agent.broke"), events.count("agent.start_failed")) == (2, 0)
 
 
 async def test_terminating_an_agent_cancels_its_task_and_makes_room_at_once(master: Master) -> None:
@@ -184,6 +209,95 @@ async def test_agents_run_others_by_type(master: Master) -> None:
     await master.fork()
     await master.spawn("a", "Asker", tenant="acme")
     assert bytes((await master.run(4, agent="a")).result) == b"8"
+
+
+async def leave_snapshot(master: Master, snapshot: bytes) -> None:
+    await master.store.connection.redis.set(master.store.keys.snapshot("p", "a"), snapshot)
+
+
+async def test_a_snapshot_that_cannot_be_decoded_fails_the_agent_in_the_end(master: Master) -> None:
+    await master.prepare("Counter")
+    await master.fork()
+    await leave_snapshot(master, b"\xff" + b"secret" * 10_000)
+    await master.spawn("a", "Counter", status="")
+    await master.until_gone("a")
+    assert (await master.events()).count("agent.start_failed") == 2
+    status, why = await master.store.agents.ended("p/a")
+    assert (status, "DecodeError" in why, len(why) <= 2048) == ("failed", True, True)
+    assert "secretsecret" not in master.log()
+
+
+async def test_whatever_is_raised_while_an_agent_starts_counts_as_a_failure() -> None:
+    told: list[tuple[str, bool]] = []
+
+    async def fail(*_: Any, failures: int, error: str, final: bool) -> bool:
+        told.append((error, final))
+        return True
+
+    async def snapshot(*_: Any) -> str:
+        return (b"\xff" + b"secret" * 10_000).decode()
+
+    async def insist(_: str, call: Any) -> Any:
+        return await call()
+
+    place: Any = SimpleNamespace(
+        settings=WorkerSettings(pool="p", redis_url="", boot_backoff=0.01, boot_failures_max=3),
+        store=SimpleNamespace(agents=SimpleNamespace(fail=fail, snapshot=snapshot)),
+        type=lambda _: SimpleNamespace(name="T", has_restore=True),
+        insist=insist,
+        pool="p",
+        worker_id="w1",
+    )
+    upkeep: Any = None
+    desired = DesiredAgent(agent_id="p/a", agent_type="T", incarnation=1)
+    pinned = Pinned(place, desired, upkeep, lambda *_: None)
+    await wait_until(lambda: pinned.ended)
+    assert pinned.error is None
+    assert [final for _, final in told] == [False, False, True]
+    assert all(error.startswith("UnicodeDecodeError") and len(error) < 100 for error, _ in told)
+
+
+def test_an_error_is_named_without_the_data_that_it_is_about() -> None:
+    with pytest.raises(UnicodeDecodeError) as caught:
+        (b"\xff" + b"secret" * 10_000).decode()
+    assert brief(caught.value).startswith("UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0")
+    assert len(brief(caught.value)) < 100
+    assert len(brief(ValueError("x" * 10_000))) == 2048
+
+
+@pytest.mark.parametrize(("state", "words"), [("raise", "LookupError: what was raise"), ("hang", "took longer than")])
+async def test_an_agent_that_started_but_cannot_restore_is_stopped_each_time(make_master, state, words) -> None:
+    master = await make_master(agent_start_timeout=0.2)
+    await master.prepare("Forgetful", module="state_module")
+    await master.fork()
+    await leave_snapshot(master, f'"{state}"'.encode())
+    await master.spawn("a", "Forgetful", status="")
+    await master.until_gone("a")
+    await wait_until(lambda: master.log().count("forgetful closed") == 3)
+    assert master.log().count("forgetful opened") == 3
+    assert words in master.log()
+
+
+async def test_a_command_without_a_version_is_obeyed_only_if_redis_bears_it_out(master: Master) -> None:
+    await master.prepare("Counter")
+    await master.fork()
+    await master.spawn("a", "Counter")
+    await master.run(3, agent="a")
+    redis, channel = master.store.connection.redis, master.store.keys.worker_channel("w1")
+    forged = (
+        '"type":"spawn","agent_id":"p/forged","agent_type":"Counter","incarnation":1',
+        '"type":"terminate","agent_id":"p/a"',
+        '"type":"drain"',
+        '"type":"shutdown"',
+        '"type":"wake","agent_id":"p/a"',
+        '"type":"cancel","task_id":"p/t"',
+    )
+    for text in forged:
+        assert await redis.publish(channel, f'{{{text},"process_id":"w1"}}')
+    assert bytes((await master.run(1, agent="a")).result) == b"4"
+    assert await master.field("w1", "status") == "ready"
+    assert "p/forged" not in master.log()
+    assert "agent.stopped" not in master.log()
 
 
 async def test_a_repeated_spawn_command_starts_nothing_twice(master: Master) -> None:

@@ -124,3 +124,18 @@ async def test_what_fails_at_the_end_does_not_hold_the_worker(master: Master) ->
     assert await master.zygote.exit_of("w1") == Exit.CLEAN
     await wait_until(lambda: "agent.snapshot_failed" in master.log() and "agent.stop_failed" in master.log())
     await master.until_agent("a", "pending")
+
+
+async def test_a_snapshot_above_the_bound_is_not_kept(make_master) -> None:
+    master = await make_master(max_result_bytes=1000)
+    await master.prepare("Hoarder", module="state_module")
+    await master.fork("w1")
+    for name, size in (("fits", 998), ("big", 999)):
+        await master.spawn(name, "Hoarder")
+        await master.run(size, agent=name)
+    await master.store.workers.drain("p", "w1", reason="test")
+    assert await master.zygote.exit_of("w1") == Exit.CLEAN
+    assert len(await master.store.agents.snapshot("p", "fits")) == 1000
+    assert await master.store.agents.snapshot("p", "big") == ""
+    assert master.log().count("agent.snapshot_failed") == 1
+    assert "snapshot() returned 1001 bytes; the bound is 1000" in master.log()

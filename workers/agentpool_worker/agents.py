@@ -8,6 +8,7 @@ import structlog
 
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent
+from agentpool_worker.calls import brief, describe
 from agentpool_worker.pinned import Phase, Pinned
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.plan import Held
@@ -131,7 +132,7 @@ class Agents:
             self._on_change()
         if error := pinned.error:
             # Not the agent's fault but ours; the next look at what shall be here starts it again.
-            log.error("agent.lost_track", agent_id=pinned.id, error=repr(error), exc_info=error)
+            log.error("agent.lost_track", agent_id=pinned.id, error=brief(error), traceback=describe(error).traceback)
             asyncio.get_running_loop().call_later(1.0, self._resync)
 
     def _run_errand(self, errand: Coroutine[Any, Any, None]) -> None:

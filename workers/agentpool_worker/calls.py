@@ -16,7 +16,7 @@ import structlog
 
 from agentpool.protocol.records import TaskError
 
-__all__ = ["Call", "Ended", "describe", "summary"]
+__all__ = ["Call", "Ended", "brief", "describe", "summary"]
 
 log = structlog.get_logger("worker")
 
@@ -111,6 +111,11 @@ def describe(error: BaseException) -> TaskError:
         message=str(error)[:MESSAGE_CHARACTERS_MAX],
         traceback=text if len(text) <= TRACEBACK_CHARACTERS_MAX else "…" + text[-TRACEBACK_CHARACTERS_MAX:],
     )
+
+
+def brief(error: BaseException) -> str:
+    """Name an error in bounded text. Not its `repr`, which may show all the data that it is about."""
+    return f"{type(error).__name__}: {error}"[:MESSAGE_CHARACTERS_MAX]
 
 
 def summary(what: str, ended: Ended, timeout: float) -> str:

@@ -215,11 +215,28 @@ class Executor:
             del self._runs[task.id]
             self.poke()
 
+    @staticmethod
+    def _tell(task: ClaimedTask, outcome: Outcome, *, late: bool) -> None:
+        """Log an outcome: what failed as a warning, with the agent's own words and traceback."""
+        bound = log.bind(
+            task_id=task.id,
+            agent=task.header.agent_name or task.header.agent_type,
+            duration_ms=outcome.duration_ms,
+            late=late,
+        )
+        error = outcome.error
+        if error is None:
+            bound.debug(f"task.{outcome.status}")
+            return
+        text = f"{error.type}: {error.message}"
+        bound.warning(
+            f"task.{outcome.status}", error=text, **({"exception": error.traceback} if error.traceback else {})
+        )
+
     async def _record(self, task: ClaimedTask, outcome: Outcome) -> int:
         complete, name = self._place.store.tasks.complete, task.header.agent_name
         reply = await self._place.insist("complete", lambda: complete(self._place.worker_id, task.id, name, outcome))
-        tell = log.debug if outcome.status is TaskStatus.SUCCEEDED else log.info
-        tell(f"task.{outcome.status}", task_id=task.id, duration_ms=outcome.duration_ms, late=reply is None)
+        self._tell(task, outcome, late=reply is None)
         if reply is None:
             return 0
         mail, lanes = reply

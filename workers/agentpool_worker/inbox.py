@@ -1,8 +1,9 @@
 """What this worker is told: commands, as hints, and the sets in Redis, as the truth.
 
-A command that carries the next version is applied as it comes. Any gap, a beat that shows another version, and every
-new subscription lead to a resync: all that the worker shall hold is read and compared with what is here. So a lost
-message costs a beat at most, and with publishing forbidden everything goes on by beats alone.
+A command that carries the next version is applied as it comes. Any gap, a command without a version (but for those to
+look into the lanes), a beat that shows another version, and every new subscription lead to a resync: all that the
+worker shall hold is read and compared with what is here. So a lost message costs a beat at most, and with publishing
+forbidden everything goes on by beats alone.
 """
 
 import asyncio
@@ -131,11 +132,18 @@ class Inbox:
         if command.process_id != self._place.worker_id:
             return
         if command.version == 0:
-            self._obey(command)
+            self._heed(command)
         elif command.version == self.version + 1:
             self.version = command.version
             self._obey(command)
         elif command.version > self.version:
+            self._stale = True
+
+    def _heed(self, command: Command) -> None:
+        """A command without a version changed no set: one to look into the lanes, or what Redis must bear out."""
+        if isinstance(command, Wake) and not command.agent_id:
+            self._executor.wake_lanes()
+        else:
             self._stale = True
 
     def _obey(self, command: Command) -> None:

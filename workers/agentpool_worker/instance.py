@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from agentpool.agent import AgentType, Context
-from agentpool_worker.calls import Call, Ended, summary
+from agentpool_worker.calls import Call, Ended, brief, summary
 from agentpool_worker.place import WorkPlace
 
 __all__ = ["Instance", "StartFailed"]
@@ -30,7 +30,7 @@ class Instance:
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._place, self._settings = place, place.settings
         self._calls: set[Call] = set()
-        self._started = False
+        self._started = self._must_stop = False
         self._closing: asyncio.Task[None] | None = None
         self._context = self.context(tenant, project)
         self._agent: Any = None
@@ -71,6 +71,7 @@ class Instance:
     async def _start(self, snapshot: str) -> None:
         self._agent = self.type.cls()
         await self._agent.start(self._context)
+        self._must_stop = True
         if snapshot and self.type.has_restore:
             await self._agent.restore(self._context, msgspec.json.decode(snapshot))
 
@@ -86,7 +87,7 @@ class Instance:
 
     async def _close(self) -> None:
         await self.stop_calls("the agent is stopped")
-        if not self._started:
+        if not self._must_stop:
             return
         timeout = self._settings.agent_stop_timeout
         ended = await self._call("stop()", self._agent.stop(self._context), timeout).ended()
@@ -127,14 +128,21 @@ class Instance:
             return ""
         timeout = self._settings.agent_stop_timeout
         ended = await self._call("snapshot()", self._agent.snapshot(self._context), timeout).ended()
-        problem = summary("snapshot()", ended, timeout)
-        if ended.well:
-            try:
-                return msgspec.json.encode(ended.value).decode()
-            except Exception as error:  # noqa: BLE001 (an agent's own classes may raise anything here)
-                problem = f"snapshot() returned what has no JSON form: {error}"
-        log.error("agent.snapshot_failed", agent_id=self.agent_id, error=problem)
-        return ""
+        state, problem = self._encode(ended.value) if ended.well else ("", summary("snapshot()", ended, timeout))
+        if problem:
+            log.error("agent.snapshot_failed", agent_id=self.agent_id, error=problem)
+        return state
+
+    def _encode(self, state: Any) -> tuple[str, str]:
+        """Return a state as JSON, or '' and why it cannot be kept."""
+        try:
+            encoded = msgspec.json.encode(state)
+        except Exception as error:  # noqa: BLE001 (an agent's own classes may raise anything here)
+            return "", f"snapshot() returned what has no JSON form: {brief(error)}"
+        bound = self._settings.max_result_bytes
+        if len(encoded) > bound:
+            return "", f"snapshot() returned {len(encoded)} bytes; the bound is {bound}"
+        return encoded.decode(), ""
 
     def _call(self, what: str, code: Coroutine[Any, Any, Any], timeout: float, **bound: Any) -> Call:
         call = Call(

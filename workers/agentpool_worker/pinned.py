@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from agentpool.agent import AgentType
 from agentpool.clock import monotonic
 from agentpool.errors import UnknownAgentType
 from agentpool.periodic import end_task
@@ -19,6 +20,7 @@ from agentpool.policy.restarts import next_restart
 from agentpool.protocol.events import EventName
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent
+from agentpool_worker.calls import brief, describe
 from agentpool_worker.instance import Instance, StartFailed
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.run import Run
@@ -59,6 +61,7 @@ class Pinned:
         self._upkeep, self._on_idle, self._after = upkeep, on_idle, after
         self.last_used = monotonic()
         self._run: Run | None = None
+        self._ran = False
         self._free = asyncio.Event()
         self._free.set()
         self._life = asyncio.create_task(self._live(), name=f"life of {self.id}")
@@ -141,11 +144,17 @@ class Pinned:
 
     async def _serve(self) -> str:
         """Run one instance until it breaks; returns why, or '' when the agent belongs elsewhere now."""
-        desired, self.phase = self.desired, Phase.STARTING
+        self.phase, self._ran = Phase.STARTING, False
         try:
-            type = self._place.type(desired.agent_type)
-        except UnknownAgentType as error:
+            return await self._serve_one(self._place.type(self.desired.agent_type))
+        except (StartFailed, UnknownAgentType) as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it counts as a failure, or it would recur for ever)
+            log.error("agent.lost_track", agent_id=self.id, traceback=describe(error).traceback)
+            return brief(error)
+
+    async def _serve_one(self, type: AgentType) -> str:
+        desired = self.desired
         instance = self.instance = Instance(
             self._place,
             type,
@@ -156,21 +165,22 @@ class Pinned:
         )
         try:
             await instance.start(await self._snapshot() if type.has_restore else "")
-            waiting = await self._insist("confirm", self._store.agents.confirm)
-            if waiting is None:
-                log.info("agent.superseded", agent_id=self.id, incarnation=self.incarnation)
-                return ""
-            log.info(EventName.AGENT_STARTED, agent_id=self.id, incarnation=self.incarnation)
-            self.phase, self.last_used = Phase.IDLE, monotonic()
-            self._on_idle(self, waiting > 0)
-            with self._upkeep.of(self, instance):
-                return await asyncio.shield(instance.broken)
-        except StartFailed as error:
-            return str(error)
+            return await self._serve_started(instance)
         finally:
             if self.phase is not Phase.LEAVING:
                 self.phase = Phase.RESTARTING
             await self._close(instance)
+
+    async def _serve_started(self, instance: Instance) -> str:
+        waiting = await self._insist("confirm", self._store.agents.confirm)
+        if waiting is None:
+            log.info("agent.superseded", agent_id=self.id, incarnation=self.incarnation)
+            return ""
+        log.info(EventName.AGENT_STARTED, agent_id=self.id, incarnation=self.incarnation)
+        self._ran, self.phase, self.last_used = True, Phase.IDLE, monotonic()
+        self._on_idle(self, waiting > 0)
+        with self._upkeep.of(self, instance):
+            return await asyncio.shield(instance.broken)
 
     async def _close(self, instance: Instance) -> None:
         if self._run:
@@ -192,7 +202,8 @@ class Pinned:
     async def _report(self, problem: str, failures: int, delay: float | None) -> bool:
         """Tell Redis of a failure; False when the agent belongs elsewhere now."""
         final = delay is None
-        name = EventName.AGENT_FAILED if final else EventName.AGENT_START_FAILED
+        again = EventName.AGENT_BROKE if self._ran else EventName.AGENT_START_FAILED
+        name = EventName.AGENT_FAILED if final else again
         log.error(name, agent_id=self.id, failures=failures, again_in_s=delay, error=problem)
         fail = self._store.agents.fail
         return bool(await self._insist("fail", fail, failures=failures, error=problem, final=final))

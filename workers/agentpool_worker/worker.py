@@ -52,6 +52,8 @@ __all__ = ["main", "run_worker"]
 
 log = structlog.get_logger("worker")
 
+HURRY_MARGIN = 2.0
+
 
 def run_worker(settings: WorkerSettings, fork: Fork, types: Mapping[str, AgentType]) -> int:
     """Be the worker of this order until its end; returns the exit status."""
@@ -234,9 +236,13 @@ class _Worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._handle_term)
 
     def _handle_term(self) -> None:
-        """First SIGTERM: drain. Second: drain quickly."""
-        if self._terms:
+        """First SIGTERM: drain. Second: drain quickly, and leave in any case soon. Third: leave at once."""
+        if self._terms == 1:
             self._drain.hurry()
+            patience = 3 * self._settings.agent_stop_timeout + HURRY_MARGIN
+            asyncio.get_running_loop().call_later(patience, leave, Exit.CLEAN)
+        elif self._terms > 1:
+            leave(Exit.CLEAN)
         self._terms += 1
         self._leave("SIGTERM")
 

@@ -1,0 +1,49 @@
+"""The errors that only an in-process pool can raise."""
+
+from agentpool.errors import AgentFailed, AgentPoolError
+
+__all__ = ["AcquireTimeout", "SpawnCircuitOpen", "StartFailed", "StateRefused"]
+
+
+class AcquireTimeout(AgentPoolError, TimeoutError):
+    """No agent was free within the time allowed; the request was withdrawn and nothing waits."""
+
+    code = "ACQUIRE_TIMEOUT"
+
+    def __init__(self, pool: str, timeout: float) -> None:
+        self.pool, self.timeout = pool, timeout
+        super().__init__(f'Pool "{pool}" had no agent free within {timeout:g} s. Wait longer, or raise max_size.')
+
+
+class StartFailed(AgentFailed):
+    """The agent that was being made for this request could not be started; `reason` tells why."""
+
+    def __init__(self, agent_id: str, reason: str) -> None:
+        self.agent_id, self.reason = agent_id, reason
+        super().__init__(f"Agent {agent_id} could not be started: {reason}")
+
+
+class SpawnCircuitOpen(AgentPoolError):
+    """Starting agents failed too often, so it is not tried for `retry_in` seconds; `reason` is the last failure."""
+
+    code = "SPAWN_CIRCUIT_OPEN"
+
+    def __init__(self, pool: str, failures: int, retry_in: float, reason: str) -> None:
+        self.pool, self.failures, self.retry_in, self.reason = pool, failures, retry_in, reason
+        super().__init__(
+            f'Pool "{pool}" starts no agents now: {failures} starts in a row failed, the next try is in '
+            f"{retry_in:.1f} s. Last failure: {reason}"
+        )
+
+
+class StateRefused(AgentPoolError):
+    """A saved state cannot be used; the pool is as it was before."""
+
+    code = "STATE_REFUSED"
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place, self.reason = place, reason
+        super().__init__(
+            f"The pool state in {place} is refused: {reason}. Restore it from a copy, or begin without it: "
+            "load_state(…, start_clean=True)"
+        )

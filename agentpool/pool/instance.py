@@ -1,0 +1,175 @@
+"""One agent object: made, started, run, stopped, each call with its deadline."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from agentpool.agent import Agent, AgentType, Context
+from agentpool.clock import monotonic
+from agentpool.pool.calls import Call, Ended, Meter
+from agentpool.pool.config import PoolConfig
+
+__all__ = ["Instance", "MakeContext"]
+
+log = logging.getLogger(__name__)
+
+MakeContext = Callable[[str, str | None], Context]
+"""Makes what an agent is told of itself, from its id and the id of its present task (None: for its life)."""
+
+
+class Instance:
+    """`on_broken(instance)` is called, once, when the agent cannot go on and must be replaced."""
+
+    def __init__(
+        self,
+        type: AgentType,
+        config: PoolConfig,
+        id: str,
+        make_context: MakeContext,
+        on_broken: Callable[["Instance"], None],
+    ) -> None:
+        self.type, self.id, self.meter = type, id, Meter()
+        self.born = monotonic()
+        self.requests = 0
+        self.broken = ""
+        self.memory_base_mb: float | None = None
+        self._config, self._on_broken = config, on_broken
+        self._context = make_context(id, None)
+        self._calls: set[Call] = set()
+        self._runs: set[Call] = set()
+        self._deaf: list[Call] = []
+        self._agent: Any = None
+        self._started = False
+        self._closing: asyncio.Task[None] | None = None
+
+    def break_(self, reason: str) -> None:
+        """Say that the agent must be replaced; the first reason counts."""
+        if not self.broken:
+            self.broken = reason
+            self._on_broken(self)
+
+    # -- its life -----------------------------------------------------------------------------------------------
+
+    def start(self, state: msgspec.Raw | None = None) -> Call:
+        """Make and start the agent, and give it back its state if there is one."""
+        timeout = self.type.cls.start_timeout or self._config.start_timeout
+        call = self._call("start()", self._start(state), timeout)
+        call.then(self._start_ended)
+        return call
+
+    async def _start(self, state: msgspec.Raw | None) -> None:
+        self._agent = self.type.cls()
+        await self._agent.start(self._context)
+        self._started = True  # so that it is stopped, whatever comes now
+        if state is not None and self.type.has_restore:
+            await self._agent.restore(self._context, msgspec.json.decode(state))
+
+    def _start_ended(self, ended: Ended) -> None:
+        if not ended.well:
+            return
+        self.born = monotonic()
+        if self.type.has_background and self._closing is None:
+            call = self._call("background()", self._agent.background(self._context), None)
+            call.then(self._background_ended)
+
+    def _background_ended(self, ended: Ended) -> None:
+        if not ended.well and not ended.why:
+            self.break_(ended.describe("background()"))
+
+    async def close(self) -> None:
+        """End what the agent still does, and let it clean up, once; cancelling a waiter does not cut it short."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name=f"close {self.id}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        for call in self.stop_calls("the agent is stopped"):
+            await call.ended()
+        if not self._started:
+            return
+        ended = await self._call("stop()", self._agent.stop(self._context), self._config.stop_timeout).ended()
+        if not ended.well:
+            log.error("agent.stop_failed", extra={"agent_id": self.id, "error": ended.describe("stop()")})
+
+    def stop_calls(self, why: str) -> list[Call]:
+        """Cancel whatever of the agent runs; returns it."""
+        calls = list(self._calls)
+        for call in calls:
+            call.stop(why)
+        return calls
+
+    def stop_runs(self, why: str) -> None:
+        """Cancel the tasks of the agent, and leave its background work alone."""
+        for call in tuple(self._runs):
+            call.stop(why)
+
+    def calls_that_ignore_their_end(self) -> list[str]:
+        """Return the labels of calls that were given up and still run."""
+        return [call.label for call in self._deaf if call.still_runs]
+
+    # -- what it is asked ---------------------------------------------------------------------------------------
+
+    def run(self, context: Context, input: Any, timeout: float | None) -> Call:
+        """Begin one task."""
+        self.requests += 1
+        call = self._call("run()", self._agent.run(context, input), timeout)
+        self._runs.add(call)
+        call.then(lambda _: self._runs.discard(call))
+        return call
+
+    def ask_health(self, timeout: float) -> Call:
+        """Ask the agent whether it can go on."""
+        return self._call("healthy()", self._agent.healthy(self._context), timeout)
+
+    async def snapshot(self) -> msgspec.Raw | None:
+        """Return the state that the agent wants to find again, as JSON, or None when there is none to be had."""
+        if not (self._started and self.type.has_snapshot):
+            return None
+        ended = await self._call("snapshot()", self._agent.snapshot(self._context), self._config.stop_timeout).ended()
+        if not ended.well:
+            problem = ended.describe("snapshot()")
+        else:
+            try:
+                return msgspec.Raw(msgspec.json.encode(ended.value))
+            except Exception as error:  # noqa: BLE001 (an agent's own classes may raise anything here)
+                problem = f"snapshot() returned what has no JSON form: {error}"
+        log.error("agent.snapshot_failed", extra={"agent_id": self.id, "error": problem})
+        return None
+
+    async def restore(self, state: msgspec.Raw) -> Ended:
+        """Give a started agent the state of another."""
+        code = self._agent.restore(self._context, msgspec.json.decode(state))
+        return await self._call("restore()", code, self._config.start_timeout).ended()
+
+    def memory_mb(self) -> float | None:
+        """Return what the agent says it holds, if it says anything."""
+        tell = getattr(self._agent, "memory_mb", None)
+        if not callable(tell):
+            return None
+        try:
+            return float(tell())
+        except Exception:
+            log.exception("agent.memory_failed", extra={"agent_id": self.id})
+            return None
+
+    def _call(self, what: str, code: Coroutine[Any, Any, Any], timeout: float | None) -> Call:
+        grace = self._config.cancel_grace
+        call = Call(code, label=f"{what} of {self.id}", timeout=timeout, grace=grace, meter=self.meter)
+        self._calls.add(call)
+
+        def over(ended: Ended) -> None:
+            self._calls.discard(call)
+            if ended.kind == "abandoned":
+                self._deaf.append(call)
+                self.break_(f"{call.label} ignored its cancellation ({ended.why})")
+
+        call.then(over)
+        return call
+
+
+def checks_health(type: AgentType) -> bool:
+    """Tell whether the class has a `healthy()` of its own; asking the default one would only cost time."""
+    return type.cls.healthy is not Agent.healthy

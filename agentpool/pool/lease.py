@@ -1,0 +1,152 @@
+"""What `acquire()` returns: first the request for an agent, then the agent itself, until it is given back.
+
+One object is both, as it is made on every acquire. A lease that was given back holds nothing, so it cannot disturb
+whoever has the agent next.
+"""
+
+from asyncio import get_running_loop
+from collections.abc import Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentpool.agent import AgentType, Context
+from agentpool.clock import monotonic
+from agentpool.errors import AgentFailed, AgentTerminated, InvalidInput, PoolClosed, TaskTimedOut
+from agentpool.pool.calls import Ended
+from agentpool.pool.states import PooledState
+from agentpool.protocol.codec import new_id
+
+if TYPE_CHECKING:
+    from agentpool.pool.member import Member
+    from agentpool.pool.metrics import AgentFacts
+    from agentpool.pool.pool import AgentPool
+
+__all__ = ["Lease", "checked_input"]
+
+ACTIVE = PooledState.ACTIVE
+
+
+class Lease:
+    """Await it, or enter it with `async with`, to have an agent. May be used once."""
+
+    __slots__ = ("_asked", "_core", "_member", "_pool", "_priority", "_timeout")
+
+    def __init__(self, pool: "AgentPool", timeout: float | None, priority: int) -> None:
+        self._pool, self._core = pool, pool._core
+        self._timeout, self._priority = timeout, priority
+        self._member: Member | None = None
+        self._asked = False
+
+    def __await__(self) -> Generator[Any, Any, "Lease"]:
+        if self._asked:
+            raise RuntimeError("a lease can be acquired once: call pool.acquire() again")
+        self._asked = True
+        core = self._core
+        if core.idle and core.short and get_running_loop() is core.loop:
+            core.waits.at_once += 1
+            core.acquired += 1
+            self._member = core.take_idle()
+        else:
+            self._member = yield from core.acquire(self._priority, self._timeout).__await__()
+        return self
+
+    def __aenter__(self) -> "Lease":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        member, self._member = self._member, None
+        if member is not None and member.state is ACTIVE:
+            self._core.give_back(member)
+
+    # -- the agent ----------------------------------------------------------------------------------------------
+
+    @property
+    def agent_id(self) -> str:
+        """The id of the agent."""
+        return self._held().id
+
+    def facts(self) -> "AgentFacts":
+        """Return what is known of the agent."""
+        return self._held().facts(monotonic())
+
+    async def run(self, input: Any, *, timeout: float | None = None, context: Context | None = None) -> Any:
+        """Run one task on the agent and return its result; what `run()` raises is raised here as it is.
+
+        Raises `InvalidInput` before the agent sees anything, `TaskTimedOut`, `AgentTerminated`, `PoolClosed`. A
+        cancelled caller cancels the task, and goes on when that has ended or was given up.
+        """
+        member, core = self._held(), self._core
+        if member.running:
+            raise RuntimeError(f"agent {member.id} does one task at a time: await the first one, or acquire another")
+        input = checked_input(core.type, input)
+        instance = member.instance
+        context = context or core.make_context(member.id, f"{core.name}/{new_id()}")
+        member.running += 1
+        member.requests += 1
+        core.requests += 1
+        began = monotonic()
+        ended = None
+        try:
+            call = instance.run(context, input, core.config.run_timeout if timeout is None else timeout)
+            ended = await call.result()
+        finally:
+            core.runs.record(monotonic() - began)
+            if ended is None or not ended.well:
+                member.errors += 1
+                core.errors += 1
+            member.running -= 1
+            self._pool._after_run(member, held=self._member is member)
+        return _value_of(ended, member.id)
+
+    def _held(self) -> "Member":
+        member = self._member
+        if member is None:
+            raise RuntimeError("this lease holds no agent: acquire it first, and use it before it is given back")
+        if member.state is not ACTIVE:
+            if self._core.closing:
+                raise PoolClosed(f'Pool "{self._core.name}" was closed while agent {member.id} was held.')
+            raise AgentTerminated(f"Agent {member.id} was ended while it was held. Acquire another one.")
+        return member
+
+
+def checked_input(type: AgentType, input: Any) -> Any:
+    """Return input as the agent declares it: as it is, converted from plain data, or decoded from JSON bytes."""
+    wanted = type.input_type
+    if wanted is Any:
+        return input
+    if isinstance(input, bytes | msgspec.Raw) and wanted is not bytes:
+        return type.decode(input)
+    if input.__class__ is wanted:
+        return input
+    try:
+        try:
+            return msgspec.convert(input, wanted)
+        except msgspec.ValidationError:
+            return msgspec.convert(msgspec.to_builtins(input), wanted)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at ")
+        path = path.strip("`") or "$"
+        raise InvalidInput(f"{type.name}: {message} at {path}", path) from None
+    except TypeError as error:
+        raise InvalidInput(f"{type.name}: {error}") from None
+
+
+def _value_of(ended: Ended, agent_id: str) -> Any:
+    if ended.well:
+        return ended.value
+    if ended.why.startswith("took longer"):
+        raise TaskTimedOut(f"The task on agent {agent_id} {ended.why}.")
+    if ended.why == CLOSED:
+        raise PoolClosed(f"The pool was closed while a task ran on agent {agent_id}.")
+    if ended.why:
+        raise AgentTerminated(f"The task on agent {agent_id} was stopped: {ended.why}.")
+    if isinstance(ended.error, Exception):
+        raise ended.error
+    raise AgentFailed(ended.describe(f"run() of agent {agent_id}")) from ended.error
+
+
+CLOSED = "the pool is closed"

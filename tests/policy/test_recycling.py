@@ -1,0 +1,46 @@
+"""When an agent is due, and how many are replaced together."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpool.policy.recycling import Quota, Usage, jittered, next_to_recycle, reason_to_recycle
+
+QUOTA = Quota(requests=100, age=60.0, memory_mb=50.0, cpu_percent=90.0)
+
+
+@pytest.mark.parametrize(
+    ("usage", "reason"),
+    [
+        (Usage(), None),
+        (Usage(requests=99, age=59.9, memory_mb=50, cpu_percent=90), None),
+        (Usage(requests=100), "100 requests"),
+        (Usage(age=60), "60 s old"),
+        (Usage(memory_mb=51), "51 MB over its baseline"),
+        (Usage(cpu_percent=91), "91 % of a core"),
+    ],
+)
+def test_each_limit(usage: Usage, reason: str | None) -> None:
+    assert reason_to_recycle(usage, QUOTA) == reason
+    assert reason_to_recycle(usage, Quota()) is None
+
+
+@given(st.floats(0, 0.25), st.integers(1, 10_000))
+def test_jitter_only_lowers_and_never_to_nothing(part: float, requests: int) -> None:
+    made = jittered(Quota(requests=requests, age=60.0, memory_mb=5.0), part)
+    assert made.requests is not None
+    assert max(1, int(requests * 0.75)) <= made.requests <= requests
+    assert made.age is not None
+    assert 45.0 <= made.age <= 60.0
+    assert made.memory_mb == 5.0
+
+
+def test_no_limit_stays_none() -> None:
+    assert jittered(Quota(), 0.2) == Quota()
+
+
+@given(st.lists(st.text(), max_size=10), st.integers(0, 5), st.integers(1, 5))
+def test_the_budget_is_kept(due: list[str], under_way: int, at_once: int) -> None:
+    chosen = next_to_recycle(due, under_way, at_once)
+    assert chosen == due[: len(chosen)]
+    assert under_way + len(chosen) <= max(under_way, at_once)
