@@ -203,7 +203,7 @@ def _ids_named_in(survey: Survey) -> _Found:
         named.workers.update(index)
     named.workers.update(survey.leases.values())
     named.tasks.update(survey.leases)
-    named.agents.update(survey.pending, survey.mailboxes)
+    named.agents.update(survey.pending, survey.mailboxes, *survey.tenant_agents.values())
     named.queues.update(survey.lanes)
     for held in survey.held.values():
         named.agents.update(held.agents)

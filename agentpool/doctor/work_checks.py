@@ -73,9 +73,11 @@ def check_tenants(survey: Survey) -> Iterator[Violation]:
         for tenant in sorted(expected.keys() | actual.keys()):
             is_, should = actual.get(tenant, frozenset()), expected.get(tenant, set())
             for id in sorted(is_ - should):
-                yield violation(5, f"{survey.pool}: tenant {tenant}", f"its set of {kind} names {id}, which is not its")
+                subject = f"{survey.pool}: tenant {tenant}, {id}"
+                yield violation(5, subject, f"the tenant's set of {kind} names it, but it is not the tenant's")
             for id in sorted(should - is_):
-                yield violation(5, f"{survey.pool}: tenant {tenant}", f"its set of {kind} lacks {id}")
+                subject = f"{survey.pool}: tenant {tenant}, {id}"
+                yield violation(5, subject, f"is the tenant's, but the tenant's set of {kind} lacks it")
 
 
 def check_leases(survey: Survey) -> Iterator[Violation]:

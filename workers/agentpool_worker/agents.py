@@ -118,7 +118,7 @@ class Agents:
     async def _release(self, name: str, incarnation: int, state: str) -> None:
         place, release = self._place, self._place.store.agents.release
         word = await place.insist("release", lambda: release(place.pool, place.worker_id, name, incarnation, state))
-        log.info("agent.released", agent_id=f"{place.pool}/{name}", to=word)
+        log.debug("agent.released", agent_id=f"{place.pool}/{name}", to=word)
 
     async def _see_off(self, pinned: Pinned, why: str) -> None:
         await pinned.terminate(why)

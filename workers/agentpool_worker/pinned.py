@@ -176,7 +176,7 @@ class Pinned:
         if waiting is None:
             log.info("agent.superseded", agent_id=self.id, incarnation=self.incarnation)
             return ""
-        log.info(EventName.AGENT_STARTED, agent_id=self.id, incarnation=self.incarnation)
+        log.debug(EventName.AGENT_STARTED, agent_id=self.id, incarnation=self.incarnation)
         self._ran, self.phase, self.last_used = True, Phase.IDLE, monotonic()
         self._on_idle(self, waiting > 0)
         with self._upkeep.of(self, instance):
