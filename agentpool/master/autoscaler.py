@@ -84,7 +84,7 @@ class Autoscaler:
 
     async def _start(self, count: int) -> None:
         """Order workers under the placement lock, then fork them; what could not be ordered now is planned again."""
-        if self._boots.delay() > 0:
+        if self._boots.given_up or self._boots.delay() > 0:
             return
         orders = [(new_id(), new_id()) for _ in range(min(count, self._scope.settings.max_starting))]
         async with self._store.locks.placement(self._pool, self._scope.master) as placement:
