@@ -6,22 +6,39 @@ that still runs then is given up, and its agent must be replaced.
 """
 
 import asyncio
+import contextvars
+import traceback
 from collections.abc import Callable, Coroutine, Generator
+from pathlib import Path
 from time import thread_time
+from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Call", "Ended", "Meter"]
+from agentpool.protocol.records import TaskError
+
+__all__ = ["Begin", "Call", "Ended", "Meter", "brief", "describe"]
+
+Begin = Callable[[], Coroutine[Any, Any, Any]]
+"""Makes the coroutine of a call."""
+
+TRACEBACK_CHARACTERS_MAX = 4096
+MESSAGE_CHARACTERS_MAX = 2048
+OWN_FOLDER = str(Path(__file__).parent)
+"""Frames of code in this folder at the top of an agent's traceback are ours, and tell its author nothing."""
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """How a call ended. `why` is what it was told to stop for, '' when nobody did."""
+    """How a call ended. `why` is what it was told to stop for, '' when nobody did; `timed_out` says that its own
+    time was over.
+    """
 
     kind: Literal["returned", "raised", "abandoned"]
     value: Any = None
     error: BaseException | None = None
     why: str = ""
+    timed_out: bool = False
 
     @property
     def well(self) -> bool:
@@ -29,12 +46,18 @@ class Ended(msgspec.Struct, frozen=True):
         return self.kind == "returned" and not self.why
 
     def describe(self, what: str) -> str:
-        """Say in a line why this is a failure."""
+        """Say in bounded text why this is a failure."""
         if self.kind == "abandoned":
             return f"{what} ignored its cancellation ({self.why})"
+        if self.timed_out:
+            return f"{what} {self.why}"
         if self.why:
             return f"{what} was stopped: {self.why}"
-        return f"{what} raised {type(self.error).__name__}: {self.error}"
+        return f"{what} raised {brief(self.error)}" if self.error else f"{what} did not end"
+
+    def traceback(self) -> str:
+        """Return where the agent raised, or '' when it did not."""
+        return describe(self.error).traceback if self.error and not self.why else ""
 
 
 class Meter:
@@ -76,18 +99,29 @@ class _Metered:
 
 
 class Call:
-    """One call into an agent; `label` names it. `then` and `ended` tell of its end."""
+    """One call into an agent; `label` names it. `then` and `ended` tell of its end.
 
-    __slots__ = ("_code", "_grace", "_loop", "_over", "_task", "_timer", "label", "why")
+    `begin` makes the coroutine once the task runs: whatever it raises is the agent's failure too. `context` holds
+    the context variables of the call, those of the caller when it is not given.
+    """
+
+    __slots__ = ("_grace", "_loop", "_over", "_task", "_timed_out", "_timer", "label", "why")
 
     def __init__(
-        self, code: Coroutine[Any, Any, Any], *, label: str, timeout: float | None, grace: float, meter: Meter
+        self,
+        begin: Begin,
+        *,
+        label: str,
+        timeout: float | None,
+        grace: float,
+        meter: Meter,
+        context: contextvars.Context | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.label, self.why = label, ""
-        self._code, self._grace = code, grace
+        self._grace, self._timed_out = grace, False
         self._over: asyncio.Future[Ended] = self._loop.create_future()
-        self._task = self._loop.create_task(_guard(code, meter), name=label)
+        self._task = self._loop.create_task(_guard(begin, meter), name=label, context=context)
         self._task.add_done_callback(self._finished)
         self._timer = None if timeout is None else self._loop.call_later(timeout, self._expire, timeout)
 
@@ -105,7 +139,7 @@ class Call:
         """Tell whether the agent's code has not ended, whatever was said of the call."""
         return not self._task.done()
 
-    def then(self, tell: Callable[[Ended], None]) -> None:
+    def then(self, tell: Callable[[Ended], object]) -> None:
         """Have `tell` called, in the loop, when the call ended."""
         self._over.add_done_callback(lambda over: tell(over.result()))
 
@@ -127,20 +161,22 @@ class Call:
             raise
 
     def _expire(self, timeout: float) -> None:
+        self._timed_out = not self.why
         self.stop(f"took longer than {timeout:g} s")
 
     def _finished(self, task: "asyncio.Task[Ended]") -> None:
         self._disarm()
-        if task.cancelled():
-            # Before its first step: the task never entered its coroutine, so the agent's was never begun either.
-            self._code.close()
-        ended = Ended("raised", error=asyncio.CancelledError()) if task.cancelled() else task.result()
-        if not self._over.done():
-            self._over.set_result(msgspec.structs.replace(ended, why=self.why) if self.why else ended)
+        self._end(Ended("raised", error=asyncio.CancelledError()) if task.cancelled() else task.result())
 
     def _abandon(self) -> None:
-        if not self._over.done():
-            self._over.set_result(Ended("abandoned", why=self.why))
+        self._end(Ended("abandoned"))
+
+    def _end(self, ended: Ended) -> None:
+        if self._over.done():
+            return
+        if self.why:
+            ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out)
+        self._over.set_result(ended)
 
     def _disarm(self) -> None:
         if self._timer:
@@ -148,8 +184,30 @@ class Call:
             self._timer = None
 
 
-async def _guard(code: Coroutine[Any, Any, Any], meter: Meter) -> Ended:
+async def _guard(begin: Begin, meter: Meter) -> Ended:
     try:
-        return Ended("returned", await _Metered(code, meter))
+        return Ended("returned", await _Metered(begin(), meter))
     except BaseException as error:  # noqa: BLE001 (whatever an agent raises, SystemExit too, is its failure alone)
         return Ended("raised", error=error)
+
+
+def describe(error: BaseException) -> TaskError:
+    """Return an error as bounded text; of a long traceback the end is kept, where the cause is."""
+    text = "".join(traceback.format_exception(type(error), error, _without_own_frames(error.__traceback__)))
+    return TaskError(
+        type=type(error).__name__,
+        message=str(error)[:MESSAGE_CHARACTERS_MAX],
+        traceback=text if len(text) <= TRACEBACK_CHARACTERS_MAX else "…" + text[-TRACEBACK_CHARACTERS_MAX:],
+    )
+
+
+def brief(error: BaseException) -> str:
+    """Name an error in bounded text. Not its `repr`, which may show all the data that it is about."""
+    return f"{type(error).__name__}: {error}"[:MESSAGE_CHARACTERS_MAX]
+
+
+def _without_own_frames(frames: TracebackType | None) -> TracebackType | None:
+    rest = frames
+    while rest and rest.tb_next and rest.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
+        rest = rest.tb_next
+    return rest

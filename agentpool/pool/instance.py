@@ -1,15 +1,18 @@
 """One agent object: made, started, run, stopped, each call with its deadline."""
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
+import structlog
 
 from agentpool.agent import Agent, AgentType, Context
 from agentpool.clock import monotonic
-from agentpool.pool.calls import Call, Ended, Meter
+from agentpool.pool.calls import Begin, Call, Ended, Meter, brief
 from agentpool.pool.config import PoolConfig
 
 __all__ = ["Instance", "MakeContext"]
@@ -21,7 +24,10 @@ MakeContext = Callable[[str, str | None], Context]
 
 
 class Instance:
-    """`on_broken(instance)` is called, once, when the agent cannot go on and must be replaced."""
+    """`on_broken(instance)` is called, once, when the agent cannot go on and must be replaced.
+
+    `broken` says why, and `traceback` where its code raised, if it did; both are '' before.
+    """
 
     def __init__(
         self,
@@ -34,7 +40,7 @@ class Instance:
         self.type, self.id, self.meter = type, id, Meter()
         self.born = monotonic()
         self.requests = 0
-        self.broken = ""
+        self.broken = self.traceback = ""
         self.memory_base_mb: float | None = None
         self._config, self._on_broken = config, on_broken
         self._context = make_context(id, None)
@@ -56,7 +62,7 @@ class Instance:
     def start(self, state: msgspec.Raw | None = None) -> Call:
         """Make and start the agent, and give it back its state if there is one."""
         timeout = self.type.cls.start_timeout or self._config.start_timeout
-        call = self._call("start()", self._start(state), timeout)
+        call = self._call("start()", partial(self._start, state), timeout)
         call.then(self._start_ended)
         return call
 
@@ -69,14 +75,16 @@ class Instance:
 
     def _start_ended(self, ended: Ended) -> None:
         if not ended.well:
+            self.traceback = ended.traceback()
             return
         self.born = monotonic()
         if self.type.has_background and self._closing is None:
-            call = self._call("background()", self._agent.background(self._context), None)
+            call = self._call("background()", partial(self._agent.background, self._context), None)
             call.then(self._background_ended)
 
     def _background_ended(self, ended: Ended) -> None:
         if not ended.well and not ended.why:
+            self.traceback = ended.traceback()
             self.break_(ended.describe("background()"))
 
     async def close(self) -> None:
@@ -90,9 +98,9 @@ class Instance:
             await call.ended()
         if not self._started:
             return
-        ended = await self._call("stop()", self._agent.stop(self._context), self._config.stop_timeout).ended()
+        ended = await self._call("stop()", partial(self._agent.stop, self._context), self._config.stop_timeout).ended()
         if not ended.well:
-            log.error("agent.stop_failed", extra={"agent_id": self.id, "error": ended.describe("stop()")})
+            self._log_failure("agent.stop_failed", ended.describe("stop()"), ended)
 
     def stop_calls(self, why: str) -> list[Call]:
         """Cancel whatever of the agent runs; returns it."""
@@ -115,34 +123,45 @@ class Instance:
     def run(self, context: Context, input: Any, timeout: float | None) -> Call:
         """Begin one task."""
         self.requests += 1
-        call = self._call("run()", self._agent.run(context, input), timeout)
+        call = self._call("run()", partial(self._agent.run, context, input), timeout, context.task_id)
         self._runs.add(call)
         call.then(lambda _: self._runs.discard(call))
         return call
 
     def ask_health(self, timeout: float) -> Call:
         """Ask the agent whether it can go on."""
-        return self._call("healthy()", self._agent.healthy(self._context), timeout)
+        return self._call("healthy()", partial(self._agent.healthy, self._context), timeout)
+
+    async def check_health(self, timeout: float) -> bool:
+        """Ask the agent whether it can go on; one that says no, raises or does not answer in time is broken."""
+        ended = await self.ask_health(timeout).ended()
+        if ended.well and ended.value:
+            return True
+        if not ended.why or ended.timed_out:
+            self.traceback = ended.traceback()
+            self.break_("healthy() said no" if ended.well else ended.describe("healthy()"))
+        return False
 
     async def snapshot(self) -> msgspec.Raw | None:
         """Return the state that the agent wants to find again, as JSON, or None when there is none to be had."""
         if not (self._started and self.type.has_snapshot):
             return None
-        ended = await self._call("snapshot()", self._agent.snapshot(self._context), self._config.stop_timeout).ended()
+        begin = partial(self._agent.snapshot, self._context)
+        ended = await self._call("snapshot()", begin, self._config.stop_timeout).ended()
         if not ended.well:
             problem = ended.describe("snapshot()")
         else:
             try:
                 return msgspec.Raw(msgspec.json.encode(ended.value))
             except Exception as error:  # noqa: BLE001 (an agent's own classes may raise anything here)
-                problem = f"snapshot() returned what has no JSON form: {error}"
-        log.error("agent.snapshot_failed", extra={"agent_id": self.id, "error": problem})
+                problem = f"snapshot() returned what has no JSON form: {brief(error)}"
+        self._log_failure("agent.snapshot_failed", problem, ended)
         return None
 
     async def restore(self, state: msgspec.Raw) -> Ended:
         """Give a started agent the state of another."""
-        code = self._agent.restore(self._context, msgspec.json.decode(state))
-        return await self._call("restore()", code, self._config.start_timeout).ended()
+        begin = partial(self._agent.restore, self._context, msgspec.json.decode(state))
+        return await self._call("restore()", begin, self._config.start_timeout).ended()
 
     def memory_mb(self) -> float | None:
         """Return what the agent says it holds, if it says anything."""
@@ -155,19 +174,32 @@ class Instance:
             log.exception("agent.memory_failed", extra={"agent_id": self.id})
             return None
 
-    def _call(self, what: str, code: Coroutine[Any, Any, Any], timeout: float | None) -> Call:
-        grace = self._config.cancel_grace
-        call = Call(code, label=f"{what} of {self.id}", timeout=timeout, grace=grace, meter=self.meter)
+    def _call(self, what: str, begin: Begin, timeout: float | None, task_id: str | None = None) -> Call:
+        context = contextvars.copy_context()
+        context.run(structlog.contextvars.bind_contextvars, agent_id=self.id, task_id=task_id)
+        call = Call(
+            begin,
+            label=f"{self.type.name}.{what} of {self.id}",
+            timeout=timeout,
+            grace=self._config.cancel_grace,
+            meter=self.meter,
+            context=context,
+        )
         self._calls.add(call)
 
         def over(ended: Ended) -> None:
             self._calls.discard(call)
             if ended.kind == "abandoned":
                 self._deaf.append(call)
-                self.break_(f"{call.label} ignored its cancellation ({ended.why})")
+                problem = f"{call.label} ignored its cancellation ({ended.why})"
+                log.error("agent.ignores_cancellation", extra={"agent_id": self.id, "error": problem})
+                self.break_(problem)
 
         call.then(over)
         return call
+
+    def _log_failure(self, event: str, problem: str, ended: Ended) -> None:
+        log.error(event, extra={"agent_id": self.id, "error": problem, "traceback": ended.traceback()})
 
 
 def checks_health(type: AgentType) -> bool:

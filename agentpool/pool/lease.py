@@ -6,6 +6,7 @@ whoever has the agent next.
 
 from asyncio import get_running_loop
 from collections.abc import Generator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import msgspec
 from agentpool.agent import AgentType, Context
 from agentpool.clock import monotonic
 from agentpool.errors import AgentFailed, AgentTerminated, InvalidInput, PoolClosed, TaskTimedOut
-from agentpool.pool.calls import Ended
+from agentpool.pool.calls import Call, Ended
 from agentpool.pool.states import PooledState
 from agentpool.protocol.codec import new_id
 
@@ -79,28 +80,32 @@ class Lease:
         Raises `InvalidInput` before the agent sees anything, `TaskTimedOut`, `AgentTerminated`, `PoolClosed`. A
         cancelled caller cancels the task, and goes on when that has ended or was given up.
         """
+        agent_id, core = self._held().id, self._core
+        input = checked_input(core.type, input)
+        context = context or core.make_context(agent_id, f"{core.name}/{new_id()}")
+        call = self.begin(context, input, core.config.run_timeout if timeout is None else timeout)
+        return _value_of(await call.result(), agent_id)
+
+    def begin(self, context: Context, input: Any, timeout: float | None) -> Call:
+        """Begin one task, its input being as the agent declares it; the call tells of its end."""
         member, core = self._held(), self._core
         if member.running:
             raise RuntimeError(f"agent {member.id} does one task at a time: await the first one, or acquire another")
-        input = checked_input(core.type, input)
-        instance = member.instance
-        context = context or core.make_context(member.id, f"{core.name}/{new_id()}")
         member.running += 1
         member.requests += 1
         core.requests += 1
-        began = monotonic()
-        ended = None
-        try:
-            call = instance.run(context, input, core.config.run_timeout if timeout is None else timeout)
-            ended = await call.result()
-        finally:
-            core.runs.record(monotonic() - began)
-            if ended is None or not ended.well:
-                member.errors += 1
-                core.errors += 1
-            member.running -= 1
-            self._pool._after_run(member, held=self._member is member)
-        return _value_of(ended, member.id)
+        call = member.instance.run(context, input, timeout)
+        call.then(partial(self._ran, member, monotonic()))
+        return call
+
+    def _ran(self, member: "Member", began: float, ended: Ended) -> None:
+        core = self._core
+        core.runs.record(monotonic() - began)
+        if not ended.well:
+            member.errors += 1
+            core.errors += 1
+        member.running -= 1
+        self._pool._after_run(member, held=self._member is member)
 
     def _held(self) -> "Member":
         member = self._member
@@ -138,7 +143,7 @@ def checked_input(type: AgentType, input: Any) -> Any:
 def _value_of(ended: Ended, agent_id: str) -> Any:
     if ended.well:
         return ended.value
-    if ended.why.startswith("took longer"):
+    if ended.timed_out:
         raise TaskTimedOut(f"The task on agent {agent_id} {ended.why}.")
     if ended.why == CLOSED:
         raise PoolClosed(f"The pool was closed while a task ran on agent {agent_id}.")

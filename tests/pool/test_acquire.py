@@ -235,7 +235,7 @@ async def test_close_cancels_what_does_not_finish_and_names_what_ignores_that() 
     await steps()
     bad_id = bad.agent_id
     report = await pool.close()
-    assert report.abandoned == (f"run() of {bad_id}",)
+    assert report.abandoned == (f"Controlled.run() of {bad_id}",)
     assert len(report.cancelled) == 2
     for task in (waits, ignores):
         with pytest.raises(PoolClosed):
@@ -279,7 +279,7 @@ async def test_a_run_that_outlives_its_lease_is_cancelled_before_the_next_has_th
         pool.release(lease)
         assert pool.metrics().idle == 0
         async with pool.acquire() as again:
-            assert task.done()
+            assert again.facts().errors == 1, "the first run has ended"
             assert await again.run(1) == 2
         await asyncio.gather(task, return_exceptions=True)
 
