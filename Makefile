@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # `make run` and `make test` never follow what the caller's shell says about Redis or agentpool.
-CLEAN := env $$(env | sed -n 's/^\(\(REDIS\|AGENTPOOL\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
+CLEAN := env -u USE_MULTIPROCESSING $$(env | sed -n 's/^\(\(REDIS\|AGENTPOOL\)_[A-Za-z0-9_]*\)=.*/-u \1/p')
 DATA_DIR ?= .agentpool
 PYTEST := $(BIN)/python -m pytest
 

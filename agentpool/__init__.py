@@ -4,8 +4,9 @@ Importing this is cheap; `connect` loads the Redis client when it is first calle
 agents, at `client/` to use them.
 """
 
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentpool.agent import Agent, Context
 from agentpool.errors import (
@@ -35,6 +36,7 @@ from agentpool.errors import (
     UnknownWorker,
     UnsupportedPlatform,
     WorkerLost,
+    WorkersNeeded,
 )
 from agentpool.version import __version__
 
@@ -70,9 +72,13 @@ __all__ = [
     "UnknownWorker",
     "UnsupportedPlatform",
     "WorkerLost",
+    "WorkersNeeded",
     "__version__",
     "connect",
+    "run_sync",
 ]
+
+T = TypeVar("T")
 
 
 def connect(
@@ -80,12 +86,25 @@ def connect(
     *,
     data_dir: str | Path | None = None,
     config: str | Path | None = None,
+    pools: Mapping[str, Sequence[type[Agent]]] | None = None,
 ) -> "Client":
     """Return a client for `async with`, or for `await client.open()` and `await client.close()`; no I/O yet.
 
     Without a URL the server is looked up as the daemon does: environment, configuration file, then the embedded
-    server of the data directory.
+    server of the data directory. `local://` has pools inside this process, and so has USE_MULTIPROCESSING=false in
+    the environment, whatever the URL: those of the configuration file, or `pools`, agent classes by pool, which
+    nothing else looks at.
     """
     from agentpool.client import connect as connect_client
 
-    return connect_client(url, data_dir=data_dir, config=config)
+    return connect_client(url, data_dir=data_dir, config=config, pools=pools)
+
+
+def run_sync(function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any, **options: Any) -> T:
+    """Run a coroutine function to its end in a loop of its own thread, for programs that are not asynchronous.
+
+    Safe from any thread, also from one that has a loop already, which is blocked meanwhile.
+    """
+    from agentpool.pool import run_sync as run
+
+    return run(function, *arguments, **options)

@@ -21,11 +21,11 @@ class Context:
     """
 
     __slots__ = (
+        "_log",
         "_run",
         "agent_id",
         "attempt",
         "fence",
-        "log",
         "pool",
         "project",
         "task_id",
@@ -48,8 +48,15 @@ class Context:
         self.agent_id, self.pool, self.tenant, self.project = agent_id, pool, tenant, project
         self.task_id, self.attempt, self.fence = task_id, attempt, fence
         self.token_count = 0
-        self.log = structlog.get_logger("agent").bind(agent_id=agent_id, pool=pool, task_id=task_id)
         self._run = run
+        self._log: Any = None
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger bound to agent, pool and task; made at first use, as most tasks log nothing."""
+        if self._log is None:
+            self._log = structlog.get_logger("agent").bind(agent_id=self.agent_id, pool=self.pool, task_id=self.task_id)
+        return self._log
 
     def tokens(self, n: int) -> None:
         """Add `n` tokens used to the present task's account; `n` must not be negative."""

@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from agentpool import logs
+from agentpool.client.choice import uses_processes
 from agentpool.config import Loaded, Settings, redact_url
 from agentpool.errors import AgentPoolError, ConfigError, RedisUnavailable
 from agentpool.master.embedded import CHECK_INTERVAL, ServerKeeper
@@ -64,6 +65,11 @@ class Daemon:
     async def run(self) -> None:
         """Run until told to stop; raises `AgentPoolError` when it cannot start."""
         require_linux()
+        if not uses_processes(os.environ):
+            raise ConfigError(
+                "USE_MULTIPROCESSING is off: agents run inside each program that uses them, so there is nothing for a "
+                "master to do. Unset it to have worker processes."
+            )
         self.settings = self._read()
         data_dir = _prepare_data_dir(self.settings)
         with _only_master(data_dir):

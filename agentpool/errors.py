@@ -34,6 +34,7 @@ __all__ = [
     "UnknownWorker",
     "UnsupportedPlatform",
     "WorkerLost",
+    "WorkersNeeded",
     "nearest",
 ]
 
@@ -158,6 +159,19 @@ class PoolAtCapacity(AgentPoolError):
     """An in-process pool is full and so is its queue of waiters."""
 
     code = "POOL_AT_CAPACITY"
+
+
+class WorkersNeeded(AgentPoolError):
+    """Pools inside this process (`local://`) have no worker processes; `what` was asked for needs them."""
+
+    code = "WORKERS_NEEDED"
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} needs worker processes, and these pools run inside this one (local://). "
+            "Start agentpool-master, and connect to its Redis."
+        )
 
 
 class PoolClosed(AgentPoolError):

@@ -37,9 +37,11 @@ class Session(msgspec.Struct):
 
     async def _run(self, verb: Callable[["Client"], Awaitable[Any]]) -> Any:
         # Here, because it costs a tenth of a second, which --help and usage errors need not wait for.
-        from agentpool.client import connect
+        from agentpool.client import Client, connect
 
-        async with connect(self.redis_url, data_dir=self.data_dir, config=self.config) as client:
+        # Who names a server means it, whatever the environment says of programs.
+        find = Client if self.redis_url or self.data_dir else connect
+        async with find(self.redis_url, data_dir=self.data_dir, config=self.config) as client:
             return await verb(client)
 
 

@@ -112,4 +112,4 @@ def _source(client: Client, pool: str | None, **how: Any) -> AsyncIterator[Event
 
 
 async def _names(client: Client, pool: str | None) -> list[str]:
-    return [pool] if pool is not None else await client.store.pools.names()
+    return [pool] if pool is not None else await client.backend.pool_names()

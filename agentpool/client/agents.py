@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from agentpool.client.kinds import Kind
-from agentpool.client.tasks import Request, TaskHandle, run_task, submit_task
+from agentpool.client.requests import Request, new_request
+from agentpool.client.tasks import TaskHandle, run_task, submit_task
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import AgentRecord
 
@@ -28,20 +29,20 @@ class AgentHandle:
 
         `timeout` is in seconds: first the task's, and a second later the end of this wait, which cancels the task.
         """
-        return await run_task(self._client, self._request(input, timeout))
+        return await run_task(self._client, self._request(input, timeout), self._kind)
 
     async def submit(self, input: Any, *, timeout: float | None = None) -> TaskHandle:
         """Put a task into the agent's mailbox; `timeout` is what its run may take, in seconds."""
-        return await submit_task(self._client, self._request(input, timeout))
+        return await submit_task(self._client, self._request(input, timeout), self._kind)
 
     async def info(self) -> AgentRecord:
         """Return the agent's record; raises `UnknownAgent` when it has ended."""
-        return await self._client.store.agents.get(self.id)
+        return await self._client.backend.agent(self.id)
 
     async def terminate(self) -> None:
         """End the agent; what waits in its mailbox fails. May be repeated for an hour after the end."""
-        await self._client.store.agents.terminate(self.id)
+        await self._client.backend.terminate(self.id, "terminated on request")
 
     def _request(self, input: Any, timeout: float | None) -> Request:
         pool, name = split_id(self.id)
-        return Request(pool, self._kind, input, agent_name=name, timeout=timeout)
+        return new_request(pool, self._kind, input, agent_name=name, timeout=timeout)

@@ -1,6 +1,6 @@
-"""What must still be said to Redis when a caller no longer waits: withdraw, cancel.
+"""What must still be said when a caller no longer waits: withdraw, cancel, release.
 
-It is tried until Redis answers, in the background, because the caller was cancelled or has its error already.
+It is tried until it is heard, in the background, because the caller was cancelled or has its error already.
 """
 
 import asyncio
@@ -32,7 +32,12 @@ class Cleanup:
 
     async def run(self, verb: Callable[[], Awaitable[object]]) -> None:
         """Begin an undoing and wait a moment for it, so that usually it is done when a cancelled caller ends."""
-        await asyncio.wait([self.start(verb)], timeout=CALLER_WAITS_S)
+        await self.wait(self.start(verb), CALLER_WAITS_S)
+
+    @staticmethod
+    async def wait(task: asyncio.Task[None], timeout: float) -> None:
+        """Wait for an undoing at most `timeout` seconds; it goes on when this ends or is cancelled."""
+        await asyncio.wait([task], timeout=timeout)
 
     async def close(self) -> None:
         """Wait a moment for what is under way, then give it up."""

@@ -1,43 +1,63 @@
-"""Connecting: which Redis, opened once, closed once."""
+"""Connecting: which backend, opened once, closed once."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentpool.client.agents import AgentHandle
+from agentpool.client.backend import Backend
+from agentpool.client.choice import LOCAL_URL, LocalPools, is_local, uses_processes
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.pool import Pool
-from agentpool.client.replies import Replies
 from agentpool.errors import ConfigError, InvalidInput, PoolClosed, RedisUnavailable, UnknownPool
 from agentpool.protocol.events import Event
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import PoolInfo, PoolStats
-from agentpool.store import Store
+
+if TYPE_CHECKING:
+    from agentpool.store import Store
 
 __all__ = ["Client", "RedisClient", "connect"]
-
-OPEN_TIMEOUT = 1.5
-"""Seconds in which a server must answer when a client opens: long enough for one that restarts."""
 
 Place = str | Path
 
 
-def connect(url: str | None = None, *, data_dir: Place | None = None, config: Place | None = None) -> "Client":
-    """Return a client, for `async with` or `open()` and `close()`; looks up the server when it is opened."""
-    return Client(url, data_dir=data_dir, config=config)
+def connect(
+    url: str | None = None,
+    *,
+    data_dir: Place | None = None,
+    config: Place | None = None,
+    pools: LocalPools | None = None,
+) -> "Client":
+    """Return a client, for `async with` or `open()` and `close()`; looks up the server when it is opened.
+
+    `local://`, or USE_MULTIPROCESSING=false in the environment whatever the URL, has pools inside this process: those
+    of the configuration file, or `pools` (classes by pool), which are not looked at otherwise.
+    """
+    if not uses_processes(os.environ):
+        url = LOCAL_URL
+    return Client(url, data_dir=data_dir, config=config, pools=pools)
 
 
 class Client:
     """Everything that can be asked of an installation. Belongs to one event loop."""
 
-    def __init__(self, url: str | None = None, *, data_dir: Place | None = None, config: Place | None = None) -> None:
-        self._target = (url, data_dir, config)
-        self._store: Store | None = None
-        self._replies: Replies | None = None
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        data_dir: Place | None = None,
+        config: Place | None = None,
+        pools: LocalPools | None = None,
+    ) -> None:
+        self._target = (url, data_dir, config, pools)
+        self._backend: Backend | None = None
         self.cleanup = Cleanup()
+        """What goes on when its caller was cancelled."""
 
     async def __aenter__(self) -> "Client":
         await self.open()
@@ -49,43 +69,45 @@ class Client:
         await self.close()
 
     async def open(self) -> None:
-        """Find the server and connect; raises `RedisUnavailable` or `ConfigError`. May be called twice."""
-        if self._store is not None:
+        """Find the server and connect, or begin local pools; raises `RedisUnavailable` or `ConfigError`. May be called
+        twice.
+        """
+        if self._backend is not None:
             return
-        store = await asyncio.to_thread(_find_store, *self._target)
+        backend = await asyncio.to_thread(_find_backend, *self._target, self.cleanup)
         try:
-            await store.connection.repeat(store.connection.redis.ping, OPEN_TIMEOUT)
+            await backend.open()
         except BaseException:
-            await store.close()
+            await backend.close()
             raise
-        self._store = store
+        self._backend = backend
 
     async def close(self) -> None:
-        """Let go of the server; may be called twice. Agents and tasks go on."""
-        await self._let_go()
-        store, self._store = self._store, None
-        if store:
-            await store.close()
-
-    async def _let_go(self) -> None:
+        """Let go of the server, whose agents and tasks go on; local pools end. May be called twice."""
         await self.cleanup.close()
-        replies, self._replies = self._replies, None
-        if replies:
-            await replies.close()
+        backend, self._backend = self._backend, None
+        if backend:
+            await backend.close()
 
     @property
-    def store(self) -> Store:
-        """The door to Redis; raises `PoolClosed` before `open()` and after `close()`."""
-        if self._store is None:
+    def backend(self) -> Backend:
+        """What carries requests out; raises `PoolClosed` before `open()` and after `close()`."""
+        if self._backend is None:
             raise PoolClosed("This client is not open. Use it within `async with connect() as client:`.")
-        return self._store
+        return self._backend
 
     @property
-    def replies(self) -> Replies:
-        """How answers come back; it begins to listen when something waits."""
-        if self._replies is None:
-            self._replies = Replies(self.store)
-        return self._replies
+    def store(self) -> "Store":
+        """The door to Redis, for what is about Redis itself; raises `ConfigError` without one, and `PoolClosed`."""
+        backend = self.backend
+        from agentpool.client.redis_backend import RedisBackend
+
+        if not isinstance(backend, RedisBackend):
+            raise ConfigError(
+                "`agentpool doctor`, `agentpool redis` and `client.store` need Redis, and this client is not on one. "
+                "Start agentpool-master and give its Redis: --redis-url, REDIS_URL, or connect(url)."
+            )
+        return backend.store
 
     def pool(self, name: str) -> Pool:
         """Return a pool by name, without I/O; raises `InvalidInput` for what cannot be a name."""
@@ -102,27 +124,28 @@ class Client:
 
     async def pools(self) -> list[PoolInfo]:
         """Return all pools with their settings as applied, in the order of their names."""
-        infos = [await self._quiet(self.pool(name).info()) for name in await self.store.pools.names()]
+        infos = [await self._quiet(self.pool(name).info()) for name in await self.backend.pool_names()]
         return [info for info in infos if info]
 
     async def stats(self) -> list[PoolStats]:
         """Return all pools in numbers, in the order of their names."""
-        stats = [await self._quiet(self.pool(name).stats()) for name in await self.store.pools.names()]
+        stats = [await self._quiet(self.pool(name).stats()) for name in await self.backend.pool_names()]
         return [one for one in stats if one]
 
     async def drain(self, worker_id: str) -> None:
         """Have a worker of any pool finish what it runs, hand its agents over and leave."""
-        pool = await self.store.workers.pool_of(worker_id)
+        pool = await self.backend.pool_of(worker_id)
         await self.pool(pool).drain(worker_id)
 
-    async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncIterator[Event]:
+    async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncGenerator[Event, None]:
         """Yield the latest events of all pools by time; with `follow`, those from now on, for ever."""
-        names = await self.store.pools.names()
+        names = await self.backend.pool_names()
         if follow:
-            async for event in self.store.events.follow(names):
-                yield event
+            async with contextlib.aclosing(self.backend.follow(names)) as following:
+                async for event in following:
+                    yield event
             return
-        events = [event for name in names for event in await self.store.events.read(name, limit)]
+        events = [event for name in names for event in await self.backend.events(name, limit)]
         for event in sorted(events, key=lambda event: event.at)[-limit:]:
             yield event
 
@@ -138,28 +161,34 @@ class Client:
 class RedisClient(Client):
     """A client on a store that someone else opened and will close, like a worker's."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: "Store") -> None:
         super().__init__()
-        self._store = store
+        from agentpool.client.redis_backend import RedisBackend
+
+        self._redis = RedisBackend(store, self.cleanup, owns_store=False)
+        self._backend = self._redis
 
     async def close(self) -> None:
-        """Stop listening; the store stays open. May be called twice."""
-        await self._let_go()
+        """Stop listening; the store stays open, and so does this client. May be called twice."""
+        await self.cleanup.close()
+        await self._redis.close()
 
 
-def _find_store(url: str | None, data_dir: Place | None, config: Place | None) -> Store:
-    """Return a store on the server that is meant, unconnected; reads files, so it runs in a thread."""
+def _find_backend(
+    url: str | None, data_dir: Place | None, config: Place | None, pools: LocalPools | None, cleanup: Cleanup
+) -> Backend:
+    """Choose what carries requests out, still to be opened; reads files and imports, so it runs in a thread."""
+    # Backends are imported only here, as loading redis-py costs much, which local pools do not need.
+    if is_local(url):
+        from agentpool.client.local import find_local_pools
+
+        return find_local_pools(config, pools)
+    from agentpool.client.redis_backend import RedisBackend
     from agentpool.config import load_client_target
+    from agentpool.store import Store
 
-    _refuse_local(url)
     target = load_client_target(url=url, data_dir=data_dir, config=config, environ=os.environ)
-    _refuse_local(target.url)
-    return Store.open(target.url or _embedded_url(target.data_dir), namespace=target.namespace)
-
-
-def _refuse_local(url: str | None) -> None:
-    if url and url.startswith("local:"):
-        raise ConfigError("local:// pools are not in this release. Start agentpool-master and connect to its Redis.")
+    return RedisBackend(Store.open(target.url or _embedded_url(target.data_dir), namespace=target.namespace), cleanup)
 
 
 def _embedded_url(data_dir: str) -> str:

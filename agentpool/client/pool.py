@@ -1,13 +1,15 @@
 """A pool, as a client sees it."""
 
-from collections.abc import AsyncIterator, Awaitable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentpool.agent import Agent
+from agentpool.client.acquiring import Acquiring
 from agentpool.client.agents import AgentHandle
 from agentpool.client.kinds import UNTYPED, kind_of, milliseconds
-from agentpool.client.spawning import Spawn, spawn_agent
-from agentpool.client.tasks import PRIORITY, Request, TaskHandle, run_task, submit_task
+from agentpool.client.requests import PRIORITY, Spawn, new_request
+from agentpool.client.tasks import TaskHandle, run_task, submit_task
 from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
 from agentpool.protocol.codec import check_name, new_id
 from agentpool.protocol.events import Event
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 T = TypeVar("T")
+
+RELEASE_WAITS_S = 5.0
+"""How long a release bears that nobody answers, before it goes on without its caller."""
 
 
 class Pool:
@@ -62,8 +67,44 @@ class Pool:
             heartbeat_ms=milliseconds("heartbeat_interval", heartbeat_interval),
             operation=new_id(),
         )
-        await self._known(spawn_agent(self._client, request, timeout))
+        await self._known(self._client.backend.spawn(request, timeout))
         return AgentHandle(self._client, request.agent_id, kind)
+
+    def acquire(
+        self,
+        agent_type: str | type[Agent],
+        *,
+        tenant: str = "default",
+        project: str | None = None,
+        timeout: float | None = 30,
+        max_idle_time: float | None = 600,
+    ) -> Acquiring:
+        """Return a request for a new agent that is the caller's alone: await it, or enter it with `async with`.
+
+        What that gives is an `AgentHandle`, until the end of the block or `release()`. `timeout` and errors are those
+        of `spawn`. `max_idle_time` is in seconds: an agent that was not used for so long ends, which gives its slot
+        back when its holder died. None: it waits for its release for ever.
+        """
+        return Acquiring(
+            lambda: self.spawn(
+                agent_type, tenant=tenant, project=project, timeout=timeout, max_idle_time=max_idle_time
+            ),
+            self.release,
+        )
+
+    def release(self, agent: AgentHandle) -> Coroutine[Any, Any, None]:
+        """End an agent that was acquired; to be awaited. Does nothing to one that has ended already.
+
+        Cancelling this does not stop it. While the server is away it goes on in the background, quietly: the caller
+        could do no more about it than `max_idle_time` does. Raises `InvalidInput` for an agent acquired elsewhere.
+        """
+        agent_id = self._agent_id(agent.id)
+        if agent._client is not self._client:
+            raise InvalidInput(f"Agent {agent_id} was acquired by another client: release it there.", "$.id")
+        backend, cleanup = self._client.backend, self._client.cleanup
+        # Begun here, because a coroutine that is cancelled before its first step would never begin it.
+        ending = cleanup.start(lambda: backend.terminate(agent_id, "released"))
+        return cleanup.wait(ending, RELEASE_WAITS_S)
 
     def agent(self, id: str, agent_type: str | type[Agent] | None = None) -> AgentHandle:
         """Return a handle of an agent by its id or bare name, without I/O; its class types input and results."""
@@ -77,7 +118,7 @@ class Pool:
         await self.info()
         wanted = {"tenant": tenant, "project": project, "status": status}
         filters = {field: value for field, value in wanted.items() if value is not None}
-        records = await self._client.store.agents.all(self.name)
+        records = await self._client.backend.agents(self.name)
         return [record for record in records if all(getattr(record, f) == value for f, value in filters.items())]
 
     def _agent_id(self, id: str) -> str:
@@ -103,8 +144,9 @@ class Pool:
 
         `timeout` is in seconds: first the task's, and a second later the end of this wait, which cancels the task.
         """
-        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, priority=priority, timeout=timeout)
-        return await self._known(run_task(self._client, request))
+        kind = kind_of(agent_type)
+        request = new_request(self.name, kind, input, tenant=tenant, priority=priority, timeout=timeout)
+        return await self._known(run_task(self._client, request, kind))
 
     async def submit(
         self,
@@ -116,8 +158,9 @@ class Pool:
         timeout: float | None = None,
     ) -> TaskHandle:
         """Hand in a task for any agent of the type; `timeout` is what its run may take, in seconds."""
-        request = Request(self.name, kind_of(agent_type), input, tenant=tenant, priority=priority, timeout=timeout)
-        return await self._known(submit_task(self._client, request))
+        kind = kind_of(agent_type)
+        request = new_request(self.name, kind, input, tenant=tenant, priority=priority, timeout=timeout)
+        return await self._known(submit_task(self._client, request, kind))
 
     def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:
         """Return a handle of a task by its id, without I/O; the class of its agent types the result."""
@@ -130,49 +173,49 @@ class Pool:
 
     async def info(self) -> PoolInfo:
         """Return the pool's settings as its leader applied them."""
-        return await self._known(self._client.store.pools.info(self.name))
+        return await self._known(self._client.backend.pool_info(self.name))
 
     async def types(self) -> list[TypeInfo]:
         """Return the agent types of the pool."""
         await self.info()
-        return await self._client.store.pools.types(self.name)
+        return await self._client.backend.types(self.name)
 
     async def stats(self) -> PoolStats:
         """Return the pool in numbers."""
-        store = self._client.store
-        return await self._known(store.pools.stats(self.name, await store.workers.all(self.name)))
+        return await self._known(self._client.backend.stats(self.name))
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the workers that are not gone, oldest first."""
         await self.info()
-        return await self._client.store.workers.all(self.name)
+        return await self._client.backend.workers(self.name)
 
     async def drain(self, worker_id: str, *, reason: str = "drained on request") -> None:
         """Have a worker finish what it runs, hand its agents over and leave; returns when it was told."""
-        if await self._client.store.workers.pool_of(worker_id) != self.name:
+        if await self._client.backend.pool_of(worker_id) != self.name:
             raise UnknownWorker(worker_id, hint=f' It is not of pool "{self.name}".')
-        await self._client.store.workers.drain(self.name, worker_id, reason=reason)
+        await self._client.backend.drain(self.name, worker_id, reason)
 
     async def scale(self, workers: int) -> None:
         """Set the number of workers to keep, within `min_workers` and `max_workers`; it is remembered."""
         if not isinstance(workers, int) or isinstance(workers, bool):
             raise InvalidInput(f"workers is {workers!r}: it must be a whole number.", "$.workers")
-        await self._known(self._client.store.pools.scale(self.name, workers))
+        await self._known(self._client.backend.scale(self.name, workers))
 
-    async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncIterator[Event]:
+    async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncGenerator[Event, None]:
         """Yield the latest events, oldest first; with `follow`, those from now on as they come, for ever."""
         await self.info()
         if not follow:
-            for event in await self._client.store.events.read(self.name, limit):
+            for event in await self._client.backend.events(self.name, limit):
                 yield event
             return
-        async for event in self._client.store.events.follow([self.name]):
-            yield event
+        async with contextlib.aclosing(self._client.backend.follow([self.name])) as following:
+            async for event in following:
+                yield event
 
     async def _known(self, asked: Awaitable[T]) -> T:
         """Await something; where the pool is unknown, say which pools there are."""
         try:
             return await asked
         except UnknownPool:
-            known = await self._client.store.pools.names()
+            known = await self._client.backend.pool_names()
             raise UnknownPool(self.name, known, "" if known else " Does agentpool-master run?") from None

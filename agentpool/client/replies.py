@@ -1,4 +1,4 @@
-"""How a client learns that an agent runs or a task is done.
+"""How a client on Redis learns that an agent runs or a task is done.
 
 Theory of operation. Every request names the client's channel, and one subscription on it serves all that wait. But a
 publication may be lost (Redis was away, the user may not subscribe), so nothing depends on one: what waits is also
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from agentpool.client.cleanup import CLOSE_WAITS_S
 from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable, UnknownTask
 from agentpool.periodic import Periodic
@@ -42,13 +43,21 @@ _STARTED = frozenset({AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLIN
 class Waiter:
     """Something that waits for the answer to one request; several may wait for the same id."""
 
-    __slots__ = ("accepted", "future", "holders", "id")
+    __slots__ = ("accepted", "future", "holders", "id", "left")
 
     def __init__(self, id: str) -> None:
         self.id = id
         self.accepted = False
         self.holders = 0
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.left: asyncio.Future[None] | None = None
+        """Set by who wants to know when the last holder is gone."""
+
+    async def dismiss(self, timeout: float) -> None:
+        """Cancel all holders, and let them take back what they asked for, at most `timeout` seconds."""
+        self.future.cancel()
+        self.left = self.left or asyncio.get_running_loop().create_future()
+        await asyncio.wait([self.left], timeout=timeout)
 
 
 class Replies:
@@ -105,11 +114,12 @@ class Replies:
                 raise TimeoutError
 
     async def close(self) -> None:
-        """End both loops; may be called twice. Those who still wait are cancelled."""
+        """End both loops until something waits anew; may be called twice. Those who still wait are cancelled."""
+        self._started = False
         await self._lookups.stop()
         await self._subscription.stop()
-        for waiter in [*self._tasks.values(), *self._agents.values()]:
-            waiter.future.cancel()
+        waiters = [*self._tasks.values(), *self._agents.values()]
+        await asyncio.gather(*(waiter.dismiss(CLOSE_WAITS_S) for waiter in waiters))
 
     @contextlib.contextmanager
     def _expect(self, waiters: dict[str, Waiter], id: str) -> Iterator[Waiter]:
@@ -126,6 +136,8 @@ class Replies:
             if not waiter.holders:
                 del waiters[id]
                 waiter.future.cancel()
+                if waiter.left:
+                    waiter.left.set_result(None)
 
     # -- what was published -------------------------------------------------------------------------------------
 

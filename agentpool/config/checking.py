@@ -30,15 +30,22 @@ COUNTS_MIN = {
     "max_result_bytes": 1,
     "max_pending": 0,
     "max_queued": 1,
+    "recycle_threshold": 0,
+    "requests_per_quota": 0,
+    "max_recycles": 0,
 }
 """Least value of each whole number of a pool."""
 
-MAY_BE_ZERO = frozenset({"scale_cooldown", "worker_idle_timeout", "drain_timeout", "boot_backoff"})
-"""Times for which zero means "at once"; every other time must be above zero."""
+MAY_BE_ZERO = frozenset({"scale_cooldown", "worker_idle_timeout", "drain_timeout", "boot_backoff", "max_instance_age"})
+"""Times for which zero means "at once", or no limit; every other time must be above zero."""
 
 THRESHOLDS = ("scale_up_threshold", "scale_down_threshold")
+QUOTAS = {"max_memory_mb": "MB", "max_cpu_percent": "percent of a core"}
+"""Quantities that are no times, with their units; 0 is no limit."""
 TIMES = tuple(
-    field.name for field in msgspec.structs.fields(PoolSettings) if field.type is float and field.name not in THRESHOLDS
+    field.name
+    for field in msgspec.structs.fields(PoolSettings)
+    if field.type is float and field.name not in (*THRESHOLDS, *QUOTAS)
 )
 NAME_RULE = "must be 1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
 
@@ -117,6 +124,9 @@ def _check_pool_values(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]:
         share = getattr(pool, name)
         if not 0 < share <= 1:
             yield Finding((*path, name), f"must be above 0 and at most 1 (1.0 is 100 %); it is {show(share)}")
+    for name, unit in QUOTAS.items():
+        if not (math.isfinite(quota := getattr(pool, name)) and quota >= 0):
+            yield Finding((*path, name), f"must be a number of {unit}, or 0 for no limit; it is {show(quota)}")
     yield from _check_agents((*path, "agents"), pool.agents)
 
 

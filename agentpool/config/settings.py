@@ -72,6 +72,19 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Bound of agents waiting for a place."""
     max_queued: int = 100_000
     """Bound of tasks waiting in one queue: those of a tenant for a type, or the mailbox of one agent."""
+    agent_idle_timeout: float = 300.0
+    """Warm agents for tasks by type end when nobody has used them for this long."""
+    recycle_threshold: int = 1000
+    """Requests after which a warm agent is replaced by a fresh one; here and below 0 is no limit."""
+    requests_per_quota: int = 5000
+    """A second bound on requests, part of the quota; the lower one counts."""
+    max_instance_age: float = 7200.0
+    max_recycles: int = 100
+    """Replacements after which an agent's successor inherits no snapshot."""
+    max_memory_mb: float = 1024.0
+    """Growth of a warm agent over what it needed at first, in MB."""
+    max_cpu_percent: float = 90.0
+    """Share of one core that a warm agent may use in its worker's event loop, between two looks."""
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

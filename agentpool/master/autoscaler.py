@@ -26,6 +26,9 @@ log = structlog.get_logger("autoscaler")
 INTERVAL = 1.0
 """Seconds between turns that nothing woke."""
 
+LOCKED_OUT_DELAY = 0.02
+"""Seconds until the placement lock is tried for again; all else that makes room for an order comes with a hint."""
+
 Order = tuple[str, str]
 """A worker's id and the secret by which it proves that it was ordered."""
 
@@ -37,6 +40,7 @@ class Autoscaler:
         self._scope, self._boots, self._carry_out = scope, boots, carry_out
         self._store, self._pool = scope.store, scope.pool
         self._shrunk_at = self._scaled_at = monotonic()
+        self._is_locked_out = False
 
     async def scale_once(self) -> float | None:
         """Place who waits, start what is missing, let go what is too many; returns when it wants to run again."""
@@ -45,11 +49,14 @@ class Autoscaler:
         _, _, next_due_ms = await self._store.agents.place_pending(self._pool, self._scope.token)
         info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
         await self._stop_or_resume_restarts(info)
+        self._is_locked_out = False
         for action in await self._plan(info, view):
             await self._act(action)
         waits = [INTERVAL, *([next_due_ms / 1000 + 0.001] if next_due_ms >= 0 else [])]
-        if info.desired > view.workers - view.draining and not info.restarts:
-            waits.append(max(0.02, self._boots.delay()))
+        if self._is_locked_out:
+            waits.append(LOCKED_OUT_DELAY)
+        elif backoff := self._boots.delay():
+            waits.append(backoff)
         return min(waits)
 
     async def _plan(self, info: PoolInfo, view: PoolView) -> list[Action]:
@@ -89,6 +96,7 @@ class Autoscaler:
         orders = [(new_id(), new_id()) for _ in range(min(count, self._scope.settings.max_starting))]
         async with self._store.locks.placement(self._pool, self._scope.master) as placement:
             if not placement:
+                self._is_locked_out = True
                 return
             ordered = await self._store.workers.reserve(
                 self._pool,

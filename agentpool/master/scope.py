@@ -12,6 +12,9 @@ from agentpool.store import Store
 
 __all__ = ["PoolScope"]
 
+OF_THE_POOL = tuple(name for name in WorkerSettings.__struct_fields__ if name in PoolSettings.__struct_fields__)
+"""Settings that a worker is told as the pool has them."""
+
 
 class PoolScope:
     """One pool as this master sees it. `settings` is replaced on a reload; `token` by leadership."""
@@ -87,22 +90,11 @@ class PoolScope:
             boot_id=host.boot_id,
             pid_ns=host.pid_ns,
             capacity=settings.agents_per_worker,
-            heartbeat_interval=settings.heartbeat_interval,
-            heartbeat_timeout=settings.heartbeat_timeout,
-            block_timeout=settings.block_timeout,
-            start_timeout=settings.start_timeout,
-            agent_start_timeout=settings.agent_start_timeout,
-            agent_stop_timeout=settings.agent_stop_timeout,
-            task_timeout=settings.task_timeout,
-            drain_timeout=settings.drain_timeout,
-            boot_failures_max=settings.boot_failures_max,
-            boot_backoff=settings.boot_backoff,
-            boot_backoff_max=settings.boot_backoff_max,
-            max_result_bytes=settings.max_result_bytes,
             connect_timeout=root.redis.connect_timeout,
             command_timeout=root.redis.command_timeout,
             log_level=root.log.level,
             log_format=root.log.format,
             types_hash=self.types_hash,
             stack_dir=self.stack_dir,
+            **{name: getattr(settings, name) for name in OF_THE_POOL},
         )

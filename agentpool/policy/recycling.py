@@ -3,9 +3,22 @@
 Each agent gets its own quota, a little lower than the pool's, so that agents that began together do not end together.
 """
 
+from typing import TypeVar
+
 import msgspec
 
-__all__ = ["Quota", "Usage", "jittered", "next_to_recycle", "reason_to_recycle"]
+__all__ = [
+    "JITTER_MAX",
+    "JITTER_MIN",
+    "Quota",
+    "Usage",
+    "jitter_part",
+    "jittered",
+    "next_to_recycle",
+    "reason_to_recycle",
+]
+
+T = TypeVar("T")
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,13 +39,22 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cpu_percent: float | None = None
 
 
+JITTER_MIN, JITTER_MAX = 0.10, 0.25
+
+
+def jitter_part(most: float, chance: float) -> float:
+    """Return the part of a quota to take off: 0.10 to `most` as `chance` goes from 0 to 1; 0 when `most` is 0."""
+    return JITTER_MIN + (most - JITTER_MIN) * chance if most else 0.0
+
+
 def jittered(quota: Quota, part: float) -> Quota:
-    """Return the quota with counts and times lowered by `part` (0 to 1); what is measured keeps its limit."""
+    """Return the quota with every limit lowered by `part` (0 to 1)."""
     keep = 1.0 - part
-    return msgspec.structs.replace(
-        quota,
+    return Quota(
         requests=None if quota.requests is None else max(1, round(quota.requests * keep)),
         age=None if quota.age is None else quota.age * keep,
+        memory_mb=None if quota.memory_mb is None else quota.memory_mb * keep,
+        cpu_percent=None if quota.cpu_percent is None else quota.cpu_percent * keep,
     )
 
 
@@ -49,6 +71,6 @@ def reason_to_recycle(usage: Usage, quota: Quota) -> str | None:
     return None
 
 
-def next_to_recycle(due: list[str], under_way: int, at_once: int) -> list[str]:
+def next_to_recycle(due: list[T], under_way: int, at_once: int) -> list[T]:
     """Return who may begin now: first due, first replaced, never more than `at_once` together."""
     return due[: max(0, at_once - under_way)]

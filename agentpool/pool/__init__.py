@@ -1,9 +1,11 @@
 """Agents in one event loop: warm, bounded, recycled. Usable alone, without Redis; every worker runs inside it.
 
 May import policy, agent, protocol and what lies below; never the store. Begin reading at `pool.py` (what a program
-sees) and `core.py` (who holds which agent, and the line of those who wait). `lease.py` is what `acquire()` returns,
-`spawner.py` starts agents behind a breaker, `recycler.py` replaces them, `upkeep.py` is the periodic look,
-`closing.py` the end, `saving.py` and `storage.py` what outlives the process, `sync.py` the door for other threads.
+sees) and `core.py` (who holds which agent, and which places are taken). `lease.py` is what `acquire()` returns,
+`acquiring.py` and `waiting.py` are for those who must wait, `spawner.py` starts agents as `circuit.py` permits,
+`recycler.py` replaces them, `leaving.py` sees them off, `upkeep.py` is the periodic look (`memory.py`: whose memory has
+grown), `closing.py` the end, `saving.py`, `saved.py` and `storage.py` what outlives the process, `sync.py` the door for
+other threads.
 """
 
 from agentpool.pool.closing import CloseReport

@@ -38,6 +38,7 @@ async def close(core: Core, spawner: Spawner, recycler: Recycler, drain_timeout:
     """Climb the ladder; never takes longer than its deadlines."""
     _refuse_those_in_line(core)
     spawner.stop()
+    recycler.stop()
     for member in list(core.members.values()):
         if member.state is PooledState.ACTIVE:
             member.attention = True
@@ -74,7 +75,6 @@ async def _until_empty(core: Core, timeout: float) -> None:
 async def _see_all_off(core: Core, recycler: Recycler) -> tuple[str, ...]:
     """Wait for what the agents still do; each of their calls has its own deadline."""
     deadline = monotonic() + 2 * core.config.cancel_grace + core.config.stop_timeout + MARGIN
-    while (left := {*core.leaving, *recycler.tasks}) and monotonic() < deadline:
-        await asyncio.wait(left, timeout=deadline - monotonic())
-    left_behind = {*core.deaf, *core.leaving.values()}
-    return tuple(sorted(label for it in left_behind for label in it.calls_that_ignore_their_end()))
+    while (left := {*core.leaving.tasks, *recycler.tasks}) and monotonic() < deadline:
+        await asyncio.wait(left, timeout=max(0.0, deadline - monotonic()))
+    return core.leaving.calls_that_ignore_their_end()

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from agentpool.errors import ConfigError, nearest
+from agentpool.policy.recycling import JITTER_MAX, JITTER_MIN
 
 __all__ = ["PoolConfig"]
 
@@ -38,8 +39,8 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Growth of an agent over its baseline, in MB."""
     max_cpu_percent: float | None = 90.0
     """Share of one core that an agent may use in the event loop between two looks."""
-    recycle_jitter: float = 0.2
-    """Each agent's quota is lower by a random part of at most this, 0.10 to 0.25; 0 switches it off."""
+    recycle_jitter: float = 0.25
+    """Each agent's quota is lower by a random part of 0.10 to this; at most 0.25; 0 switches it off."""
     recycles_at_once: int = 2
 
     start_timeout: float = 30.0
@@ -53,7 +54,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long `close()` waits for agents in use."""
 
     breaker_failures: int = 3
-    """Failed starts in a row after which no more are tried for a while."""
+    """Failed starts in a row after which no more are tried for a while; agents that break at once count, too."""
     breaker_backoff: float = 0.5
     breaker_backoff_max: float = 30.0
 
@@ -109,7 +110,6 @@ OPTIONAL = frozenset(
     {"acquire_timeout", "recycle_threshold", "requests_per_quota", "max_instance_age", "max_recycles",
      "max_memory_mb", "max_cpu_percent", "run_timeout"}
 )  # fmt: skip
-JITTER_MAX = 0.25
 
 
 def _problems_of(config: PoolConfig) -> list[str]:
@@ -124,9 +124,9 @@ def _problems_of(config: PoolConfig) -> list[str]:
         problems.append(f"min_size ({config.min_size}) is above max_size ({config.max_size}): lower it or raise that")
     if config.breaker_backoff > config.breaker_backoff_max:
         problems.append("breaker_backoff is above breaker_backoff_max: the first delay cannot be the longest")
-    if config.recycle_jitter > JITTER_MAX:
+    if config.recycle_jitter and not JITTER_MIN <= config.recycle_jitter <= JITTER_MAX:
         problems.append(
-            f"recycle_jitter is {config.recycle_jitter!r}: at most {JITTER_MAX} of a quota may be taken off"
+            f"recycle_jitter is {config.recycle_jitter!r}: 0, or {JITTER_MIN:.2f} to {JITTER_MAX:.2f}, is possible"
         )
     return problems
 

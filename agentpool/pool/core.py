@@ -1,43 +1,56 @@
-"""Who holds which agent, and the line of those who wait.
+"""Who holds which agent, which places are taken, and what happens to an agent that comes back.
 
-Everything here is synchronous but `acquire`, so between two awaits the pool is always whole:
+Everything here is synchronous, so between two awaits the pool is always whole:
 
 * a member is in exactly one state; the idle ones are in `idle`, the one used last at its end;
 * nobody waits in line while a member is idle: `offer` hands it over before it would come to rest;
-* an agent handed to a request is `active` from then on, and a request that went away meanwhile puts it back.
+* an agent handed to a request is `active` from then on, and a request that went away meanwhile puts it back;
+* `total` never exceeds `max_size`: who ended keeps its place until it has cleaned up. Only a recycle overlaps.
 """
 
 import asyncio
 import logging
 import random
+from bisect import insort
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from agentpool.agent import AgentType
 from agentpool.clock import monotonic
-from agentpool.errors import PoolAtCapacity, PoolClosed
+from agentpool.errors import PoolClosed
 from agentpool.pool.calls import Call
+from agentpool.pool.circuit import Circuit
 from agentpool.pool.config import PoolConfig
-from agentpool.pool.errors import AcquireTimeout
+from agentpool.pool.figures import Counters, Histogram, Tally
 from agentpool.pool.instance import Instance, MakeContext, checks_health
+from agentpool.pool.leaving import Leaving
 from agentpool.pool.ledger import Ledger
 from agentpool.pool.member import Member
-from agentpool.pool.metrics import Histogram
 from agentpool.pool.states import GIVEN_BACK, LEASED, PooledState
-from agentpool.pool.waiting import Waiter, Waiters
+from agentpool.pool.waiting import Waiters
+
+if TYPE_CHECKING:
+    from agentpool.pool.recycler import Recycler
+    from agentpool.pool.spawner import Spawner
 
 __all__ = ["Core"]
 
 log = logging.getLogger(__name__)
 
+LAST_USED = attrgetter("last_used")
+
 
 class Core:
-    """The state of a pool. `fill`, `can_start` and `swap` are set by the pool that puts the parts together."""
+    """The state of a pool. `spawner` and `recycler` are set by the pool that puts the parts together.
 
-    fill: Callable[[], None]
-    """Begin making the agents that are wanted."""
-    can_start: Callable[[], bool]
-    swap: Callable[[Member], None]
-    """Put the successor, which is ready, into the place of an agent that nobody holds."""
+    `reserved` places are kept free for who has asked; `on_room` is called when `total` went down.
+    """
+
+    done: asyncio.Future[None]
+    spawner: "Spawner"
+    recycler: "Recycler"
 
     def __init__(self, type: AgentType, config: PoolConfig, name: str, make_context: MakeContext) -> None:
         self.type, self.config, self.name, self.make_context = type, config, name, make_context
@@ -46,31 +59,108 @@ class Core:
         self.idle: list[Member] = []
         self.starting: dict[Member, Call] = {}
         self.waiters = Waiters()
+        self.leaving = Leaving()
+        self.reserved = 0
         self.ledger = Ledger()
         self.waits, self.runs = Histogram(), Histogram()
-        self.requests = self.errors = self.acquired = self.refused = self.timed_out = 0
+        self.counted, self.before = Tally(), Counters()
         self.closing = False
         self.short = False
         self.checks_health = checks_health(type)
-        self.leaving: dict[asyncio.Task[None], Instance] = {}
-        self.deaf: list[Instance] = []
-        self.empty = asyncio.Event()
+        self.empty, self.populated = asyncio.Event(), asyncio.Event()
+        self.on_room: Callable[[], None] | None = None
         self.random = random.Random()  # noqa: S311 (jitter, no secret)
+        self.circuit = Circuit(config, name, self.random)
         self._min, self._max = config.min_size, config.max_size
 
     def open(self) -> None:
         """Belong to the running loop from now on; `short` says that an idle agent may be taken without more ado."""
         self.loop = asyncio.get_running_loop()
+        self.done = self.loop.create_future()
+        self.done.set_result(None)
         self.short = not self.checks_health
 
-    # -- idle agents: the short way -----------------------------------------------------------------------------
+    def check_loop(self) -> None:
+        """Refuse callers from other loops and threads: nothing here is locked."""
+        if self.loop is None:
+            raise PoolClosed(f'Pool "{self.name}" is not open: use "async with pool:" or await pool.open()')
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self.loop:
+            raise RuntimeError(f'pool "{self.name}" belongs to another event loop: from other threads use SyncPool')
+
+    # -- places -------------------------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """Places taken, those included whose agent still cleans up."""
+        return len(self.members) + self.leaving.places
+
+    @property
+    def room(self) -> int:
+        """How many agents may be begun."""
+        return self._max - len(self.members) - self.leaving.places - self.reserved
+
+    def admit(self, member: Member, reason: str) -> None:
+        """Give an agent that was just made a place."""
+        self.members[member.id] = member
+        self.empty.clear()
+        self.populated.set()
+        self.ledger.enter(member, reason)
+
+    def end(self, member: Member, reason: str, *, overlaps: bool = False, refill: bool = True) -> "asyncio.Task[None]":
+        """Give up an agent in whatever state; it cleans up in the background, in the task returned.
+
+        `overlaps`: another has its place already. `refill`: make what is wanted when the place is free.
+        """
+        if member in self.idle:
+            self.idle.remove(member)
+        self.starting.pop(member, None)
+        self.ledger.end(member, reason)
+        del self.members[member.id]
+        task = self.leaving.see_off(member.instance, None if overlaps else partial(self._left, refill))
+        if member.successor:
+            self.recycler.give_up(member, member.successor)
+        if member.claim and not member.claim.done():
+            member.claim.set_result(False)
+        if not self.members:
+            self.populated.clear()
+            self.empty.set()
+        return task
+
+    def _left(self, refill: bool) -> None:
+        total = self.total
+        if refill or self.waiters.count:
+            self.spawner.fill()
+        if self.on_room and self.total <= total:
+            try:
+                self.on_room()
+            except Exception:
+                log.exception("pool.on_room_failed", extra={"pool": self.name})
+
+    def broke(self, instance: Instance) -> None:
+        """Replace an agent that cannot go on; one that is in use, when it is given back."""
+        member = self.members.get(instance.id)
+        if member is None or member.instance is not instance:
+            return
+        log.error("pool.agent_broke", extra={"agent_id": instance.id, "error": instance.broken})
+        member.look()
+        if member.state is not PooledState.STARTING and not member.proved:
+            self.circuit.note_broken(instance)
+        if member.state is PooledState.IDLE:
+            self.end(member, instance.broken)
+            self.spawner.fill()
+
+    # -- from hand to hand --------------------------------------------------------------------------------------
 
     def take_idle(self) -> Member:
         """Take the idle agent that was used last."""
         member = self.idle.pop()
         self.ledger.move(member, LEASED)
         if len(self.idle) < self._min and len(self.members) < self._max:
-            self.fill()
+            self.spawner.fill()
         return member
 
     def give_back(self, member: Member) -> None:
@@ -78,18 +168,26 @@ class Core:
         member.last_used = monotonic()
         if member.attention or member.running:
             self._settle(member)
+        elif self.waiters.count and (waiter := self.waiters.pop()):
+            self.ledger.hand_over(member)
+            waiter.future.set_result((member, False))
         else:
             self.ledger.move(member, GIVEN_BACK)
-            if self.waiters.count:
-                self.offer(member)
-            else:
-                self.idle.append(member)
+            self.idle.append(member)
+
+    def put_back(self, member: Member) -> None:
+        """Have an agent back that was held, but not used."""
+        if member.attention or member.running:
+            self._settle(member)
+        else:
+            self.ledger.move(member, GIVEN_BACK)
+            self.offer(member)
 
     def offer(self, member: Member, *, fresh: bool = False) -> None:
         """Hand an agent that is idle, but not among the idle ones yet, to the next in line."""
         waiter = self.waiters.pop()
         if waiter is None:
-            self.idle.append(member)
+            insort(self.idle, member, key=LAST_USED)
         else:
             self.ledger.move(member, LEASED)
             waiter.future.set_result((member, fresh))
@@ -100,153 +198,15 @@ class Core:
             member.instance.stop_runs("the agent was given back")
         elif self.closing or member.instance.broken:
             self.end(member, member.instance.broken or "the pool is closed")
-            self.fill()
-        elif member.claim:
+            self.spawner.fill()
+        elif member.claim and not member.claim.done():
             claim, member.claim = member.claim, None
             member.look()
             claim.set_result(True)
         elif member.successor:
-            self.swap(member)
+            self.recycler.swap(member)
         else:
+            member.claim = None  # if there is one, it was cancelled in this very step
             member.look()
             self.ledger.move(member, GIVEN_BACK)
             self.offer(member)
-
-    # -- the end of agents --------------------------------------------------------------------------------------
-
-    def end(self, member: Member, reason: str) -> None:
-        """Give up an agent in whatever state; its place is free at once, it cleans up in the background."""
-        if member in self.idle:
-            self.idle.remove(member)
-        self.ledger.end(member, reason)
-        del self.members[member.id]
-        self.see_off(member.instance)
-        if member.successor:
-            self.see_off(member.successor)
-        if member.claim:
-            member.claim.set_result(False)
-        if not self.members:
-            self.empty.set()
-
-    def see_off(self, instance: Instance) -> None:
-        """Let an agent clean up, in the background."""
-        task = asyncio.create_task(instance.close(), name=f"see off {instance.id}")
-        self.leaving[task] = instance
-        task.add_done_callback(self._left)
-
-    def _left(self, task: "asyncio.Task[None]") -> None:
-        instance = self.leaving.pop(task)
-        self.deaf = [known for known in (*self.deaf, instance) if known.calls_that_ignore_their_end()]
-
-    def broke(self, instance: Instance) -> None:
-        """Replace an agent that cannot go on; one that is in use, when it is given back."""
-        member = self.members.get(instance.id)
-        if member is None or member.instance is not instance:
-            return
-        log.error("pool.agent_broke", extra={"agent_id": instance.id, "error": instance.broken})
-        member.look()
-        if member.state is PooledState.IDLE:
-            self.end(member, instance.broken)
-            asyncio.get_running_loop().call_later(
-                self.config.breaker_backoff, self.fill
-            )  # else it may break at once, for ever
-
-    # -- acquire: the long way ----------------------------------------------------------------------------------
-
-    async def acquire(self, priority: int, timeout: float | None) -> Member:
-        """Return an agent, active; raises `AcquireTimeout`, `PoolAtCapacity`, `PoolClosed`, or why none can be made."""
-        self.check_loop()
-        asked = monotonic()
-        timeout = self.config.acquire_timeout if timeout is None else timeout
-        deadline = None if timeout is None else asked + timeout
-        again = False
-        while True:
-            if self.closing:
-                raise PoolClosed(f'Pool "{self.name}" is closed. Open a new one.')
-            if self.idle:
-                member, fresh = self.take_idle(), False
-            else:
-                member, fresh = await self._wait_in_line(priority, deadline, timeout, again)
-            if fresh or not self.checks_health or await self._is_healthy(member, deadline):
-                self.waits.record(monotonic() - asked)
-                self.acquired += 1
-                return member
-            again = True
-            if deadline is not None and monotonic() >= deadline:
-                self.timed_out += 1
-                raise AcquireTimeout(self.name, timeout or 0.0)
-
-    async def _wait_in_line(
-        self, priority: int, deadline: float | None, timeout: float | None, again: bool
-    ) -> tuple[Member, bool]:
-        loop = asyncio.get_running_loop()
-        waiter = Waiter(loop, priority, ripe=not self.config.warm_wait or again)
-        self._admit(waiter, again)
-        timers: list[asyncio.TimerHandle] = []
-        if deadline is not None:
-            timers.append(loop.call_later(deadline - monotonic(), self._expire, waiter, timeout))
-        if not waiter.ripe:
-            timers.append(loop.call_later(self.config.warm_wait, self._ripen, waiter))
-        try:
-            return await waiter.future
-        except BaseException:
-            self.waiters.drop(waiter)
-            if member := waiter.late_answer():
-                self.give_back(member)
-            raise
-        finally:
-            for timer in timers:
-                timer.cancel()
-
-    def _admit(self, waiter: Waiter, again: bool) -> None:
-        below = len(self.members) < self._max
-        if not again and self.members and self._line_is_full() and not (below and self.can_start()):
-            self.refused += 1
-            raise PoolAtCapacity(
-                f'Pool "{self.name}" is at capacity: {len(self.members)} agents, {len(self.waiters)} requests in line. '
-                "Try again later, or raise max_size or max_waiting."
-            )
-        self.waiters.add(waiter, first=again)
-        if below or self.starting:
-            self.fill()
-
-    def _line_is_full(self) -> bool:
-        """Tell whether no more may wait; those for whom an agent is being made do not count."""
-        most = self.config.max_waiting
-        return self.waiters.count >= most and sum(not waiter.spawning for waiter in self.waiters) >= most
-
-    def _expire(self, waiter: Waiter, timeout: float | None) -> None:
-        if not waiter.future.done():
-            self.timed_out += 1
-            self.waiters.drop(waiter)
-            waiter.fail(AcquireTimeout(self.name, timeout or 0.0))
-
-    def _ripen(self, waiter: Waiter) -> None:
-        waiter.ripe = True
-        self.fill()
-
-    async def _is_healthy(self, member: Member, deadline: float | None) -> bool:
-        """Ask an agent that this request holds; False: it was ended or given back, and another must be found."""
-        limit = self.config.health_timeout
-        allowed = limit if deadline is None else max(0.0, min(limit, deadline - monotonic()))
-        call = member.instance.ask_health(allowed)
-        try:
-            ended = await call.result()
-        except asyncio.CancelledError:
-            self.give_back(member)
-            raise
-        if ended.well and ended.value and not self.closing:
-            return True
-        if allowed < limit and ended.why and ended.kind != "abandoned":
-            self.give_back(member)  # it was the request that had no time left
-            return False
-        member.instance.break_("healthy() said no" if ended.well else ended.describe("healthy()"))
-        self.give_back(member)
-        return False
-
-    def check_loop(self) -> None:
-        """Refuse callers from other loops and threads: nothing here is locked."""
-        if self.loop is None:
-            raise PoolClosed(f'Pool "{self.name}" is not open: use "async with pool:" or await pool.open()')
-        if asyncio.get_running_loop() is not self.loop:
-            raise RuntimeError(f'pool "{self.name}" belongs to another event loop: from other threads use SyncPool')

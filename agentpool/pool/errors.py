@@ -24,15 +24,18 @@ class StartFailed(AgentFailed):
 
 
 class SpawnCircuitOpen(AgentPoolError):
-    """Starting agents failed too often, so it is not tried for `retry_in` seconds; `reason` is the last failure."""
+    """Too many agents in a row did not start, or broke at once: the next is tried in `retry_in` s.
+
+    `reason` is the last failure.
+    """
 
     code = "SPAWN_CIRCUIT_OPEN"
 
     def __init__(self, pool: str, failures: int, retry_in: float, reason: str) -> None:
         self.pool, self.failures, self.retry_in, self.reason = pool, failures, retry_in, reason
         super().__init__(
-            f'Pool "{pool}" starts no agents now: {failures} starts in a row failed, the next try is in '
-            f"{retry_in:.1f} s. Last failure: {reason}"
+            f'Pool "{pool}" starts no agents now: {failures} in a row did not start, or broke at once. The next try is '
+            f"in {retry_in:.1f} s. Last failure: {reason}"
         )
 
 

@@ -147,7 +147,7 @@ class Instance:
         if not (self._started and self.type.has_snapshot):
             return None
         begin = partial(self._agent.snapshot, self._context)
-        ended = await self._call("snapshot()", begin, self._config.stop_timeout).ended()
+        ended = await self._call("snapshot()", begin, self._config.stop_timeout).result()
         if not ended.well:
             problem = ended.describe("snapshot()")
         else:

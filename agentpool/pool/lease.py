@@ -5,7 +5,7 @@ whoever has the agent next.
 """
 
 from asyncio import get_running_loop
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -47,21 +47,28 @@ class Lease:
         core = self._core
         if core.idle and core.short and get_running_loop() is core.loop:
             core.waits.at_once += 1
-            core.acquired += 1
+            core.counted.acquired += 1
             self._member = core.take_idle()
         else:
-            self._member = yield from core.acquire(self._priority, self._timeout).__await__()
+            self._member = yield from self._pool._acquirer.acquire(self._priority, self._timeout)
         return self
 
     def __aenter__(self) -> "Lease":
         return self
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    ) -> Awaitable[None]:
         member, self._member = self._member, None
-        if member is not None and member.state is ACTIVE:
-            self._core.give_back(member)
+        if member is not None:
+            self._core.counted.released += 1
+            if member.state is ACTIVE:
+                self._core.give_back(member)
+        return self._core.done  # a coroutine would cost as much as giving back
+
+    def release(self) -> None:
+        """Give the agent back; nothing happens when it was given back already. Its task, if one runs, is cancelled."""
+        self._pool.release(self)
 
     # -- the agent ----------------------------------------------------------------------------------------------
 
@@ -89,11 +96,12 @@ class Lease:
     def begin(self, context: Context, input: Any, timeout: float | None) -> Call:
         """Begin one task, its input being as the agent declares it; the call tells of its end."""
         member, core = self._held(), self._core
+        core.check_loop()
         if member.running:
             raise RuntimeError(f"agent {member.id} does one task at a time: await the first one, or acquire another")
         member.running += 1
         member.requests += 1
-        core.requests += 1
+        core.counted.requests += 1
         call = member.instance.run(context, input, timeout)
         call.then(partial(self._ran, member, monotonic()))
         return call
@@ -103,9 +111,9 @@ class Lease:
         core.runs.record(monotonic() - began)
         if not ended.well:
             member.errors += 1
-            core.errors += 1
+            core.counted.errors += 1
         member.running -= 1
-        self._pool._after_run(member, held=self._member is member)
+        self._pool._after_run(member, held=self._member is member, well=ended.well)
 
     def _held(self) -> "Member":
         member = self._member

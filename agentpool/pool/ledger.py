@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentpool.clock import wall_ms
-from agentpool.pool.states import MOVES, Move, PooledState, move, refuse
+from agentpool.pool.states import GIVEN_BACK, LEASED, MOVES, Move, PooledState, move, refuse
 
 if TYPE_CHECKING:
     from agentpool.pool.member import Member
@@ -60,6 +60,15 @@ class Ledger:
         self.steps[step.index] += 1
         if self._listeners:
             self._tell(member.id, step.source, step.target, reason)
+
+    def hand_over(self, member: "Member") -> None:
+        """Take the two steps from one holder to the next, with nothing in between."""
+        if member.state is not GIVEN_BACK.source or self._listeners:
+            self.move(member, GIVEN_BACK)
+            self.move(member, LEASED)
+        else:
+            self.steps[GIVEN_BACK.index] += 1
+            self.steps[LEASED.index] += 1
 
     def end(self, member: "Member", reason: str) -> None:
         """Move an agent to its end from wherever it is."""

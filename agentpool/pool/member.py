@@ -11,22 +11,24 @@ __all__ = ["Member"]
 
 
 class Member:
-    """`attention` is set when giving the agent back needs more than putting it into the idle ones."""
+    """`attention`: giving the agent back needs more than putting it into the idle ones; `proved`: starting it was
+    worth while.
+    """  # fmt: skip
 
     __slots__ = (
-        "attention", "claim", "cpu_percent", "cpu_seen", "created", "due", "errors", "id", "instance", "last_used",
-        "memory_mb", "quota", "recycles", "requests", "running", "state", "successor",
+        "attention", "claim", "cpu_looked", "cpu_percent", "cpu_seen", "created", "due", "errors", "id", "instance",
+        "last_used", "memory_mb", "proved", "quota", "recycles", "requests", "running", "state", "successor",
     )  # fmt: skip
 
     def __init__(self, id: str, instance: Instance, quota: Quota, now: float) -> None:
         self.id, self.instance, self.quota = id, instance, quota
         self.state = PooledState.STARTING
-        self.attention = False
+        self.attention = self.proved = False
         self.running = 0
         self.requests = self.recycles = self.errors = 0
         self.created = self.last_used = now
         self.due = ""
-        self.cpu_seen = 0.0
+        self.cpu_seen = self.cpu_looked = 0.0
         self.cpu_percent: float | None = None
         self.memory_mb: float | None = None
         self.successor: Instance | None = None
@@ -39,10 +41,16 @@ class Member:
     def adopt(self, instance: Instance, quota: Quota) -> None:
         """Put a fresh instance into this place."""
         self.instance, self.quota = instance, quota
-        self.due, self.successor = "", None
-        self.cpu_seen, self.cpu_percent, self.memory_mb = instance.meter.cpu_s, None, None
+        self.due, self.successor, self.proved = "", None, False
+        self.cpu_seen, self.cpu_percent = instance.meter.cpu_s, None
         self.recycles += 1
         self.look()
+        self.ready()
+
+    def ready(self) -> None:
+        """Take what the instance has needed by now, before it works, for its baseline."""
+        self.cpu_looked = self.instance.meter.cpu_s
+        self.instance.memory_base_mb, self.memory_mb = self.instance.memory_mb(), None
 
     def facts(self, now: float) -> AgentFacts:
         """Return what is known of the agent."""

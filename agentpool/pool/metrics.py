@@ -1,35 +1,30 @@
-"""Figures of a pool. A snapshot reads counters and two fixed histograms: its cost does not depend on the agents."""
+"""Figures of a pool, as they are told. A snapshot reads counters: its cost does not depend on the agents."""
 
-from bisect import bisect_left
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentpool.pool.figures import Counters, Durations
 from agentpool.pool.states import PooledState
 
-__all__ = ["AgentFacts", "Durations", "Histogram", "PoolMetrics"]
+if TYPE_CHECKING:
+    from agentpool.pool.core import Core
 
-BOUNDS = tuple(1e-6 * 1.25**step for step in range(100))
-"""Upper bounds of the buckets in s, 1 µs to an hour: a percentile read from them is at most 25 % too high."""
-
-
-class Durations(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in s. Percentiles are upper bounds of histogram buckets, at most 25 % above the true value."""
-
-    count: int
-    mean_s: float
-    p50_s: float
-    p95_s: float
-    p99_s: float
-    max_s: float
+__all__ = ["AgentFacts", "PoolMetrics", "counters", "read_metrics"]
 
 
 class PoolMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. `total` = starting + idle + active + recycling; `utilization` is active / total."""
+    """A snapshot. `total` = starting + idle + active + recycling + leaving; `utilization` is active / total.
+
+    `acquired` - `released` leases are out; each has an active agent unless the pool closed. The other active ones are
+    on the way to a request, asked for their health or their snapshot, or finish a run whose lease is over.
+    """
 
     starting: int
     idle: int
     active: int
     recycling: int
+    leaving: int
     total: int
     waiting: int
     requests: int
@@ -38,6 +33,7 @@ class PoolMetrics(msgspec.Struct, frozen=True, kw_only=True):
     spawned: int
     terminated: int
     acquired: int
+    released: int
     refused: int
     timed_out: int
     start_failures: int
@@ -64,36 +60,35 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float | None
 
 
-class Histogram:
-    """Durations in fixed buckets; `at_once` counts those of length zero without looking for a bucket."""
+def counters(core: "Core") -> Counters:
+    """Return the sums, those of the pool's earlier lives included."""
+    ledger, tally = core.ledger, core.counted
+    now = {
+        "start_failures": core.circuit.failures,
+        "spawned": ledger.spawned,
+        "recycles": ledger.recycled,
+        "terminated": ledger.count(PooledState.TERMINATED),
+        **{name: getattr(tally, name) for name in tally.__slots__},
+    }
+    return Counters(**{name: getattr(core.before, name) + count for name, count in now.items()})
 
-    __slots__ = ("_buckets", "_max", "_sum", "at_once")
 
-    def __init__(self) -> None:
-        self.at_once = 0
-        self._buckets = [0] * (len(BOUNDS) + 1)
-        self._sum = self._max = 0.0
-
-    def record(self, seconds: float) -> None:
-        """Count one duration."""
-        self._buckets[bisect_left(BOUNDS, seconds)] += 1
-        self._sum += seconds
-        if seconds > self._max:
-            self._max = seconds
-
-    def read(self) -> Durations:
-        """Return count, mean and percentiles."""
-        count = self.at_once + sum(self._buckets)
-        p50, p95, p99 = (self._quantile(part * count) for part in (0.50, 0.95, 0.99))
-        mean = self._sum / count if count else 0.0
-        return Durations(count=count, mean_s=mean, p50_s=p50, p95_s=p95, p99_s=p99, max_s=self._max)
-
-    def _quantile(self, rank: float) -> float:
-        seen = float(self.at_once)
-        if rank <= seen:
-            return 0.0
-        for bucket, count in enumerate(self._buckets):
-            seen += count
-            if seen >= rank:
-                return min(BOUNDS[bucket], self._max) if bucket < len(BOUNDS) else self._max
-        return self._max
+def read_metrics(core: "Core") -> PoolMetrics:
+    """Return a snapshot."""
+    ledger, total = core.ledger, core.total
+    active = ledger.count(PooledState.ACTIVE)
+    return PoolMetrics(
+        starting=ledger.count(PooledState.STARTING),
+        idle=ledger.count(PooledState.IDLE),
+        active=active,
+        recycling=ledger.count(PooledState.RECYCLING),
+        leaving=core.leaving.places,
+        total=total,
+        waiting=len(core.waiters),
+        **msgspec.structs.asdict(counters(core)),
+        last_scale_event_ms=ledger.last_scale_ms,
+        scale_direction=ledger.last_scale_direction,
+        utilization=active / total if total else 0.0,
+        wait=core.waits.read(),
+        execution=core.runs.read(),
+    )

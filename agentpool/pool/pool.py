@@ -5,14 +5,15 @@ in use (`closing.py`).
 """
 
 import asyncio
+from asyncio import _get_running_loop as running_loop  # None where there is none
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any
 
 from agentpool.agent import Agent, AgentType, Context, check_agent_class
 from agentpool.clock import monotonic
-from agentpool.errors import PoolClosed
 from agentpool.periodic import Periodic
+from agentpool.pool.acquiring import Acquirer
 from agentpool.pool.closing import CloseReport, close
 from agentpool.pool.config import PoolConfig
 from agentpool.pool.core import Core
@@ -20,7 +21,7 @@ from agentpool.pool.instance import MakeContext
 from agentpool.pool.lease import Lease
 from agentpool.pool.ledger import PoolEvent
 from agentpool.pool.member import Member
-from agentpool.pool.metrics import AgentFacts, PoolMetrics
+from agentpool.pool.metrics import AgentFacts, PoolMetrics, read_metrics
 from agentpool.pool.recycler import Recycler
 from agentpool.pool.saving import SaveReport, load_state, save_state
 from agentpool.pool.spawner import Spawner
@@ -37,7 +38,8 @@ PRIORITY = 5
 class AgentPool:
     """A bounded set of agents of one class in one event loop. Open it with `async with`, or `open()` and `close()`.
 
-    `name` comes before the ids of its agents; `context` makes what agents are told of themselves.
+    `name` comes before the ids of its agents; `context` makes what agents are told of themselves; `on_room` is called,
+    in the loop, when `total` went down.
     """
 
     def __init__(
@@ -47,16 +49,17 @@ class AgentPool:
         *,
         name: str = "local",
         context: MakeContext | None = None,
+        on_room: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.name = config or PoolConfig(), name
         self.type = AgentType(check_agent_class(getattr(agent, "__name__", repr(agent)), agent))
         self._core = Core(self.type, self.config, name, context or self._default_context)
-        self._spawner = Spawner(self._core)
-        self._recycler = Recycler(self._core, self._spawner)
+        self._core.on_room = on_room
+        self._acquirer = Acquirer(self._core)
+        self._spawner = self._core.spawner = Spawner(self._core)
+        self._recycler = self._core.recycler = Recycler(self._core, self._spawner)
         self._upkeep = Upkeep(self._core, self._recycler)
-        self._core.fill, self._core.can_start = self._spawner.fill, self._spawner.can_start
-        self._core.swap = self._recycler.swap
-        self._loop = Periodic(f"upkeep of {name}", self._upkeep.look_once, self._upkeep.interval())
+        self._loop = Periodic(f"upkeep of {name}", self._upkeep.look_when_needed, self._upkeep.interval())
         self._closing: asyncio.Task[CloseReport] | None = None
 
     async def open(self) -> None:
@@ -64,7 +67,7 @@ class AgentPool:
         if self._core.loop is not None:
             raise RuntimeError(f'pool "{self.name}" was opened already: a pool lives once')
         self._core.open()
-        self._core.fill()
+        self._spawner.fill()
         self._loop.start()
 
     async def close(self, drain_timeout: float | None = None) -> CloseReport:
@@ -107,72 +110,70 @@ class AgentPool:
             return
         if lease._pool is not self:
             raise ValueError(f'the agent belongs to pool "{lease._pool.name}": release it there')
+        core = self._core
+        if running_loop() is not core.loop:
+            core.check_loop()
         lease._member = None
+        core.counted.released += 1
         if member.state is PooledState.ACTIVE:
-            self._core.give_back(member)
+            core.give_back(member)
 
     async def run(self, input: Any, *, timeout: float | None = None, priority: int = PRIORITY) -> Any:
         """Run one task on any agent; `timeout` s bound the wait for the agent."""
         async with self.acquire(timeout, priority=priority) as agent:
             return await agent.run(input)
 
-    def _after_run(self, member: Member, *, held: bool) -> None:
+    def _after_run(self, member: Member, *, held: bool, well: bool) -> None:
+        if well and not member.proved:
+            self._core.circuit.note_run(member)
+            self._spawner.fill()
         self._recycler.consider(member)
         if not held and not member.running and member.state is PooledState.ACTIVE:
             self._core.give_back(member)  # its lease ended before its task did
 
     async def warm(self) -> int:
         """Wait until `min_size` agents are ready, as far as there is room; raises why they cannot be started."""
-        core = self._core
-        core.check_loop()
-        core.fill()
-        while calls := self._spawner.under_way():
-            await calls[0].ended()
-        if core.closing:
-            raise PoolClosed(f'Pool "{self.name}" was closed while it warmed.')
-        if len(core.idle) < self.config.min_size and len(core.members) < self.config.max_size:
-            raise self._spawner.circuit_open()
-        return len(core.idle)
+        self._core.check_loop()
+        return await self._spawner.warm()
 
     def drain_excess(self) -> int:
         """End idle agents above `min_size` now; returns how many."""
+        self._core.check_loop()
         return self._upkeep.drain_excess()
+
+    # -- for a host of many pools -------------------------------------------------------------------------------
+
+    @property
+    def total(self) -> int:
+        """Places taken, at most `max_size`: agents starting, idle, active, recycling, and the `leaving` ones."""
+        return self._core.total
+
+    @property
+    def leaving(self) -> int:
+        """How many of `total` have ended and clean up, so that their places will be free without more ado."""
+        return self._core.leaving.places
+
+    def oldest_idle(self) -> float | None:
+        """Return since when, in s of `time.monotonic()`, the agent that `evict_idle()` would end has been idle."""
+        return self._core.idle[0].last_used if self._core.idle else None
 
     def evict_idle(self) -> bool:
         """End the idle agent that was not used for longest, even below `min_size`; False when none is idle."""
+        self._core.check_loop()
         if not self._core.idle:
             return False
-        self._core.end(self._core.idle[0], "evicted")
+        self._core.end(self._core.idle[0], "evicted", refill=False)
         return True
+
+    def evict(self) -> bool:
+        """End an idle agent, or else one that is being made and for which nobody waits; False when there is none."""
+        return self.evict_idle() or self._spawner.call_off_one("evicted")
 
     # -- what is known ------------------------------------------------------------------------------------------
 
     def metrics(self) -> PoolMetrics:
         """Return a snapshot of the pool's figures; its cost does not depend on the number of agents."""
-        core, ledger, total = self._core, self._core.ledger, len(self._core.members)
-        active = ledger.count(PooledState.ACTIVE)
-        return PoolMetrics(
-            starting=ledger.count(PooledState.STARTING),
-            idle=ledger.count(PooledState.IDLE),
-            active=active,
-            recycling=ledger.count(PooledState.RECYCLING),
-            total=total,
-            waiting=len(core.waiters),
-            requests=core.requests,
-            errors=core.errors,
-            recycles=ledger.recycled,
-            spawned=ledger.spawned,
-            terminated=ledger.count(PooledState.TERMINATED),
-            acquired=core.acquired,
-            refused=core.refused,
-            timed_out=core.timed_out,
-            start_failures=self._spawner.failures,
-            last_scale_event_ms=ledger.last_scale_ms,
-            scale_direction=ledger.last_scale_direction,
-            utilization=active / total if total else 0.0,
-            wait=core.waits.read(),
-            execution=core.runs.read(),
-        )
+        return read_metrics(self._core)
 
     def transitions(self) -> dict[str, int]:
         """Return how often each change of state took place."""

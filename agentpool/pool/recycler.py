@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Recycler:
-    """`recycles_at_once` bounds those from the start of the successor until the old agent has stopped."""
+    """`recycles_at_once` bounds those from the start of the successor until one of the two has stopped."""
 
     def __init__(self, core: Core, spawner: Spawner) -> None:
         self._core, self._spawner = core, spawner
-        self._due: dict[str, None] = {}
-        self._under_way: set[str] = set()
+        self._due: dict[Member, None] = {}
+        self._under_way: set[Member] = set()
+        self._starting: set[Instance] = set()
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -54,51 +55,65 @@ class Recycler:
         """Note that an agent shall be replaced."""
         if not member.due:
             member.due = reason
-            self._due[member.id] = None
+            self._due[member] = None
             self.begin_next()
 
     def begin_next(self) -> None:
-        """Begin with as many as the budget and the breaker permit."""
+        """Begin with as many as the budget and the circuit permit."""
         core = self._core
-        self._due = {id: None for id in self._due if id in core.members}
-        for id in next_to_recycle(list(self._due), len(self._under_way), core.config.recycles_at_once):
-            if core.closing or not self._spawner.can_start():
+        self._due = {member: None for member in self._due if member.state is not PooledState.TERMINATED}
+        due = [member for member in self._due if member not in self._under_way]
+        for member in next_to_recycle(due, len(self._under_way), core.config.recycles_at_once):
+            if core.closing or not core.circuit.permits():
                 return
-            del self._due[id]
-            self._prepare(core.members[id])
+            del self._due[member]
+            self._prepare(member)
 
     def _prepare(self, member: Member) -> None:
         most = self._core.config.max_recycles
         worn_out = most is not None and member.recycles >= most
         successor = self._spawner.new_instance(self._spawner.new_agent_id() if worn_out else member.id)
-        self._under_way.add(member.id)
-        successor.start().then(partial(self._prepared, member, successor))
+        self._under_way.add(member)
+        self._starting.add(successor)
+        self._spawner.start(successor).then(partial(self._prepared, member, successor))
 
     def _prepared(self, member: Member, successor: Instance, ended: Ended) -> None:
         core = self._core
+        self._starting.discard(successor)
+        if core.closing:
+            return  # it is seen off
         if not ended.well:
-            self._spawner.note_failure(successor.id, ended.describe("start()"))
-            self._give_up(member, successor)
-            return
-        self._spawner.note_success()
-        if core.closing or core.members.get(member.id) is not member:
-            self._give_up(member, successor)
-            return
-        member.successor = successor
-        member.look()
-        if member.state is PooledState.IDLE:
-            core.idle.remove(member)
-            self.swap(member)
+            core.circuit.note_failure(successor.id, ended.describe("start()"))
+            self.give_up(member, successor)
+        elif member.state is PooledState.TERMINATED:
+            core.circuit.note_start()
+            self.give_up(member, successor)
+        else:
+            core.circuit.note_start()
+            member.successor = successor
+            member.look()
+            if member.state is PooledState.IDLE:
+                core.idle.remove(member)
+                self.swap(member)
+        self._spawner.fill()  # somebody may wait for what the circuit says now
 
-    def _give_up(self, member: Member, successor: Instance) -> None:
-        """Leave the old agent in service; it is found due again at the next look."""
-        member.due, member.successor = "", None
+    def give_up(self, member: Member, successor: Instance) -> None:
+        """Leave the old agent as it is. If that is in service, it is found due again at a later look."""
+        member.successor = None
         member.look()
-        self._core.see_off(successor)
-        self._done(member.id)
+        self._core.leaving.see_off(successor).add_done_callback(lambda _: self._gave_up(member))
 
-    def _done(self, id: str) -> None:
-        self._under_way.discard(id)
+    def stop(self) -> None:
+        """Begin nothing more, and see off the successors that are being started."""
+        for successor in self._starting:
+            self._core.leaving.see_off(successor)
+
+    def _gave_up(self, member: Member) -> None:
+        member.due = ""
+        self._done(member)
+
+    def _done(self, member: Member) -> None:
+        self._under_way.discard(member)
         self.begin_next()
 
     # -- the change ---------------------------------------------------------------------------------------------
@@ -115,24 +130,26 @@ class Recycler:
         assert new is not None
         refused = await self._hand_over(old, new) if new.id == old.id else ""
         if member.state is not PooledState.RECYCLING:
-            self._done(member.id)  # the pool was closed, and has seen off both
-            return
-        if refused or new.broken:
-            log.warning("pool.recycle_failed", extra={"agent_id": member.id, "error": refused or new.broken})
-            self._give_up(member, new)
+            return  # the pool was closed, and has seen off both
+        if new.broken:
+            refused = new.broken
+            core.circuit.note_broken(new)
+        if refused:
+            log.warning("pool.recycle_failed", extra={"agent_id": member.id, "error": refused})
+            self.give_up(member, new)
             core.ledger.move(member, REPLACED, "kept: its successor could not be used")
             self._return_to_service(member)
             return
         core.ledger.recycled += 1
         if new.id == old.id:
             member.adopt(new, self._spawner.new_quota())
-            core.see_off(old)
+            core.leaving.see_off(old)
             core.ledger.move(member, REPLACED, "replaced")
             self._return_to_service(member)
         else:
             self._retire(member, new)
         await old.close()
-        self._done(old.id)
+        self._done(member)
 
     async def _hand_over(self, old: Instance, new: Instance) -> str:
         """Move what the agent wants to keep; returns why that failed."""
@@ -146,16 +163,15 @@ class Recycler:
         """End an agent that was recycled often enough; its successor is a new one in every respect."""
         core, member.successor = self._core, None
         newcomer = Member(new.id, new, self._spawner.new_quota(), monotonic())
-        core.end(member, "recycled often enough")
-        core.members[new.id] = newcomer
-        core.empty.clear()
-        core.ledger.enter(newcomer, "in the place of a worn-out agent")
+        core.end(member, "recycled often enough", overlaps=True)
+        newcomer.ready()
+        core.admit(newcomer, "in the place of a worn-out agent")
         core.ledger.move(newcomer, STARTED)
         self._return_to_service(newcomer)
 
     def _return_to_service(self, member: Member) -> None:
         if member.instance.broken:
             self._core.end(member, member.instance.broken)
-            self._core.fill()
+            self._spawner.fill()
         else:
             self._core.offer(member)

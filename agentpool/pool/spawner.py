@@ -1,7 +1,6 @@
-"""Makes agents: for those who wait, and ahead of them. Behind a breaker, so that what cannot start is not hammered."""
+"""Makes agents: for those who wait, and ahead of them, as far as there is room and the circuit permits."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
@@ -9,28 +8,17 @@ from itertools import islice
 import msgspec
 
 from agentpool.clock import monotonic
-from agentpool.policy.breaker import (
-    Breaker,
-    BreakerSettings,
-    after_failure,
-    after_success,
-    may_try,
-    retry_in,
-    with_trial,
-)
-from agentpool.policy.recycling import Quota, jittered
+from agentpool.errors import PoolClosed
+from agentpool.policy.recycling import Quota, jitter_part, jittered
 from agentpool.pool.calls import Call, Ended
 from agentpool.pool.core import Core
-from agentpool.pool.errors import SpawnCircuitOpen, StartFailed
 from agentpool.pool.instance import Instance
 from agentpool.pool.member import Member
-from agentpool.pool.states import STARTED, PooledState
+from agentpool.pool.states import STARTED
 from agentpool.pool.waiting import Waiter
 from agentpool.protocol.codec import new_id
 
 __all__ = ["Spawner"]
-
-log = logging.getLogger(__name__)
 
 
 class Spawner:
@@ -38,11 +26,6 @@ class Spawner:
 
     def __init__(self, core: Core) -> None:
         self._core, config = core, core.config
-        self._settings = BreakerSettings(
-            failures_max=config.breaker_failures,
-            backoff=config.breaker_backoff,
-            backoff_max=config.breaker_backoff_max,
-        )
         self._quota = Quota(
             requests=min(
                 (bound for bound in (config.recycle_threshold, config.requests_per_quota) if bound), default=None
@@ -51,44 +34,39 @@ class Spawner:
             memory_mb=config.max_memory_mb,
             cpu_percent=config.max_cpu_percent,
         )
-        self.breaker = Breaker()
-        self.failures = 0
-        self.last_failure: StartFailed | None = None
         self._starting = core.starting
         self._owners: dict[Member, Waiter] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def fill(self) -> None:
-        """Begin making what is wanted, as far as there is room and the breaker permits."""
+        """Begin making what is wanted, as far as there is room and the circuit permits."""
         core = self._core
         if core.closing:
             return
         self._give_orphans_to_those_who_wait()
         for owner in self._wanted():
-            if not self.can_start():
-                self._wait_for_breaker()
+            if not core.circuit.permits():
+                self._wait_for_circuit()
                 return
             self.begin(owner)
-
-    def can_start(self) -> bool:
-        """Tell whether the breaker permits a start now."""
-        return may_try(self.breaker, monotonic())
 
     def begin(
         self, owner: Waiter | None = None, *, id: str = "", state: msgspec.Raw | None = None
     ) -> tuple[Member, Call]:
         """Reserve a place and begin making an agent; `owner` is told when that fails."""
         core = self._core
-        self.breaker = with_trial(self.breaker)
         instance = self.new_instance(id or self.new_agent_id())
         member = Member(instance.id, instance, self.new_quota(), monotonic())
-        core.members[member.id] = member
-        core.empty.clear()
-        core.ledger.enter(member, "for a request" if owner else "ahead of requests")
+        core.admit(member, "for a request" if owner else "ahead of requests")
         self._own(member, owner)
-        call = self._starting[member] = instance.start(state)
+        call = self._starting[member] = self.start(instance, state)
         call.then(partial(self._started, member))
         return member, call
+
+    def start(self, instance: Instance, state: msgspec.Raw | None = None) -> Call:
+        """Begin to start an agent."""
+        self._core.circuit.note_begin()
+        return instance.start(state)
 
     def new_agent_id(self) -> str:
         """Return an id that no agent had before."""
@@ -101,30 +79,56 @@ class Spawner:
 
     def new_quota(self) -> Quota:
         """Return the quota of one agent: the pool's, a little lower."""
-        return jittered(self._quota, self._core.config.recycle_jitter * self._core.random.uniform(0.4, 1.0))
+        core = self._core
+        return jittered(self._quota, jitter_part(core.config.recycle_jitter, core.random.random()))
 
-    def note_success(self) -> None:
-        """Close the breaker: agents can be started."""
-        self.breaker = after_success(self.breaker)
+    async def warm(self) -> int:
+        """Wait until `min_size` agents are idle, as far as there is room; raises why they cannot be started."""
+        core = self._core
+        while True:
+            self.fill()
+            lacking = len(core.idle) < core.config.min_size
+            if core.closing:
+                raise PoolClosed(f'Pool "{core.name}" was closed while it warmed.')
+            if calls := self.under_way():
+                await calls[0].ended()
+            elif lacking and core.room <= 0 and core.leaving.places:
+                await asyncio.wait(core.leaving.tasks, return_when=asyncio.FIRST_COMPLETED)
+            elif lacking and core.room > 0:
+                raise core.circuit.error()
+            else:
+                return len(core.idle)
 
-    def note_failure(self, agent_id: str, reason: str) -> StartFailed:
-        """Count a failed start, and tell the breaker."""
-        self.failures += 1
-        self.breaker = after_failure(self.breaker, self._settings, monotonic(), self._core.random.random())
-        self.last_failure = StartFailed(agent_id, reason)
-        log.warning("pool.start_failed", extra={"agent_id": agent_id, "error": reason})
-        return self.last_failure
-
-    def circuit_open(self) -> SpawnCircuitOpen:
-        """Return the error for those who cannot be served while the breaker is open."""
-        reason = self.last_failure.reason if self.last_failure else "unknown"
-        return SpawnCircuitOpen(
-            self._core.name, self.breaker.failures, retry_in(self.breaker, monotonic()), reason
-        )  # fmt: skip
+    # -- starts under way ---------------------------------------------------------------------------------------
 
     def under_way(self) -> list[Call]:
         """Return the starts under way."""
         return list(self._starting.values())
+
+    def count_wanted(self) -> int:
+        """Return for how many that wait an agent is being made."""
+        return sum(not owner.future.done() for owner in self._owners.values())
+
+    def is_wanted(self, member: Member) -> bool:
+        """Tell whether a request waits for this agent, which is being made."""
+        owner = self._owners.get(member)
+        return owner is not None and not owner.future.done()
+
+    def call_off_one(self, reason: str) -> bool:
+        """End the agent last begun if fewer wait than are being made; False when all of them are wanted."""
+        core = self._core
+        if len(self._starting) <= core.waiters.count:
+            return False
+        self.call_off(next(reversed(self._starting)), reason)
+        return True
+
+    def call_off(self, member: Member, reason: str) -> "asyncio.Task[None]":
+        """End an agent that is being made; who waits for it waits for another. Nothing is begun in its place."""
+        self._disown(member)
+        task = self._core.end(member, reason, refill=False)
+        self._core.circuit.note_called_off()
+        self._give_orphans_to_those_who_wait()
+        return task
 
     def stop(self) -> None:
         """Begin nothing more, and cancel what is under way."""
@@ -137,7 +141,7 @@ class Spawner:
 
     def _wanted(self) -> Sequence[Waiter | None]:
         core, config = self._core, self._core.config
-        room = config.max_size - len(core.members)
+        room = core.room
         if room <= 0:
             return ()
         alone = (waiter for waiter in core.waiters if waiter.ripe and not waiter.spawning and not waiter.future.done())
@@ -163,38 +167,43 @@ class Spawner:
             owner.spawning = True
             self._owners[member] = owner
 
+    def _disown(self, member: Member) -> Waiter | None:
+        owner = self._owners.pop(member, None)
+        if owner:
+            owner.spawning = False
+        return owner
+
     # -- what comes of it ---------------------------------------------------------------------------------------
 
     def _started(self, member: Member, ended: Ended) -> None:
         core = self._core
-        del self._starting[member]
-        owner = self._owners.pop(member, None)
-        if owner:
-            owner.spawning = False
-        if member.state is not PooledState.STARTING:
-            return
+        if self._starting.pop(member, None) is None:
+            return  # it was called off
+        owner = self._disown(member)
         if core.closing:
             core.end(member, "the pool is closed")
         elif ended.well and not member.instance.broken:
-            self.note_success()
+            core.circuit.note_start()
             member.last_used = monotonic()
+            member.ready()
             core.ledger.move(member, STARTED)
             core.offer(member, fresh=True)
         else:
-            error = self.note_failure(member.id, member.instance.broken or ended.describe("start()"))
+            error = core.circuit.note_failure(member.id, member.instance.broken or ended.describe("start()"))
             core.end(member, error.reason)
             if owner:
                 core.waiters.drop(owner)
                 owner.fail(error)
         self.fill()
 
-    def _wait_for_breaker(self) -> None:
-        core, now = self._core, monotonic()
+    def _wait_for_circuit(self) -> None:
+        core = self._core
         if not core.members:
             # Nobody can give an agent back, so waiting is of no use.
             while waiter := core.waiters.pop():
-                waiter.fail(self.circuit_open())
+                waiter.fail(core.circuit.error())
         if self._timer:
             self._timer.cancel()
-        if not self.breaker.trial:
-            self._timer = asyncio.get_running_loop().call_later(retry_in(self.breaker, now) + 0.001, self.fill)
+        delay = core.circuit.retry_in()
+        if delay is not None:
+            self._timer = asyncio.get_running_loop().call_later(delay + 0.001, self.fill)

@@ -3,8 +3,12 @@
 import asyncio
 import os
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+from agentpool.errors import RedisUnavailable
+from agentpool.pool.errors import StateRefused
 
 __all__ = ["FileStorage", "RedisStorage", "Storage"]
 
@@ -38,11 +42,15 @@ class FileStorage:
 
 
 class RedisStorage:
-    """A string key. `client` is a `store.Connection`, or a redis-py asynchronous client of the caller."""
+    """A string key. `client` is a `store.Connection`, or a redis-py asynchronous client of the caller.
 
-    def __init__(self, client: Any, key: str) -> None:
-        self._client, self.key = client, key
+    Raises `RedisUnavailable` when Redis does not answer within `timeout` s or refuses.
+    """
+
+    def __init__(self, client: Any, key: str, *, timeout: float = 5.0) -> None:
+        self._repeat = getattr(client, "repeat", None)
         self._redis = getattr(client, "redis", client)
+        self.key, self.timeout = key, timeout
 
     def __str__(self) -> str:
         return f'Redis key "{self.key}"'
@@ -52,13 +60,26 @@ class RedisStorage:
         await self._call(lambda: self._redis.set(self.key, data))
 
     async def load(self) -> bytes | None:
-        """Get the key."""
-        value = await self._call(lambda: self._redis.get(self.key))
+        """Get the key; raises `StateRefused` when it holds something else than text."""
+        try:
+            value = await self._call(lambda: self._redis.get(self.key))
+        except UnicodeDecodeError as error:  # by a client that decodes what it reads
+            raise StateRefused(str(self), f"it is damaged: {error.reason}") from None
         return value.encode() if isinstance(value, str) else value
 
-    async def _call(self, once: Any) -> Any:
-        repeat = getattr(self._client, "repeat", None)
-        return await (repeat(once) if repeat else once())
+    async def _call(self, once: Callable[[], Awaitable[Any]]) -> Any:
+        if self._repeat:
+            return await self._repeat(once, self.timeout)
+        from redis.exceptions import RedisError  # here, as a pool that keeps its state elsewhere needs no Redis
+
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await once()
+        except (RedisError, OSError) as error:  # a TimeoutError is an OSError
+            text = str(error) or f"no answer within {self.timeout:g} s"
+            raise RedisUnavailable(
+                f"{self} cannot be reached: {text}. Is Redis running, is the key a string?"
+            ) from None
 
 
 def _write(path: Path, data: bytes) -> None:

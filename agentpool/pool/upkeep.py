@@ -1,22 +1,20 @@
 """The periodic look: idle agents that are too many end, and agents that used up their quota are noted.
 
-CPU is measured: the time that an agent's own steps took in the loop's thread. Memory cannot be measured for one of
-several objects in a process; an agent that can tell has a method `memory_mb()`, and for the others the growth of the
-process (PSS) since the agent was first seen is shared out evenly, which is exact only for an agent alone.
+CPU is measured: the time that an agent's own steps took in the loop's thread. On memory see `memory.py`.
 """
-
-import asyncio
-from pathlib import Path
 
 from agentpool.clock import monotonic
 from agentpool.pool.core import Core
 from agentpool.pool.member import Member
+from agentpool.pool.memory import MemoryWatch, process_memory_mb
 from agentpool.pool.recycler import Recycler
 from agentpool.pool.states import PooledState
 
 __all__ = ["Upkeep", "process_memory_mb"]
 
 LOOK_MIN = 0.05
+CPU_SPAN_MIN = 1.0
+"""The share of a core is that of at least so many s: everybody uses all of it for a moment."""
 
 
 class Upkeep:
@@ -24,7 +22,8 @@ class Upkeep:
 
     def __init__(self, core: Core, recycler: Recycler) -> None:
         self._core, self._recycler = core, recycler
-        self._looked = monotonic()
+        self._memory = MemoryWatch(core, recycler)
+        self._measured = monotonic()
 
     def interval(self) -> float:
         """Return how often to look, so that the shortest time limit is kept."""
@@ -32,13 +31,20 @@ class Upkeep:
         limits = (config.maintenance_interval, config.idle_timeout, config.max_instance_age)
         return max(LOOK_MIN, min(limit for limit in limits if limit is not None))
 
+    async def look_when_needed(self) -> None:
+        """Look, or wait until there are agents to look at: the first look comes an interval later."""
+        if self._core.members:
+            await self.look_once()
+        else:
+            await self._core.populated.wait()
+
     async def look_once(self) -> None:
         """Do everything that is due."""
         self.end_those_idle_too_long()
         await self.measure()
         self.note_those_over_quota()
         self._recycler.begin_next()
-        self._core.fill()
+        self._core.spawner.fill()
 
     def end_those_idle_too_long(self) -> int:
         """End idle agents above `min_size` that nobody used for `idle_timeout`; returns how many."""
@@ -63,40 +69,21 @@ class Upkeep:
                 self._recycler.consider(member)
 
     async def measure(self) -> None:
-        """Bring each agent's share of CPU and memory up to date."""
+        """Bring what is known of each agent's CPU and memory up to date."""
         core, now = self._core, monotonic()
-        span, self._looked = now - self._looked, now
-        for member in core.members.values():
-            _measure_cpu(member, span)
-        if core.config.max_memory_mb is None:
-            return
-        process_mb = await asyncio.to_thread(process_memory_mb)
-        for member in core.members.values():
-            if member.state is PooledState.STARTING:
-                continue  # its baseline is what it needs once it is ready
-            _measure_memory(member, process_mb, len(core.members))
-
-
-def process_memory_mb() -> float | None:
-    """Return the memory of this process in MB, its share of shared pages included (PSS); None where it is not told."""
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Pss:")), None)
+        members = core.members.values()
+        at_work = [member for member in members if member.running or member.instance.meter.cpu_s != member.cpu_looked]
+        for member in members:
+            member.cpu_looked = member.instance.meter.cpu_s
+        span = now - self._measured
+        if span >= CPU_SPAN_MIN:
+            self._measured = now
+            for member in members:
+                _measure_cpu(member, span)
+        if core.config.max_memory_mb is not None:
+            await self._memory.look(at_work, self.interval() / 2)
 
 
 def _measure_cpu(member: Member, span: float) -> None:
     used, member.cpu_seen = member.instance.meter.cpu_s - member.cpu_seen, member.instance.meter.cpu_s
-    member.cpu_percent = 100.0 * used / span if span >= LOOK_MIN else None
-
-
-def _measure_memory(member: Member, process_mb: float | None, agents: int) -> None:
-    own = member.instance.memory_mb()
-    seen = process_mb if own is None else own
-    if seen is None:
-        return
-    if member.instance.memory_base_mb is None:
-        member.instance.memory_base_mb = seen
-    growth = max(0.0, seen - member.instance.memory_base_mb)
-    member.memory_mb = growth if own is not None else growth / agents
+    member.cpu_percent = 100.0 * used / span

@@ -1,8 +1,9 @@
 """The line of those who wait for an agent: by priority, first come first served within one."""
 
 import asyncio
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,15 +11,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Waiter", "Waiters"]
 
+SWEEP_MIN = 64
+"""Fewer that left are not worth sweeping out."""
+
 
 class Waiter:
     """One request in line. `ripe`: an agent may be made for it now; `spawning`: one is being made."""
 
-    __slots__ = ("future", "priority", "ripe", "spawning")
+    __slots__ = ("future", "in_line", "priority", "ripe", "spawning")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, priority: int, ripe: bool) -> None:
         self.future: asyncio.Future[tuple[Member, bool]] = loop.create_future()
-        self.priority, self.ripe, self.spawning = priority, ripe, False
+        self.priority, self.ripe = priority, ripe
+        self.spawning = self.in_line = False
 
     def fail(self, error: Exception) -> None:
         """Let the request end with an error, unless it was answered already."""
@@ -34,11 +39,14 @@ class Waiter:
 
 
 class Waiters:
-    """`count` stand in line. Leaving costs the same anywhere: timeouts and cancellations are common under load."""
+    """`count` stand in line. Who leaves is only marked, and swept out when half of the line is such, so that leaving
+    costs the same anywhere: timeouts and cancellations are common under load.
+    """  # fmt: skip
 
     def __init__(self) -> None:
-        self._lines: dict[int, OrderedDict[Waiter, None]] = {}
-        self._order: list[int] = []
+        self._lines: dict[int, deque[Waiter]] = {}
+        self._first: deque[Waiter] = deque()
+        self._gone = 0
         self.count = 0
 
     def __len__(self) -> int:
@@ -46,41 +54,51 @@ class Waiters:
 
     def __iter__(self) -> Iterator[Waiter]:
         """Yield the waiters in the order in which they are served."""
-        for priority in self._order:
-            yield from self._lines[priority]
+        lines = [self._lines[priority] for priority in sorted(self._lines)]
+        return (waiter for waiter in chain.from_iterable(lines) if waiter.in_line)
 
     def add(self, waiter: Waiter, *, first: bool = False) -> None:
         """Put a waiter at the end of the line of its priority, or back at its head."""
         line = self._lines.get(waiter.priority)
         if line is None:
-            line = self._lines[waiter.priority] = OrderedDict()
-            self._order = sorted(self._lines)
-        line[waiter] = None
+            line = self._lines[waiter.priority] = deque()
+            self._first = self._lines[min(self._lines)]
         if first:
-            line.move_to_end(waiter, last=False)
+            line.appendleft(waiter)
+        else:
+            line.append(waiter)
+        waiter.in_line = True
         self.count += 1
 
     def drop(self, waiter: Waiter) -> None:
         """Take a waiter out, wherever it stands; nothing happens if it is out already."""
-        line = self._lines.get(waiter.priority)
-        if line is not None and waiter in line:
-            del line[waiter]
-            self._left(line, waiter.priority)
+        if waiter.in_line:
+            waiter.in_line = False
+            self.count -= 1
+            self._gone += 1
+            if self._gone > max(SWEEP_MIN, self.count):
+                self._sweep()
 
     def pop(self) -> Waiter | None:
         """Take out the next waiter that still waits."""
         while self.count:
-            line = self._lines[self._order[0]]
-            waiter, _ = line.popitem(last=False)
-            self.count -= 1
+            line = self._first
             if not line:
-                del self._lines[self._order.pop(0)]
+                self._sweep()
+                continue
+            waiter = line.popleft()
+            if not waiter.in_line:
+                self._gone -= 1
+                continue
+            waiter.in_line = False
+            self.count -= 1
             if not waiter.future.done():
                 return waiter
         return None
 
-    def _left(self, line: "OrderedDict[Waiter, None]", priority: int) -> None:
-        self.count -= 1
-        if not line:
-            del self._lines[priority]
-            self._order.remove(priority)
+    def _sweep(self) -> None:
+        """Drop those who left, and the lines in which nobody stands."""
+        kept = {priority: deque(it for it in line if it.in_line) for priority, line in self._lines.items()}
+        self._lines = {priority: line for priority, line in kept.items() if line}
+        self._first = self._lines[min(self._lines)] if self._lines else deque()
+        self._gone = 0

@@ -12,6 +12,8 @@ from agentpool.errors import InvalidInput
 __all__ = ["check_name", "decode_json", "encode_json", "new_id", "valid_name"]
 
 _ALPHABET = string.digits + string.ascii_letters
+_PAIRS = [first + second for second in _ALPHABET for first in _ALPHABET]
+"""By number, the low digit first."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _encoder = msgspec.json.Encoder()
 
@@ -21,11 +23,11 @@ decode_json = msgspec.json.decode
 
 def new_id() -> str:
     """Return 22 letters and digits that hold 128 random bits."""
-    number, digits = secrets.randbits(128), []
-    for _ in range(22):
-        number, digit = divmod(number, 62)
-        digits.append(_ALPHABET[digit])
-    return "".join(digits)
+    number, pairs = secrets.randbits(128), []
+    for _ in range(11):
+        number, pair = divmod(number, len(_PAIRS))
+        pairs.append(_PAIRS[pair])
+    return "".join(pairs)
 
 
 def valid_name(name: Any) -> bool:

@@ -21,6 +21,7 @@ from agentpool.protocol.states import AgentStatus, TaskStatus, WorkerStatus
 __all__ = [
     "AgentRecord",
     "Beat",
+    "ClaimedTask",
     "DesiredAgent",
     "Outcome",
     "PoolInfo",
@@ -247,6 +248,15 @@ class TaskEnvelope(msgspec.Struct, frozen=True, omit_defaults=True):
     input: msgspec.Raw
     timeout_ms: int = 0
     project: str = ""
+
+
+class ClaimedTask(msgspec.Struct, frozen=True):
+    """A task that a host shall carry out."""
+
+    id: str
+    header: TaskHeader
+    envelope: TaskEnvelope | None
+    """None when it cannot be read: it must come to an outcome all the same."""
 
 
 class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):

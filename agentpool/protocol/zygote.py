@@ -47,7 +47,7 @@ class Exit(IntEnum):
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker needs to know. Times are in seconds."""
+    """What a worker needs to know. Times are in seconds; fields named as in `PoolSettings` come from there."""
 
     pool: str
     redis_url: str
@@ -70,6 +70,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     boot_backoff: float = 0.5
     boot_backoff_max: float = 30.0
     max_result_bytes: int = 1_048_576
+    agent_idle_timeout: float = 300.0
+    recycle_threshold: int = 1000
+    requests_per_quota: int = 5000
+    max_instance_age: float = 7200.0
+    max_recycles: int = 100
+    max_memory_mb: float = 1024.0
+    max_cpu_percent: float = 90.0
     connect_timeout: float = 5.0
     command_timeout: float = 5.0
     log_level: str = "info"

@@ -6,8 +6,8 @@ from typing import Any
 from agentpool.errors import UnknownAgent
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import AgentRecord, decode_hash, decode_hashes
+from agentpool.protocol.refusals import refusal
 from agentpool.store.connection import Connection
-from agentpool.store.refusals import refusal
 
 __all__ = ["Agents"]
 
@@ -86,16 +86,21 @@ class Agents:
         answer = await self._end(agent_id, "idle for longer than max_idle_time", str(last_used_at), "")
         return bool(answer[0] in ("ok", "ended", "unknown"))
 
-    async def withdraw(self, agent_id: str, operation: str) -> str | None:
-        """Withdraw a request that is not fulfilled yet; returns the worker if the agent runs by now, else None."""
-        answer = await self._end(agent_id, "withdrawn: the caller stopped waiting", "", operation)
+    async def withdraw(self, agent_id: str, operation: str, *, even_running: bool = False) -> str | None:
+        """Withdraw a request that is not fulfilled yet; returns the worker if the agent runs by now, else None.
+
+        With `even_running` an agent that runs is ended too, provided that this request made it.
+        """
+        answer = await self._end(agent_id, "withdrawn: the caller stopped waiting", "", operation, even_running)
         return str(answer[2]) if answer[0] == "kept" else None
 
-    async def _end(self, agent_id: str, detail: str, idle_since: str, operation: str) -> list[Any]:
+    async def _end(
+        self, agent_id: str, detail: str, idle_since: str, operation: str, even_running: bool = False
+    ) -> list[Any]:
         pool, name = split_id(agent_id)
         while True:
             answer: list[Any] = await self._connection.call(
-                "terminate_agent", pool, name, detail, idle_since, operation
+                "terminate_agent", pool, name, detail, idle_since, operation, int(even_running)
             )
             if answer[0] != "more":
                 return answer

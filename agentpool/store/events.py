@@ -1,7 +1,7 @@
 """A pool's event stream, read once or followed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import msgspec
@@ -33,7 +33,7 @@ class Events:
         rows = await self._connection.repeat(lambda: self._connection.redis.xrevrange(key, count=limit))
         return [_event(pool, row) for row in reversed(rows)]
 
-    async def follow(self, pools: Iterable[str], interval: float = 0.2) -> AsyncIterator[Event]:
+    async def follow(self, pools: Iterable[str], interval: float = 0.2) -> AsyncGenerator[Event, None]:
         """Yield events of the pools from now on, as they come; looks every `interval` s."""
         last = {pool: await self._after(pool, None) for pool in pools}
         while True:

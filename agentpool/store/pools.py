@@ -6,15 +6,15 @@ from typing import Any
 import msgspec
 
 from agentpool.errors import ConfigError, UnknownPool
+from agentpool.policy.stats import sum_up
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.events import EventName
 from agentpool.protocol.records import PoolInfo, PoolStats, PoolView, TypeInfo, WorkerRecord, decode_hash
-from agentpool.protocol.states import WorkerStatus
+from agentpool.protocol.refusals import refusal
 from agentpool.store.connection import Connection
-from agentpool.store.refusals import refusal
 from agentpool.version import SCHEMA_VERSION, __version__
 
-__all__ = ["Pools", "sum_up"]
+__all__ = ["Pools"]
 
 
 class Pools:
@@ -107,36 +107,3 @@ class Pools:
             raise UnknownPool(pool, await self.names())
         timeout_ms = int(float(fields.get("heartbeat_timeout_ms") or 10_000))
         return sum_up(decode_hash(PoolInfo, fields), await self.observe(pool), list(workers), timeout_ms)
-
-
-def sum_up(info: PoolInfo, view: PoolView, workers: list[WorkerRecord], timeout_ms: int) -> PoolStats:
-    """Return a pool's numbers from its records, as the contract defines them."""
-    takers = [worker for worker in workers if worker.status is WorkerStatus.READY]
-    total = sum(worker.capacity for worker in takers)
-    used = sum(worker.capacity - worker.available for worker in takers)
-    registered = [w for w in workers if w.status in (WorkerStatus.READY, WorkerStatus.DRAINING)]
-    fresh = [w for w in registered if view.now_ms - max(w.last_beat, w.started_at) < timeout_ms]
-    values: dict[str, Any] = {
-        "process_count": len(registered),
-        "active_worker_processes": len(fresh),
-        "total_capacity": total,
-        "used_capacity": used,
-        "available_capacity": total - used,
-        "agent_count": sum(worker.agent_count for worker in workers) + view.pending,
-        "pending_agents": view.pending,
-        "queued_tasks": view.waiting_tasks,
-        "running_tasks": view.running_tasks,
-        "utilization": round(used / total, 4) if total else 0.0,
-        "starting_workers": view.starting,
-        "draining_workers": view.draining,
-    }
-    return PoolStats(
-        pool_name=info.pool_name,
-        role_type=info.role_type,
-        min_workers=info.min_workers,
-        max_workers=info.max_workers,
-        desired_workers=info.desired,
-        leader=info.leader,
-        restarts=info.restarts,
-        **values,
-    )

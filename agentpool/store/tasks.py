@@ -8,23 +8,22 @@ import msgspec
 
 from agentpool.errors import UnknownTask
 from agentpool.protocol.keys import pool_of
-from agentpool.protocol.records import Outcome, TaskEnvelope, TaskHeader, decode_header, decode_task, encode_task
+from agentpool.protocol.records import (
+    ClaimedTask,
+    Outcome,
+    TaskEnvelope,
+    TaskHeader,
+    decode_header,
+    decode_task,
+    encode_task,
+)
+from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import TaskStatus
 from agentpool.store.connection import Connection
-from agentpool.store.refusals import refusal
 
-__all__ = ["Claim", "ClaimedTask", "Tasks"]
+__all__ = ["Claim", "Tasks"]
 
 PAGE = 500
-
-
-class ClaimedTask(msgspec.Struct, frozen=True):
-    """A task that this worker now holds the lease of."""
-
-    id: str
-    header: TaskHeader
-    envelope: TaskEnvelope | None
-    """None when it cannot be read: the lease is held all the same, and must come to an outcome."""
 
 
 class Claim(msgspec.Struct, frozen=True):

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from agentpool.errors import UnknownWorker
 from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hashes
+from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import AgentStatus, WorkerStatus
 from agentpool.store.connection import Connection, SyncConnection
-from agentpool.store.refusals import refusal
 
 __all__ = ["Proof", "Workers", "beat_worker", "register_worker"]
 

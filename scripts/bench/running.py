@@ -49,7 +49,11 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, int
 
 def clean_environment() -> dict[str, str]:
     """Return the environment without what says where Redis is or how agentpool is set."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(("REDIS_", "AGENTPOOL_"))}
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("REDIS_", "AGENTPOOL_", "USE_MULTIPROCESSING"))
+    }
 
 
 class RunningMaster:

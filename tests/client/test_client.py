@@ -22,6 +22,7 @@ from agentpool import (
     connect,
 )
 from agentpool.client import Client, RedisClient
+from agentpool.client.raw import raw_command
 from agentpool.protocol.events import Event
 
 
@@ -39,6 +40,13 @@ async def client(redis_url: str, tiny: TinyPool) -> AsyncIterator[Client]:
 
 def test_importing_agentpool_is_cheap() -> None:
     code = "import sys, agentpool; print([m for m in ('redis', 'uvloop', 'click', 'psutil') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_client_loads_no_redis() -> None:
+    """What is shared by all backends works without one of them."""
+    code = "import sys, agentpool.client; print([m for m in ('redis', 'agentpool.store') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -77,11 +85,6 @@ async def test_a_client_can_be_opened_again(redis_url: str, tiny: TinyPool) -> N
 async def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises((RedisUnavailable, ConfigError)):
         await connect(url).open()
-
-
-async def test_local_pools_are_not_here_yet() -> None:
-    with pytest.raises(ConfigError, match="agentpool-master"):
-        await connect("local://").open()
 
 
 async def test_no_embedded_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +128,22 @@ async def test_a_client_on_someone_elses_store_leaves_it_open(tiny: TinyPool) ->
     await client.close()
     await client.close()
     assert await tiny.store.pools.names() == [POOL]
+    assert await client.pool(POOL).run("Echo", 2, timeout=5) == 2
+    await client.close()
+
+
+async def test_what_needs_redis_says_so_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        async def open(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr("agentpool.client.client._find_backend", lambda *_: Elsewhere())
+    async with connect() as client:
+        with pytest.raises(ConfigError, match=r"need Redis.*agentpool-master"):
+            _ = client.store
+        with pytest.raises(ConfigError, match="need Redis"):
+            await anext(raw_command(client, ["PING"]))
 
 
 # -- looking ----------------------------------------------------------------------------------------------------

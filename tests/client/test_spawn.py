@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from support.tiny_pool import MASTER, POOL, TinyPool, tiny_pool
@@ -291,6 +292,27 @@ async def test_cancelling_a_refused_spawn_ends_nobody_elses_agent(client: Client
         spawning.cancel()
         await asyncio.gather(spawning, return_exceptions=True)
     assert (await client.pool(POOL).agent("a").info()).status == "idle"
+
+
+async def test_an_agent_that_came_to_run_though_the_reply_was_lost_is_ended(
+    client: Client, tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tiny.add_worker()
+    place = client.store.agents.place
+
+    async def unheard(*given: Any, **named: Any) -> None:
+        await place(*given, **named)
+        await wait_until(lambda: _status(tiny, "idle"))
+        raise RedisUnavailable("the reply was lost")
+
+    monkeypatch.setattr(client.store.agents, "place", unheard)
+    with pytest.raises(RedisUnavailable):
+        await client.pool(POOL).spawn("Echo", id="a", timeout=5)
+    await wait_until(lambda: is_empty(tiny))
+
+
+async def _status(tiny: TinyPool, status: str) -> bool:
+    return [record.status for record in await tiny.store.agents.all(POOL)] == [status]
 
 
 async def test_redis_is_away_for_longer_than_the_timeout(

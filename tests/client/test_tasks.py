@@ -180,7 +180,7 @@ async def test_thousands_at_once_share_one_subscription(redis_url: str) -> None:
         assert results == list(range(2000))
         replies = await tiny.store.connection.redis.pubsub_channels("*:replies")
         assert len(replies) == 1
-        assert client.replies._tasks == {}
+        assert client.backend.replies._tasks == {}
 
 
 # -- refused ----------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ async def test_it_takes_longer_than_its_timeout(client: Client, gate: Gate) -> N
 
 
 async def test_nobody_takes_it_in_time(client: Client, tiny: TinyPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentpool.client.tasks.RUN_MARGIN_S", 0.1)
+    monkeypatch.setattr("agentpool.client.requests.RUN_MARGIN_S", 0.1)
     with pytest.raises(TaskTimedOut, match="before any agent took it"):
         await client.pool(POOL).run("Echo", 1, timeout=0.1)
     assert (await client.pool(POOL).stats()).queued_tasks == 0
@@ -312,7 +312,7 @@ async def test_nobody_takes_it_in_time(client: Client, tiny: TinyPool, monkeypat
 async def test_its_worker_does_not_stop_it_in_time(
     client: Client, tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentpool.client.tasks.RUN_MARGIN_S", 0.1)
+    monkeypatch.setattr("agentpool.client.requests.RUN_MARGIN_S", 0.1)
     await tiny.add_worker("w1", works=False)
     running = asyncio.ensure_future(client.pool(POOL).run("Echo", 1, timeout=0.3))
     await wait_until(lambda: _queued(client, 1))
@@ -333,7 +333,7 @@ async def test_it_finishes_in_the_moment_of_the_timeout(
         await asyncio.sleep(0.2)
         raise TimeoutError
 
-    monkeypatch.setattr(client.replies, "wait", late)
+    monkeypatch.setattr(client.backend.replies, "wait", late)
     assert await client.pool(POOL).run("Echo", 1, timeout=5) == 1
 
 
@@ -451,25 +451,25 @@ async def test_nothing_depends_on_publishing(redis_url: str) -> None:
 async def test_a_lost_reply_is_found_at_the_next_tick(client: Client, tiny: TinyPool) -> None:
     await tiny.add_worker()
     await client.pool(POOL).run("Echo", 0)
-    client.replies._subscription._on_message = lambda *_: None
+    client.backend.replies._subscription._on_message = lambda *_: None
     assert await asyncio.wait_for(client.pool(POOL).run("Echo", 1), 2) == 1
 
 
 async def test_the_subscription_breaks_and_comes_back(client: Client, tiny: TinyPool) -> None:
     await tiny.add_worker()
     await client.pool(POOL).run("Echo", 0)
-    await wait_until(lambda: client.replies._subscription.is_up)
+    await wait_until(lambda: client.backend.replies._subscription.is_up)
     await tiny.store.connection.redis.client_kill_filter(_type="pubsub")
     assert await asyncio.wait_for(client.pool(POOL).run("Echo", 1), 2) == 1
-    await wait_until(lambda: client.replies._subscription.is_up)
+    await wait_until(lambda: client.backend.replies._subscription.is_up)
     assert await client.pool(POOL).run("Echo", 2) == 2
 
 
 async def test_messages_of_a_later_release_are_passed_over(client: Client, tiny: TinyPool) -> None:
     await tiny.add_worker()
     await client.pool(POOL).run("Echo", 0)
-    await wait_until(lambda: client.replies._subscription.is_up)
-    channel = tiny.store.keys.channel_prefix + client.replies.reply_to
+    await wait_until(lambda: client.backend.replies._subscription.is_up)
+    channel = tiny.store.keys.channel_prefix + client.backend.replies.reply_to
     for text in ('{"type": "something_new"}', "nonsense", '{"type": "task_done", "task_id": "p/unknown"}'):
         assert await tiny.store.connection.redis.publish(channel, text) == 1
     assert await client.pool(POOL).run("Echo", 1) == 1

@@ -64,6 +64,14 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert printed == blocks("text")[0]
 
 
+def test_the_example_runs_without_redis(tmp_path: Path) -> None:
+    for text in blocks("python"):
+        (tmp_path / text.partition("\n")[0].removeprefix("# ")).write_text(text)
+    (tmp_path / "agentpool.toml").write_text(blocks("toml")[0])
+    assert "USE_MULTIPROCESSING=false python main.py" in blocks("sh")[0]
+    assert run(tmp_path, sys.executable, "main.py", USE_MULTIPROCESSING="false") == blocks("text")[0]
+
+
 def test_the_tour_runs(tmp_path: Path) -> None:
     """All its blocks in one shell, as a newcomer would type them, with the demo's pools."""
     demo = ROOT / "scripts" / "demo"

@@ -92,7 +92,7 @@ async def test_much_mail_is_failed_in_steps_and_none_is_taken_meanwhile(store: S
     await seed_running_agent(store)
     for i in range(150):
         await seed_task(store, f"t{i}", agent="a1")
-    assert await store.connection.call("terminate_agent", "p", "a1", "test", "", "") == ["more"]
+    assert await store.connection.call("terminate_agent", "p", "a1", "test", "", "", 0) == ["more"]
     with pytest.raises(AgentTerminated, match="being terminated"):
         await seed_task(store, "late", agent="a1")
     assert await store.agents.terminate("p/a1") == "w1"
@@ -170,8 +170,20 @@ async def test_agent_that_runs_by_now_is_kept(store: Store) -> None:
     assert (await read_agent(store))["status"] == "idle"
 
 
-async def test_anothers_agent_is_not_withdrawn(store: Store) -> None:
+async def test_agent_that_runs_by_now_is_ended_when_nobody_would_ever_end_it(store: Store) -> None:
     await seed_pool(store)
-    await seed_agent(store, operation="o1")
-    await store.agents.withdraw("p/a1", "o2")
-    assert (await read_agent(store))["status"] == "pending"
+    await seed_worker(store)
+    await seed_running_agent(store, operation="o1")
+    assert await store.agents.withdraw("p/a1", "o1", even_running=True) is None
+    assert await store.agents.withdraw("p/a1", "o1", even_running=True) is None
+    assert await read_agent(store) == {}
+    assert await read_free(store) == {"w1": 10}
+
+
+@pytest.mark.parametrize("even_running", [False, True])
+async def test_anothers_agent_is_not_withdrawn(store: Store, even_running: bool) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_running_agent(store, operation="o1")
+    assert await store.agents.withdraw("p/a1", "o2", even_running=even_running) == "w1"
+    assert (await read_agent(store))["status"] == "idle"

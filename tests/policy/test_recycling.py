@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpool.policy.recycling import Quota, Usage, jittered, next_to_recycle, reason_to_recycle
+from agentpool.policy.recycling import Quota, Usage, jitter_part, jittered, next_to_recycle, reason_to_recycle
 
 QUOTA = Quota(requests=100, age=60.0, memory_mb=50.0, cpu_percent=90.0)
 
@@ -27,12 +27,17 @@ def test_each_limit(usage: Usage, reason: str | None) -> None:
 
 @given(st.floats(0, 0.25), st.integers(1, 10_000))
 def test_jitter_only_lowers_and_never_to_nothing(part: float, requests: int) -> None:
-    made = jittered(Quota(requests=requests, age=60.0, memory_mb=5.0), part)
+    made = jittered(Quota(requests=requests, age=60.0, memory_mb=60.0, cpu_percent=60.0), part)
     assert made.requests is not None
     assert max(1, int(requests * 0.75)) <= made.requests <= requests
     assert made.age is not None
     assert 45.0 <= made.age <= 60.0
-    assert made.memory_mb == 5.0
+    assert made.memory_mb == made.cpu_percent == made.age
+
+
+def test_jitter_takes_off_10_percent_at_least_or_nothing() -> None:
+    assert (jitter_part(0.25, 0.0), jitter_part(0.25, 1.0), jitter_part(0.10, 0.7)) == (0.10, 0.25, 0.10)
+    assert jitter_part(0.0, 0.5) == 0.0
 
 
 def test_no_limit_stays_none() -> None:

@@ -1,27 +1,15 @@
 """Acquire and release: who gets an agent when, and what those get who get none."""
 
 import asyncio
-import contextlib
 
 import msgspec
 import pytest
-from pool.sample import check, check_closed, config, controlled, healthy, steps
+from pool.sample import ask, check, config, controlled, healthy, hold, steps
 from support.wait import wait_until
 
 from agentpool import Agent, Context
-from agentpool.errors import InvalidInput, PoolAtCapacity, PoolClosed, TaskTimedOut
-from agentpool.pool import AcquireTimeout, AgentPool, Lease, PoolConfig, SpawnCircuitOpen, StartFailed
-
-
-async def hold(pool: AgentPool, count: int) -> list[Lease]:
-    return [await pool.acquire() for _ in range(count)]
-
-
-def ask(pool: AgentPool, timeout: float | None = None, priority: int = 5) -> "asyncio.Task[Lease]":
-    async def acquire() -> Lease:
-        return await pool.acquire(timeout, priority=priority)
-
-    return asyncio.create_task(acquire())
+from agentpool.errors import InvalidInput, PoolAtCapacity, TaskTimedOut
+from agentpool.pool import AcquireTimeout, AgentPool, PoolConfig, StartFailed
 
 
 class Diff(msgspec.Struct):
@@ -140,33 +128,6 @@ async def test_whatever_start_raises_hurts_nobody_else(error: BaseException) -> 
         check(pool)
 
 
-async def test_the_circuit_opens_says_why_and_closes_after_a_trial() -> None:
-    agent = controlled(start_errors=[OSError("refused")] * 2)
-    async with AgentPool(agent, config(breaker_failures=2, breaker_backoff=0.1, breaker_backoff_max=0.1)) as pool:
-        for _ in range(2):
-            with pytest.raises(StartFailed):
-                await pool.acquire()
-        with pytest.raises(SpawnCircuitOpen, match="refused") as caught:
-            await pool.acquire()
-        assert 0 < caught.value.retry_in <= 0.1
-        await asyncio.sleep(0.12)
-        await pool.acquire()
-        assert pool._spawner.breaker.failures == 0
-
-
-async def test_an_open_circuit_does_not_refuse_while_an_agent_may_come_back() -> None:
-    agent = controlled()
-    async with AgentPool(agent, config(breaker_failures=1, breaker_backoff=5, breaker_backoff_max=5)) as pool:
-        held = await pool.acquire()
-        agent.start_errors = [OSError()]
-        with pytest.raises(StartFailed):
-            await pool.acquire()
-        waiter = ask(pool)
-        await steps()
-        pool.release(held)
-        await waiter
-
-
 async def test_an_unhealthy_agent_is_replaced_and_the_acquire_goes_on() -> None:
     agent = controlled(healthy=healthy)
     async with AgentPool(agent, config(max_size=1)) as pool:
@@ -193,68 +154,6 @@ async def test_a_health_check_that_hangs_counts_as_no() -> None:
         with pytest.raises(AcquireTimeout):
             await pool.acquire(timeout=0.005)
         check(pool)
-
-
-async def test_close_ends_those_who_wait_and_whoever_comes() -> None:
-    agent = controlled()
-    pool = AgentPool(agent, config(max_size=1))
-    with pytest.raises(PoolClosed, match="not open"):
-        await pool.acquire()
-    await pool.open()
-    held = await pool.acquire()
-    waiter = ask(pool)
-    await steps()
-    closing = asyncio.create_task(pool.close(drain_timeout=5))
-    with pytest.raises(PoolClosed):
-        await waiter
-    with pytest.raises(PoolClosed):
-        await pool.acquire()
-    assert not closing.done(), "an agent in use may finish"
-    pool.release(held)
-    await closing
-    await pool.close()
-    await check_closed(pool, agent)
-
-
-async def test_close_cancels_what_does_not_finish_and_names_what_ignores_that() -> None:
-    agent = controlled()
-    pool = AgentPool(agent, config())
-    await pool.open()
-    good, bad = await hold(pool, 2)
-    waits = asyncio.create_task(good.run(asyncio.Event()))
-    await steps()
-    stop = asyncio.Event()
-
-    async def deaf(self: object, ctx: Context, input: object) -> None:
-        for _ in range(20):
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0 if stop.is_set() else 0.3)
-
-    agent.run = deaf  # type: ignore[method-assign]
-    ignores = asyncio.create_task(bad.run(None))
-    await steps()
-    bad_id = bad.agent_id
-    report = await pool.close()
-    assert report.abandoned == (f"Controlled.run() of {bad_id}",)
-    assert len(report.cancelled) == 2
-    for task in (waits, ignores):
-        with pytest.raises(PoolClosed):
-            await task
-    stop.set()
-    await wait_until(lambda: len(asyncio.all_tasks()) == 1)
-    await check_closed(pool, agent)
-
-
-async def test_close_takes_agents_from_those_who_hold_them_and_do_nothing() -> None:
-    agent = controlled()
-    pool = AgentPool(agent, config())
-    await pool.open()
-    lease = await pool.acquire()
-    await pool.close()
-    with pytest.raises(PoolClosed):
-        await lease.run(1)
-    pool.release(lease)
-    await check_closed(pool, agent)
 
 
 async def test_a_lease_is_good_once() -> None:
@@ -296,82 +195,35 @@ async def test_errors_and_timeouts_of_a_run() -> None:
         assert metrics.execution.max_s >= 0.01
 
 
-async def test_another_loop_is_refused() -> None:
-    async with AgentPool(controlled(), config()) as pool:
-
-        async def elsewhere() -> None:
-            await pool.acquire()
-
-        with pytest.raises(RuntimeError, match="SyncPool"):
-            await asyncio.to_thread(asyncio.run, elsewhere())
-
-
-# -- cancellation at every step ---------------------------------------------------------------------------------
+async def test_the_line_is_bounded_also_while_the_making_of_agents_is_delayed() -> None:
+    async with AgentPool(controlled(), config(max_size=2, max_waiting=1, warm_wait=5)) as pool:
+        waiters = [ask(pool) for _ in range(4)]
+        await steps()
+        assert [waiter.done() for waiter in waiters] == [False, False, False, True]
+        assert isinstance(waiters[3].exception(), PoolAtCapacity)
+        for waiter in waiters[:3]:
+            waiter.cancel()
 
 
-@pytest.mark.parametrize("count", range(14))
-@pytest.mark.parametrize("kind", ["cold", "released", "checked", "warm"])
-async def test_a_cancellation_after_any_number_of_steps_leaks_nothing(count: int, kind: str) -> None:
-    agent = controlled(**({"healthy": healthy} if kind == "checked" else {}))
-    pool = AgentPool(agent, config(max_size=1))
-    await pool.open()
-
-    async def user() -> None:
-        async with pool.acquire() as lease:
-            await lease.run(1)
-            await asyncio.sleep(0)
-
-    held = None
-    if kind != "cold":
-        held = await pool.acquire()
-        if kind != "released":
-            pool.release(held)
-    task = asyncio.create_task(user())
-    for step in range(count):
-        if step == 2 and held is not None:
-            pool.release(held)
-        await asyncio.sleep(0)
-        check(pool)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    if held is not None:
-        pool.release(held)
-    check(pool)
-    async with pool.acquire(timeout=5) as lease:
-        await lease.run(1)
-    await wait_until(lambda: pool.metrics().idle == 1)
-    await pool.close()
-    await check_closed(pool, agent)
-
-
-@pytest.mark.parametrize("count", range(8))
-async def test_a_release_and_a_cancellation_in_the_same_step(count: int) -> None:
+async def test_many_that_gave_up_do_not_disturb_the_order_of_those_who_stay() -> None:
     async with AgentPool(controlled(), config(max_size=1)) as pool:
         held = await pool.acquire()
-        first, second = ask(pool), ask(pool)
-        await steps(count)
-        pool.release(held)
-        first.cancel()
+        waiters = [ask(pool, priority=number % 3) for number in range(600)]
         await steps()
-        check(pool)
-        assert first.cancelled()
-        assert (await second).agent_id
-        check(pool)
-
-
-@pytest.mark.parametrize("count", range(12))
-async def test_closing_after_any_number_of_steps_leaks_nothing(count: int) -> None:
-    agent = controlled(healthy=healthy)
-    pool = AgentPool(agent, config(min_size=1, max_size=2))
-    await pool.open()
-
-    async def user() -> None:
-        async with pool.acquire() as lease:
-            await lease.run(1)
-
-    users = [asyncio.create_task(user()) for _ in range(4)]
-    await steps(count)
-    await pool.close(drain_timeout=1)
-    results = await asyncio.gather(*users, return_exceptions=True)
-    assert all(result is None or isinstance(result, PoolClosed) for result in results), results
-    await check_closed(pool, agent)
+        for number, waiter in enumerate(waiters):
+            if number % 100:
+                waiter.cancel()
+        await steps()
+        assert pool.metrics().waiting == 6
+        assert sum(len(line) for line in pool._core.waiters._lines.values()) <= 6 + 64 + 6
+        order = []
+        for _ in range(6):
+            pool.release(held)
+            await steps()
+            number, held = next(
+                (n, it.result()) for n, it in enumerate(waiters) if n % 100 == 0 and it.done() and n not in order
+            )
+            order.append(number)
+            check(pool)
+        assert order == [0, 300, 100, 400, 200, 500]
+        pool.release(held)

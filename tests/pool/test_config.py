@@ -42,6 +42,7 @@ def test_all_problems_are_listed() -> None:
     [
         {"min_size": 5, "max_size": 4},
         {"recycle_jitter": 0.5},
+        {"recycle_jitter": 0.05},
         {"breaker_backoff": 9, "breaker_backoff_max": 1},
         {"start_timeout": 0},
         {"max_size": None},

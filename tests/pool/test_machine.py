@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from pool.sample import check, check_closed, config, controlled, healthy, steps
+from pool.sample import check, check_closed, config, controlled, healthy, restore, snapshot, steps
 
 from agentpool.pool import AgentPool, Lease, PoolEvent
 from agentpool.pool.member import Member
@@ -16,13 +16,23 @@ PICK = st.integers(0, 5)
 """Which of those there are; no draw depends on the pool's state, as its breaker goes by the real clock."""
 
 
+class Nowhere:
+    """A storage that keeps nothing."""
+
+    async def save(self, data: bytes) -> None:
+        assert data
+
+    async def load(self) -> bytes | None:
+        return None
+
+
 class PoolMachine(RuleBasedStateMachine):
     """The pool's own loop runs only inside rules, so every step of the test is one that can be repeated."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.agent = controlled(healthy=healthy)
+        self.agent = controlled(healthy=healthy, snapshot=snapshot, restore=restore)
         self.pool = AgentPool(self.agent, config(
             min_size=1, max_size=3, max_waiting=3, recycle_threshold=4, recycle_jitter=0, recycles_at_once=1,
             max_recycles=2, max_memory_mb=None, breaker_failures=2,
@@ -117,6 +127,21 @@ class PoolMachine(RuleBasedStateMachine):
 
         self.go(drain())
 
+    @rule(count=st.integers(0, 3))
+    def evict(self, count: int) -> None:
+        async def evict() -> None:
+            self.pool.evict()
+
+        self.go(evict())
+        self.turn(count)
+
+    @rule(count=st.integers(0, 8))
+    def save(self, count: int) -> None:
+        task = self.loop.create_task(self.pool.save_state(Nowhere(), timeout=0))
+        self.turn(count)
+        task.cancel()
+        self.go(asyncio.wait([task]))
+
     @rule()
     def look(self) -> None:
         self.go(self.pool._upkeep.look_once())
@@ -150,6 +175,14 @@ class PoolMachine(RuleBasedStateMachine):
         assert metrics.spawned == sum(event.source is None for event in self.events)
         assert metrics.requests == self.runs
         assert metrics.acquired >= self.served
+        answered = [task for task in self.waiting if task.done() and not task.cancelled() and not task.exception()]
+        assert metrics.acquired - metrics.released == len(self.held) + len(answered)
+        if not self.closed and all(task.done() for task in self.waiting):
+            assert metrics.active == metrics.acquired - metrics.released
+
+    @invariant()
+    def no_more_agents_than_places(self) -> None:
+        assert len(self.agent.alive) <= self.pool.config.max_size + self.pool.config.recycles_at_once
 
     def teardown(self) -> None:
         for task in self.waiting:

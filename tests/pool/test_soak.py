@@ -11,7 +11,7 @@ import pytest
 from pool.sample import check, check_closed, config, controlled, healthy
 
 from agentpool.pool import AgentPool
-from agentpool.pool.upkeep import process_memory_mb
+from agentpool.pool.memory import process_memory_mb
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 

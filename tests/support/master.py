@@ -36,7 +36,8 @@ BASE = {
 
 def clean_environ(**more: str) -> dict[str, str]:
     """The environment without what could lead a master or a client elsewhere."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("REDIS_", "AGENTPOOL_", "NOTIFY_", "WATCHDOG_"))}
+    leading = ("REDIS_", "AGENTPOOL_", "NOTIFY_", "WATCHDOG_", "USE_MULTIPROCESSING")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(leading)}
     return {**kept, **more}
 
 

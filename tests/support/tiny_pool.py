@@ -12,11 +12,10 @@ import msgspec
 
 from agentpool.errors import InvalidInput
 from agentpool.protocol.codec import new_id
-from agentpool.protocol.records import Outcome, TaskError, TypeInfo
+from agentpool.protocol.records import ClaimedTask, Outcome, TaskError, TypeInfo
 from agentpool.protocol.states import AgentStatus, TaskStatus
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
-from agentpool.store.tasks import ClaimedTask
 from agentpool.store.workers import beat_worker, register_worker
 
 __all__ = ["POOL", "TinyPool", "TinyWorker", "tiny_pool"]

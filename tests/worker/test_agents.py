@@ -1,18 +1,12 @@
 """Pinned agents: started, used, failing, idle, unhealthy, ended."""
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support.wait import wait_until
 from support.worker_harness import Master
 
 from agentpool.protocol.codec import new_id
-from agentpool.protocol.records import DesiredAgent
-from agentpool.protocol.zygote import WorkerSettings
-from agentpool_worker.calls import brief
-from agentpool_worker.pinned import Pinned
 
 
 async def test_an_agent_is_spawned_runs_and_is_terminated(master: Master) -> None:
@@ -225,44 +219,6 @@ async def test_a_snapshot_that_cannot_be_decoded_fails_the_agent_in_the_end(mast
     status, why = await master.store.agents.ended("p/a")
     assert (status, "DecodeError" in why, len(why) <= 2048) == ("failed", True, True)
     assert "secretsecret" not in master.log()
-
-
-async def test_whatever_is_raised_while_an_agent_starts_counts_as_a_failure() -> None:
-    told: list[tuple[str, bool]] = []
-
-    async def fail(*_: Any, failures: int, error: str, final: bool) -> bool:
-        told.append((error, final))
-        return True
-
-    async def snapshot(*_: Any) -> str:
-        return (b"\xff" + b"secret" * 10_000).decode()
-
-    async def insist(_: str, call: Any) -> Any:
-        return await call()
-
-    place: Any = SimpleNamespace(
-        settings=WorkerSettings(pool="p", redis_url="", boot_backoff=0.01, boot_failures_max=3),
-        store=SimpleNamespace(agents=SimpleNamespace(fail=fail, snapshot=snapshot)),
-        type=lambda _: SimpleNamespace(name="T", has_restore=True),
-        insist=insist,
-        pool="p",
-        worker_id="w1",
-    )
-    upkeep: Any = None
-    desired = DesiredAgent(agent_id="p/a", agent_type="T", incarnation=1)
-    pinned = Pinned(place, desired, upkeep, lambda *_: None)
-    await wait_until(lambda: pinned.ended)
-    assert pinned.error is None
-    assert [final for _, final in told] == [False, False, True]
-    assert all(error.startswith("UnicodeDecodeError") and len(error) < 100 for error, _ in told)
-
-
-def test_an_error_is_named_without_the_data_that_it_is_about() -> None:
-    with pytest.raises(UnicodeDecodeError) as caught:
-        (b"\xff" + b"secret" * 10_000).decode()
-    assert brief(caught.value).startswith("UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0")
-    assert len(brief(caught.value)) < 100
-    assert len(brief(ValueError("x" * 10_000))) == 2048
 
 
 @pytest.mark.parametrize(("state", "words"), [("raise", "LookupError: what was raise"), ("hang", "took longer than")])

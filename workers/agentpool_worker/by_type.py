@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import agentpool.client.redis_backend  # noqa: F401 (imported before the fork, so that all workers share its pages)
 from agentpool.client import RedisClient
 from agentpool.store import Store
 

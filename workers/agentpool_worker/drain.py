@@ -11,11 +11,12 @@ import structlog
 
 from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError
-from agentpool_worker.agents import Agents
+from agentpool.hosting import Host
+from agentpool.hosting.pinned import Pinned
+from agentpool.protocol.keys import split_id
 from agentpool_worker.executor import Executor
 from agentpool_worker.inbox import Inbox
 from agentpool_worker.place import WorkPlace
-from agentpool_worker.pooled import Pooled
 
 __all__ = ["Drain"]
 
@@ -30,14 +31,13 @@ class Drain:
     def __init__(
         self,
         place: WorkPlace,
-        agents: Agents,
-        pooled: Pooled,
+        host: Host,
         executor: Executor,
         inbox: Inbox,
         *,
         on_retire: Callable[[], None],
     ) -> None:
-        self._place, self._agents, self._pooled = place, agents, pooled
+        self._place, self._host, self._agents = place, host, host.agents
         self._executor, self._inbox, self._on_retire = executor, inbox, on_retire
         self._hurried = asyncio.Event()
 
@@ -75,10 +75,9 @@ class Drain:
         await self._executor.settle()
         while True:
             await self._hand_over_all()
-            await self._agents.release_strays()
             await self._executor.finished()
             await self._agents.gone()
-            await self._pooled.close()
+            await self._host.close()
             if await self._retire(reason):
                 log.info("worker.drained", seconds=round(monotonic() - began, 3))
                 return
@@ -95,14 +94,25 @@ class Drain:
             log.error("worker.drain_refused", error=str(error))
 
     async def _hand_over_all(self) -> None:
-        results = await asyncio.gather(
-            *(self._agents.hand_over(pinned) for pinned in self._agents.all()), return_exceptions=True
-        )
+        """Give back every agent: those held with what they want to find again, those not started as they are."""
+        held = (self._hand_over(pinned) for pinned in self._agents.all())
+        strays = (self._release(stray.agent_id, stray.incarnation, "") for stray in self._agents.take_strays())
+        results = await asyncio.gather(*held, *strays, return_exceptions=True)
         for result in results:
             if isinstance(result, AgentPoolError):
                 log.error("agent.release_failed", error=str(result))
             elif isinstance(result, BaseException):
                 raise result
+
+    async def _hand_over(self, pinned: Pinned) -> None:
+        state = await pinned.hand_over()
+        await self._release(pinned.id, pinned.incarnation, state)
+
+    async def _release(self, agent_id: str, incarnation: int, state: str) -> None:
+        place, name = self._place, split_id(agent_id)[1]
+        release = place.store.agents.release
+        word = await place.insist("release", lambda: release(place.pool, place.worker_id, name, incarnation, state))
+        log.debug("agent.released", agent_id=agent_id, to=word)
 
     async def _retire(self, reason: str) -> bool:
         place = self._place

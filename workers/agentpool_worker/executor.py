@@ -6,21 +6,13 @@ none is held by a worker that does not know of it.
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Any
 
-import msgspec
 import structlog
 
-from agentpool.errors import AgentPoolError, RedisUnavailable
-from agentpool.protocol.records import Outcome, TaskError
-from agentpool.protocol.states import TaskStatus
-from agentpool.store.tasks import ClaimedTask
-from agentpool_worker.agents import Agents
-from agentpool_worker.calls import describe
-from agentpool_worker.instance import StartFailed
+from agentpool.errors import RedisUnavailable
+from agentpool.hosting import Host, Run
+from agentpool.protocol.records import ClaimedTask, Outcome
 from agentpool_worker.place import WorkPlace
-from agentpool_worker.pooled import Pooled
-from agentpool_worker.run import Run, failed
 from agentpool_worker.turns import Turns
 
 __all__ = ["Executor"]
@@ -34,10 +26,8 @@ CLAIM_RETRY_DELAY = 0.5
 class Executor:
     """`on_gone()` is called when a claim shows that this worker was given up."""
 
-    def __init__(
-        self, place: WorkPlace, agents: Agents, pooled: Pooled, turns: Turns, *, on_gone: Callable[[], None]
-    ) -> None:
-        self._place, self._agents, self._pooled, self._on_gone = place, agents, pooled, on_gone
+    def __init__(self, place: WorkPlace, host: Host, turns: Turns, *, on_gone: Callable[[], None]) -> None:
+        self._place, self._host, self._agents, self._on_gone = place, host, host.agents, on_gone
         self._turn = turns.of("executor", self.poke)
         self._woken = asyncio.Event()
         self._mail: set[str] = set()
@@ -157,63 +147,19 @@ class Executor:
     def _begin(self, task: ClaimedTask) -> None:
         if task.id in self._runs:
             return
-        run = Run(self._place, task)
-        carry_out = self._run_pinned(run) if task.header.agent_name else self._run_by_type(run)
-        self._runs[task.id] = (run, asyncio.create_task(carry_out, name=f"task {task.id}"))
+        run = Run(self._host.place, task)
+        self._runs[task.id] = (run, asyncio.create_task(self._carry_out(run), name=f"task {task.id}"))
 
-    async def _run_pinned(self, run: Run) -> None:
-        name = run.task.header.agent_name
-        pinned = self._agents.get(f"{self._place.pool}/{name}")
-        instance = pinned.begin(run) if pinned else None
-
-        async def perform() -> Outcome:
-            if instance is None:
-                return failed(TaskStatus.FAILED, TaskError(type="AgentFailed", message="the agent is not running"))
-            return await run.perform(instance, run.decode(instance.type))
-
-        waiting = await self._carry_out(run, perform)
-        if pinned:
-            pinned.finish(run, waiting > 0)
-
-    async def _run_by_type(self, run: Run) -> None:
-        header = run.task.header
-
-        async def perform() -> Outcome:
-            type = self._place.type(header.agent_type)
-            input = run.decode(type)
-            instance = await self._pooled.acquire(type, header.tenant, run)
-            try:
-                return await run.perform(instance, input)
-            finally:
-                self._pooled.release(instance)
-
-        await self._carry_out(run, perform)
-
-    async def _carry_out(self, run: Run, perform: Callable[[], Any]) -> int:
-        """Come to an outcome and record it, whatever happens; returns how much mail the agent has."""
-        place, task = self._place, run.task
-        log.debug("task.started", task_id=task.id)
+    async def _carry_out(self, run: Run) -> None:
+        """Come to an outcome and record it, whatever happens."""
+        log.debug("task.started", task_id=run.task.id)
+        outcome = await self._host.carry_out(run)
         try:
-            outcome = run.stopped_early() or await perform()
-        except StartFailed as error:
-            outcome = run.stopped_early() or failed(
-                TaskStatus.FAILED, TaskError(type="AgentFailed", message=str(error))
-            )
-        except AgentPoolError as error:
-            outcome = run.refused(error)
-        except Exception as error:
-            log.exception("task.broke", task_id=task.id)
-            outcome = failed(TaskStatus.FAILED, describe(error))
-        outcome = msgspec.structs.replace(
-            outcome,
-            process_id=place.worker_id,
-            agent_id=f"{place.pool}/{task.header.agent_name}" if task.header.agent_name else "",
-        )
-        try:
-            return await self._record(task, outcome)
+            waiting = await self._record(run.task, outcome)
         finally:
-            del self._runs[task.id]
+            del self._runs[run.task.id]
             self.poke()
+        self._host.finish(run, has_mail=waiting > 0)
 
     @staticmethod
     def _tell(task: ClaimedTask, outcome: Outcome, *, late: bool) -> None:

@@ -14,14 +14,14 @@ import msgspec
 import structlog
 
 from agentpool.errors import RedisUnavailable
+from agentpool.hosting import Host
 from agentpool.protocol.commands import Cancel, Command, Drain, Shutdown, Spawn, Terminate, Wake, decode_command
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent, WorkerView
 from agentpool.protocol.states import WorkerStatus
-from agentpool_worker.agents import Agents
 from agentpool_worker.executor import Executor
 from agentpool_worker.place import WorkPlace
-from agentpool_worker.plan import Action, CancelRun, CheckMailbox, StartAgent, StopAgent, diff
+from agentpool_worker.plan import Action, CancelRun, CheckMailbox, Held, StartAgent, StopAgent, diff
 from agentpool_worker.turns import Turns
 
 __all__ = ["Inbox"]
@@ -37,14 +37,14 @@ class Inbox:
     def __init__(
         self,
         place: WorkPlace,
-        agents: Agents,
+        host: Host,
         executor: Executor,
         turns: Turns,
         *,
         on_drain: Callable[[], None],
         on_gone: Callable[[], None],
     ) -> None:
-        self._place, self._agents, self._executor = place, agents, executor
+        self._place, self._agents, self._executor = place, host.agents, executor
         self._on_drain, self._on_gone = on_drain, on_gone
         self._turn = turns.of("inbox", self.poke)
         self._woken = asyncio.Event()
@@ -108,7 +108,8 @@ class Inbox:
         self.version = view.version
         if view.status is WorkerStatus.DRAINING:
             self._on_drain()
-        for action in diff(view, self._agents.held(), self._executor.running()):
+        held = {pinned.id: Held(pinned.incarnation, pinned.is_idle) for pinned in self._agents.all()}
+        for action in diff(view, held, self._executor.running()):
             log.debug("inbox.action", action=repr(action))
             self._apply(action)
 

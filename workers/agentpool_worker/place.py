@@ -1,14 +1,13 @@
-"""What every part of a worker knows: who the worker is, its settings, its agent types, its store."""
+"""What every part of a worker knows: who the worker is, its settings, its store, and how to insist on an answer."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
-from agentpool.agent import AgentType
-from agentpool.errors import RedisUnavailable, UnknownAgentType
+from agentpool.errors import RedisUnavailable
 from agentpool.protocol.zygote import WorkerSettings
 from agentpool.store import Store
 
@@ -22,26 +21,11 @@ INSIST_DELAY_MAX = 2.0
 
 
 class WorkPlace:
-    """Shared by the parts of one worker. `run_by_type(tenant, type, input, timeout=…)` is what `ctx.run` calls."""
+    """Shared by the parts of one worker."""
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        worker_id: str,
-        types: Mapping[str, AgentType],
-        store: Store,
-        run_by_type: Callable[..., Awaitable[Any]],
-    ) -> None:
-        self.settings, self.worker_id, self.types, self.store = settings, worker_id, types, store
+    def __init__(self, settings: WorkerSettings, worker_id: str, store: Store) -> None:
+        self.settings, self.worker_id, self.store = settings, worker_id, store
         self.pool = settings.pool
-        self.run_by_type = run_by_type
-
-    def type(self, name: str) -> AgentType:
-        """Return a preloaded type; nothing is ever imported because a message names it."""
-        try:
-            return self.types[name]
-        except KeyError:
-            raise UnknownAgentType(name, sorted(self.types)) from None
 
     async def insist(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """Await `call()` until Redis takes it. A worker that was given up meanwhile is ended by its heartbeat."""

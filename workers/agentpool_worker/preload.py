@@ -1,26 +1,23 @@
 """What a zygote does before it forks: import the agent classes, and run the code that every worker will run."""
 
 import asyncio
-import importlib
 import ipaddress
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 from urllib.parse import urlsplit
 
 import redis.asyncio
 import uvloop
 
-from agentpool.agent import AgentType, check_agent_class
-from agentpool.errors import AgentPoolError, ConfigError, RedisUnavailable
+from agentpool.errors import AgentPoolError, RedisUnavailable
+from agentpool.hosting.loading import load_types, make_importable
 from agentpool.protocol.zygote import WorkerSettings
 from agentpool.store import Connection, Store
 from agentpool.store.connection import SyncConnection
 from agentpool.store.scripts import script
 from agentpool.store.workers import beat_worker
 
-__all__ = ["load_types", "make_importable", "warm"]
+__all__ = ["warm"]
 
 SCRIPTS = (
     "beat_agents",
@@ -38,35 +35,6 @@ SCRIPTS = (
 )
 NOBODY = "warm-up"
 WARM_TIMEOUT = 2.0
-
-
-def make_importable(app_dir: str) -> None:
-    """Put the folder of the agents' modules where imports find it first."""
-    if app_dir not in sys.path:
-        sys.path.insert(0, app_dir)
-
-
-def load_types(specs: Iterable[str]) -> dict[str, AgentType]:
-    """Import `module:Class` specs; raises `ConfigError` for what cannot be used, or whatever a module raises."""
-    types: dict[str, AgentType] = {}
-    for spec in specs:
-        loaded = AgentType(check_agent_class(spec, _find(spec)))
-        if loaded.name in types:
-            raise ConfigError(f"{spec}: two classes of this pool are named {loaded.name}; rename one of them")
-        types[loaded.name] = loaded
-    return types
-
-
-def _find(spec: str) -> Any:
-    module_name, _, class_name = spec.partition(":")
-    if not (module_name and class_name):
-        raise ConfigError(f'"{spec}" is no agent class: write module:Class')
-    found: Any = importlib.import_module(module_name)
-    for part in class_name.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"{spec}: module {module_name} has no {class_name}")
-        found = getattr(found, part)
-    return found
 
 
 def warm(settings: WorkerSettings) -> None:

@@ -27,6 +27,8 @@ from agentpool import logs
 from agentpool.agent import AgentType
 from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
+from agentpool.hosting import Host, HostSettings, Place
+from agentpool.hosting.loading import load_types, make_importable
 from agentpool.protocol.records import Beat
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Exit, Fork, WorkerSettings
@@ -35,7 +37,6 @@ from agentpool.store.connection import SyncConnection
 from agentpool.store.subscription import Subscription
 from agentpool.store.workers import register_worker
 from agentpool.version import __version__
-from agentpool_worker.agents import Agents
 from agentpool_worker.by_type import RunByType
 from agentpool_worker.drain import Drain
 from agentpool_worker.exec_worker import read_order
@@ -43,9 +44,8 @@ from agentpool_worker.executor import Executor
 from agentpool_worker.heartbeat import Heartbeat
 from agentpool_worker.inbox import Inbox
 from agentpool_worker.place import WorkPlace
-from agentpool_worker.pooled import Pooled
-from agentpool_worker.preload import load_types, make_importable
 from agentpool_worker.process import become_worker, catch_stack_dumps, leave, start_time_of, worker_title
+from agentpool_worker.registry import RedisRegistry
 from agentpool_worker.turns import Turns
 
 __all__ = ["main", "run_worker"]
@@ -165,18 +165,19 @@ class _Worker:
             command_timeout=settings.command_timeout,
         )
         turns = Turns(loop)
-        place = WorkPlace(settings, self._worker_id, self._types, store, RunByType(store, settings.pool))
-        # Agents tell the executor and the inbox, which are made after them: hence the lambdas.
-        self._agents = Agents(
-            place,
+        place = WorkPlace(settings, self._worker_id, store)
+        run_by_type = RunByType(store, settings.pool)
+        host_settings = HostSettings.of(settings, settings.pool, self._worker_id, settings.capacity)
+        # The host tells the executor and the inbox, which are made after it: hence the lambdas.
+        self._host = Host(
+            Place(host_settings, self._types, RedisRegistry(place), run_by_type),
             on_idle=lambda name, mail: self._executor.agent_idle(name, mail),
-            on_change=lambda: self._slots_changed(),
+            on_change=lambda: self._executor.slots_changed(),
             resync=lambda: self._inbox.resync(),
         )
-        self._pooled = Pooled(place, lambda: self._agents.count)
-        self._executor = Executor(place, self._agents, self._pooled, turns, on_gone=self._gone)
+        self._executor = Executor(place, self._host, turns, on_gone=self._gone)
         self._inbox = Inbox(
-            place, self._agents, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
+            place, self._host, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
         )
         self._listener = Subscription(
             store.connection,
@@ -184,7 +185,7 @@ class _Worker:
             on_message=lambda _, text: self._inbox.receive(text),
             on_ready=self._inbox.resync,
         )
-        self._drain = Drain(place, self._agents, self._pooled, self._executor, self._inbox, on_retire=self._expect_end)
+        self._drain = Drain(place, self._host, self._executor, self._inbox, on_retire=self._expect_end)
         self._heartbeat = Heartbeat(
             settings,
             self._worker_id,
@@ -223,12 +224,8 @@ class _Worker:
         why = "the worker is cut off from Redis"
         exclusive = {name for name, type in self._types.items() if type.cls.on_redis_loss == "stop"}
         log.error("worker.cut_off", stopping=sorted(exclusive))
-        self._agents.stop_types(exclusive, why)
+        self._host.agents.stop_types(exclusive, why)
         self._executor.cancel_types(exclusive, why)
-
-    def _slots_changed(self) -> None:
-        self._pooled.make_room()
-        self._executor.slots_changed()
 
     # -- its end ------------------------------------------------------------------------------------------------
 

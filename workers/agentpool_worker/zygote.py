@@ -25,6 +25,7 @@ import structlog
 from agentpool import logs
 from agentpool.agent import AgentType
 from agentpool.errors import ConfigError
+from agentpool.hosting.loading import load_types, make_importable
 from agentpool.protocol.zygote import (
     PACKET_BYTES_MAX,
     Exit,
@@ -41,7 +42,7 @@ from agentpool.protocol.zygote import (
     encode,
 )
 from agentpool_worker.exec_worker import exec_worker
-from agentpool_worker.preload import load_types, make_importable, warm
+from agentpool_worker.preload import warm
 from agentpool_worker.process import become_worker, close_quietly, leave, start_time_of, thread_count, zygote_title
 from agentpool_worker.worker import run_worker
 

@@ -7,6 +7,7 @@
 -- ARGV[5]  detail         why, for events and for those who wait
 -- ARGV[6]  idle_since     empty, or: only if it was last used at this time, is idle and has an empty mailbox
 -- ARGV[7]  operation      empty, or: only if this request made it and it is not running yet (a withdrawal)
+-- ARGV[8]  even_running   "1": a withdrawal that ends it also when it runs
 -- BUILDS   agent:{p}/{n}  process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}
 --          pool:{p}:ended:{n}  pool:{p}:history  pool:{p}:pending  pool:{p}:events  tenant:{p}:{t}:agents
 --          pool:{p}:leases  task:{p}/{id}
@@ -29,7 +30,7 @@ if ARGV[6] ~= '' and (status ~= 'idle' or last_used ~= ARGV[6]
     or redis.call('EXISTS', POOL .. ':mailbox:' .. name) == 1) then
   return {'kept', status, worker}
 end
-if ARGV[7] ~= '' and (operation ~= ARGV[7] or (status ~= 'pending' and status ~= 'placed')) then
+if ARGV[7] ~= '' and (operation ~= ARGV[7] or (ARGV[8] ~= '1' and status ~= 'pending' and status ~= 'placed')) then
   return {'kept', status, worker}
 end
 redis.call('HSET', key, 'ending', '1')

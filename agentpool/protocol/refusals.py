@@ -1,4 +1,4 @@
-"""Refusals of scripts, as words, mapped to our errors in one place."""
+"""Refusals as words, as scripts and local pools give them, mapped to our errors in one place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +41,6 @@ _REFUSALS: dict[str, Refusal] = {
 
 
 def refusal(pool: str, what: str, answer: list[Any]) -> AgentPoolError:
-    """Return the error for a script's refusal; `what` is the name that was asked for."""
+    """Return the error for a refusal, its word first; `what` is the name that was asked for."""
     word, *data = answer
     return _REFUSALS[word](pool, what, data)

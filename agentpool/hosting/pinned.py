@@ -1,38 +1,39 @@
-"""One pinned agent on this worker, from its placement until it ends, moves or is given up.
+"""One pinned agent on this host, from its placement until it ends, moves or is given up.
 
-Its life is one task: start, tell Redis, serve until something breaks; then again after a delay, until
+Its life is one task: start, tell the registry, serve until something breaks; then again after a delay, until
 `policy.restarts` gives up. Whoever wants it gone cancels the life, and the agent is always stopped on the way out.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from functools import partial
 
-import structlog
+import msgspec
 
 from agentpool.agent import AgentType
 from agentpool.clock import monotonic
 from agentpool.errors import UnknownAgentType
+from agentpool.hosting.place import Place
+from agentpool.hosting.run import Run
+from agentpool.hosting.upkeep import Upkeep
 from agentpool.periodic import end_task
 from agentpool.policy.restarts import next_restart
+from agentpool.pool.calls import brief, describe
+from agentpool.pool.instance import Instance
 from agentpool.protocol.events import EventName
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent
-from agentpool_worker.calls import brief, describe
-from agentpool_worker.instance import Instance, StartFailed
-from agentpool_worker.place import WorkPlace
-from agentpool_worker.run import Run
-from agentpool_worker.upkeep import Upkeep
 
 __all__ = ["Phase", "Pinned"]
 
-log = structlog.get_logger("worker")
+log = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
-    """Where an agent is in its life on this worker."""
+    """Where an agent is in its life on this host."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -46,7 +47,7 @@ class Pinned:
 
     def __init__(
         self,
-        place: WorkPlace,
+        place: Place,
         desired: DesiredAgent,
         upkeep: Upkeep,
         on_idle: Callable[["Pinned", bool], None],
@@ -57,7 +58,7 @@ class Pinned:
         self.incarnation = desired.incarnation
         self.phase = Phase.STARTING
         self.instance: Instance | None = None
-        self._place, self._settings, self._store = place, place.settings, place.store
+        self._place, self._settings = place, place.settings
         self._upkeep, self._on_idle, self._after = upkeep, on_idle, after
         self.last_used = monotonic()
         self._run: Run | None = None
@@ -70,9 +71,9 @@ class Pinned:
 
     def begin(self, run: Run) -> Instance | None:
         """Take a task; returns the agent to run it on, or None when it is not idle."""
-        if self.phase is not Phase.IDLE or self.instance is None or self.instance.broken.done():
+        if self.phase is not Phase.IDLE or self.instance is None or self.instance.broken:
             return None
-        self.phase, self._run = Phase.RUNNING, run
+        self.phase, self._run, run.pinned = Phase.RUNNING, run, self
         self._free.clear()
         return self.instance
 
@@ -85,6 +86,11 @@ class Pinned:
         if self.phase is Phase.RUNNING:
             self.phase = Phase.IDLE
             self._on_idle(self, has_mail)
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether it can take a task now."""
+        return self.phase is Phase.IDLE
 
     async def free(self) -> None:
         """Wait until no task runs and its outcome is recorded."""
@@ -119,9 +125,18 @@ class Pinned:
         """Once free, let the agent say what it wants to find again, then stop it; returns its snapshot."""
         await self.free()
         idle, self.phase = self.phase is Phase.IDLE, Phase.LEAVING
-        state = await self.instance.snapshot() if idle and self.instance else ""
+        state = await self.instance.snapshot() if idle and self.instance else None
         await self.terminate()
-        return state
+        return self._bounded(state)
+
+    def _bounded(self, state: msgspec.Raw | None) -> str:
+        """Return a snapshot as text, or '' when there is none or it is too large to keep."""
+        kept, bound = bytes(state or b""), self._settings.max_result_bytes
+        if len(kept) > bound:
+            problem = f"snapshot() returned {len(kept)} bytes; the bound is {bound}"
+            log.error("agent.snapshot_failed", extra={"agent_id": self.id, "error": problem})
+            return ""
+        return kept.decode()
 
     # -- its life -----------------------------------------------------------------------------------------------
 
@@ -147,40 +162,46 @@ class Pinned:
         self.phase, self._ran = Phase.STARTING, False
         try:
             return await self._serve_one(self._place.type(self.desired.agent_type))
-        except (StartFailed, UnknownAgentType) as error:
+        except UnknownAgentType as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 (whatever it is, it counts as a failure, or it would recur for ever)
-            log.error("agent.lost_track", agent_id=self.id, traceback=describe(error).traceback)
+            log.error("agent.lost_track", extra={"agent_id": self.id, "traceback": describe(error).traceback})
             return brief(error)
 
     async def _serve_one(self, type: AgentType) -> str:
-        desired = self.desired
+        desired, broke = self.desired, asyncio.Event()
         instance = self.instance = Instance(
-            self._place,
             type,
+            self._settings.agents,
             self.id,
-            tenant=desired.tenant,
-            project=desired.project,
-            fence=self.incarnation,
+            partial(self._place.context, tenant=desired.tenant, project=desired.project, fence=self.incarnation),
+            lambda _: broke.set(),
         )
         try:
-            await instance.start(await self._snapshot() if type.has_restore else "")
-            return await self._serve_started(instance)
+            started = await instance.start(await self._snapshot(type)).ended()
+            if not started.well:
+                return started.describe("start()")
+            return await self._serve_started(instance, broke)
         finally:
             if self.phase is not Phase.LEAVING:
                 self.phase = Phase.RESTARTING
             await self._close(instance)
 
-    async def _serve_started(self, instance: Instance) -> str:
-        waiting = await self._insist("confirm", self._store.agents.confirm)
+    async def _serve_started(self, instance: Instance, broke: asyncio.Event) -> str:
+        waiting = await self._place.registry.confirm(self.name, self.incarnation)
         if waiting is None:
-            log.info("agent.superseded", agent_id=self.id, incarnation=self.incarnation)
+            log.info("agent.superseded", extra={"agent_id": self.id, "incarnation": self.incarnation})
             return ""
-        log.debug(EventName.AGENT_STARTED, agent_id=self.id, incarnation=self.incarnation)
+        log.debug(EventName.AGENT_STARTED, extra={"agent_id": self.id, "incarnation": self.incarnation})
         self._ran, self.phase, self.last_used = True, Phase.IDLE, monotonic()
         self._on_idle(self, waiting > 0)
         with self._upkeep.of(self, instance):
-            return await asyncio.shield(instance.broken)
+            await broke.wait()
+        return instance.broken
+
+    async def _snapshot(self, type: AgentType) -> msgspec.Raw | None:
+        state = await self._place.registry.snapshot(self.name) if type.has_restore else ""
+        return msgspec.Raw(state.encode()) if state else None
 
     async def _close(self, instance: Instance) -> None:
         if self._run:
@@ -200,17 +221,14 @@ class Pinned:
         )
 
     async def _report(self, problem: str, failures: int, delay: float | None) -> bool:
-        """Tell Redis of a failure; False when the agent belongs elsewhere now."""
+        """Tell the registry of a failure; False when the agent belongs elsewhere now."""
         final = delay is None
         again = EventName.AGENT_BROKE if self._ran else EventName.AGENT_START_FAILED
         name = EventName.AGENT_FAILED if final else again
-        log.error(name, agent_id=self.id, failures=failures, again_in_s=delay, error=problem)
-        fail = self._store.agents.fail
-        return bool(await self._insist("fail", fail, failures=failures, error=problem, final=final))
-
-    async def _snapshot(self) -> str:
-        return await self._place.insist("snapshot", lambda: self._store.agents.snapshot(self._place.pool, self.name))
-
-    async def _insist(self, what: str, call: Callable[..., Any], **arguments: Any) -> Any:
-        who = (self._place.pool, self._place.worker_id, self.name, self.incarnation)
-        return await self._place.insist(what, lambda: call(*who, **arguments))
+        facts = {"agent_id": self.id, "failures": failures, "again_in_s": delay, "error": problem}
+        if self.instance and self.instance.traceback:
+            facts["traceback"] = self.instance.traceback
+        log.error(name, extra=facts)
+        return await self._place.registry.fail(
+            self.name, self.incarnation, failures=failures, error=problem, final=final
+        )

@@ -1,22 +1,19 @@
-"""The pinned agents of this worker, by id."""
+"""The pinned agents of this host, by id."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-import structlog
-
-from agentpool.protocol.keys import split_id
+from agentpool.hosting.pinned import Pinned
+from agentpool.hosting.place import Place
+from agentpool.hosting.upkeep import Upkeep
+from agentpool.pool.calls import brief, describe
 from agentpool.protocol.records import DesiredAgent
-from agentpool_worker.calls import brief, describe
-from agentpool_worker.pinned import Phase, Pinned
-from agentpool_worker.place import WorkPlace
-from agentpool_worker.plan import Held
-from agentpool_worker.upkeep import Upkeep
 
 __all__ = ["Agents"]
 
-log = structlog.get_logger("worker")
+log = logging.getLogger(__name__)
 
 
 class Agents:
@@ -26,7 +23,7 @@ class Agents:
 
     def __init__(
         self,
-        place: WorkPlace,
+        place: Place,
         *,
         on_idle: Callable[[str, bool], None],
         on_change: Callable[[], None],
@@ -53,13 +50,6 @@ class Agents:
         """Return the held agents."""
         return list(self._held.values())
 
-    def held(self) -> dict[str, Held]:
-        """Return what a plan needs to know of the held agents."""
-        return {
-            pinned.id: Held(incarnation=pinned.incarnation, idle=pinned.phase is Phase.IDLE)
-            for pinned in self._held.values()
-        }
-
     def holds(self, name: str) -> bool:
         """Tell whether this agent is held."""
         return f"{self._place.pool}/{name}" in self._held
@@ -67,7 +57,7 @@ class Agents:
     def is_idle(self, name: str) -> bool:
         """Tell whether this agent is held and can take a task now."""
         pinned = self._held.get(f"{self._place.pool}/{name}")
-        return pinned is not None and pinned.phase is Phase.IDLE
+        return pinned is not None and pinned.is_idle
 
     def start(self, desired: DesiredAgent) -> None:
         """Start an agent; an earlier one of the same id, if it still leaves, ends first."""
@@ -99,31 +89,20 @@ class Agents:
         """From now on agents are only given back."""
         self._draining = True
 
-    async def release_strays(self) -> None:
-        """Give back agents that came to this worker but were not started any more."""
-        while self._strays:
-            _, desired = self._strays.popitem()
-            await self._release(split_id(desired.agent_id)[1], desired.incarnation, "")
-
-    async def hand_over(self, pinned: Pinned) -> None:
-        """Give an agent back, with what it wants to find again."""
-        state = await pinned.hand_over()
-        await self._release(pinned.name, pinned.incarnation, state)
+    def take_strays(self) -> list[DesiredAgent]:
+        """Return the agents that came to this host but were not started any more, for the caller to give back."""
+        strays, self._strays = list(self._strays.values()), {}
+        return strays
 
     async def gone(self) -> None:
         """Wait until those on their way out are out."""
         while self._errands:
             await asyncio.wait(self._errands)
 
-    async def _release(self, name: str, incarnation: int, state: str) -> None:
-        place, release = self._place, self._place.store.agents.release
-        word = await place.insist("release", lambda: release(place.pool, place.worker_id, name, incarnation, state))
-        log.debug("agent.released", agent_id=f"{place.pool}/{name}", to=word)
-
     async def _see_off(self, pinned: Pinned, why: str) -> None:
         await pinned.terminate(why)
         self._leaving.discard(pinned)
-        log.info("agent.stopped", agent_id=pinned.id)
+        log.info("agent.stopped", extra={"agent_id": pinned.id})
         self._on_change()
 
     def _ended(self, pinned: Pinned) -> None:
@@ -132,7 +111,8 @@ class Agents:
             self._on_change()
         if error := pinned.error:
             # Not the agent's fault but ours; the next look at what shall be here starts it again.
-            log.error("agent.lost_track", agent_id=pinned.id, error=brief(error), traceback=describe(error).traceback)
+            facts = {"agent_id": pinned.id, "error": brief(error), "traceback": describe(error).traceback}
+            log.error("agent.lost_track", extra=facts)
             asyncio.get_running_loop().call_later(1.0, self._resync)
 
     def _run_errand(self, errand: Coroutine[Any, Any, None]) -> None:

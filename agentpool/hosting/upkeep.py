@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from agentpool.clock import monotonic
-from agentpool.errors import UnknownAgent
+from agentpool.hosting.place import Place
+from agentpool.pool.instance import Instance
 from agentpool.protocol.records import DesiredAgent
-from agentpool_worker.instance import Instance
-from agentpool_worker.place import WorkPlace
 
 __all__ = ["Upkeep"]
 
@@ -30,9 +29,9 @@ class _Agent(Protocol):
 
 
 class Upkeep:
-    """The same for all pinned agents of a worker. `on_retired()` is called when an agent was ended for being idle."""
+    """The same for all pinned agents of a host. `on_retired()` is called when an agent was ended for being idle."""
 
-    def __init__(self, place: WorkPlace, on_retired: Callable[[], None]) -> None:
+    def __init__(self, place: Place, on_retired: Callable[[], None]) -> None:
         self._place, self._on_retired = place, on_retired
         self._healthy: set[str] = set()
         self._sending: asyncio.Task[None] | None = None
@@ -55,7 +54,7 @@ class Upkeep:
 
     async def _beat(self, agent: _Agent, instance: Instance) -> None:
         interval = agent.desired.heartbeat_ms / 1000
-        while await instance.is_healthy(max(interval, HEALTH_TIMEOUT_MIN)):
+        while await instance.check_health(max(interval, HEALTH_TIMEOUT_MIN)):
             self._healthy.add(agent.name)
             if self._sending is None or self._sending.done():
                 self._sending = asyncio.create_task(self._send(), name="heartbeats of agents")
@@ -65,43 +64,22 @@ class Upkeep:
         await asyncio.sleep(BEATS_DELAY)
         while self._healthy:
             names = [self._healthy.pop() for _ in range(min(len(self._healthy), BEATS_PER_CALL))]
-            pool, worker = self._place.pool, self._place.worker_id
-            await self._place.insist("heartbeats of agents", lambda: self._place.store.agents.beat(pool, worker, names))  # noqa: B023 (awaited at once)
+            await self._place.registry.beat(names)
 
     # -- idle time ----------------------------------------------------------------------------------------------
 
     async def _retire(self, agent: _Agent) -> None:
         allowed = agent.desired.max_idle_ms / 1000
         if agent.desired.incarnation > 1:
-            agent.last_used -= await self._idle_before(agent)
+            agent.last_used -= await self._place.registry.idle_for(agent.id)
         while True:
             await agent.free()
             left = allowed - (monotonic() - agent.last_used)
             if left > 0:
                 await asyncio.sleep(left)
-            elif await self._place.insist("idle time", lambda: self._end_if_idle(agent)):
+            elif await self._place.registry.retire_idle(agent.id):
                 self._on_retired()
                 return
             else:
                 # It has mail, or someone used it a moment ago.
                 await asyncio.sleep(min(allowed, RETRY_DELAY))
-
-    async def _end_if_idle(self, agent: _Agent) -> bool:
-        agents = self._place.store.agents
-        try:
-            record = await agents.get(agent.id)
-        except UnknownAgent:
-            return True
-        return await agents.retire_idle(agent.id, record.last_used_at)
-
-    async def _idle_before(self, agent: _Agent) -> float:
-        """Return for how many seconds an agent that was moved here had been idle elsewhere."""
-
-        async def read() -> float:
-            try:
-                record = await self._place.store.agents.get(agent.id)
-            except UnknownAgent:
-                return 0.0
-            return (await self._place.store.connection.now_ms() - record.last_used_at) / 1000
-
-        return max(0.0, await self._place.insist("idle time", read))

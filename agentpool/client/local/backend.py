@@ -1,0 +1,188 @@
+"""Carries requests out in this process: no Redis, no workers, the same words.
+
+A client owns its local pools: they begin when it opens and end when it closes. What needs more processes than this one
+is refused and says so.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from agentpool.agent import AgentType
+from agentpool.client.kinds import kind_of
+from agentpool.client.local.events import EventLog
+from agentpool.client.local.pool import LocalPool
+from agentpool.client.requests import Request, Spawn, new_request
+from agentpool.client.tasks import result_of
+from agentpool.config import PoolSettings
+from agentpool.errors import (
+    NoCapacity,
+    PoolClosed,
+    UnknownAgent,
+    UnknownPool,
+    UnknownTask,
+    UnknownWorker,
+    WorkersNeeded,
+)
+from agentpool.protocol.commands import AgentEnded
+from agentpool.protocol.events import Event
+from agentpool.protocol.keys import pool_of, split_id
+from agentpool.protocol.records import AgentRecord, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.states import AgentStatus
+
+__all__ = ["LocalBackend"]
+
+CALLER_WAITS = 1.0
+"""Time in s that a cancelled caller waits for its task to end."""
+
+
+class LocalBackend:
+    """See `agentpool.client.backend.Backend`. `pools` are the settings and the agent types of each pool."""
+
+    def __init__(self, pools: Mapping[str, tuple[PoolSettings, Mapping[str, AgentType]]]) -> None:
+        self._given = pools
+        self._pools: dict[str, LocalPool] = {}
+        self._events = EventLog()
+        self._is_closed = False
+
+    async def open(self) -> None:
+        for name, (settings, types) in sorted(self._given.items()):
+            self._pools[name] = LocalPool(name, settings, types, self._events, partial(self._run_by_type, name))
+
+    async def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+    # -- agents -------------------------------------------------------------------------------------------------
+
+    async def spawn(self, request: Spawn, timeout: float | None) -> None:
+        pool = self._pool(pool_of(request.agent_id))
+        pool.agents.place(request)
+        word = pool.agents.expect(request.agent_id)
+        try:
+            await asyncio.wait([word], timeout=timeout)
+        except asyncio.CancelledError:
+            pool.agents.withdraw(request.agent_id, request.operation, even_if_it_runs=True)
+            raise
+        finally:
+            pool.agents.expect_no_more(request.agent_id, word)
+        if not word.done():
+            record = pool.agents.find(split_id(request.agent_id)[1])
+            if not pool.agents.withdraw(request.agent_id, request.operation, even_if_it_runs=False):
+                raise NoCapacity(pool.name, 1, pool.worker().available, _why(pool, record))
+        elif isinstance(ended := word.result(), AgentEnded):
+            raise request.ended_early(ended.status, ended.detail)
+
+    async def agent(self, agent_id: str) -> AgentRecord:
+        return self._pool_of_agent(agent_id).agents.get(agent_id)
+
+    async def agents(self, pool: str) -> list[AgentRecord]:
+        return self._pool(pool).agents.all()
+
+    async def terminate(self, agent_id: str, reason: str) -> None:
+        self._pool_of_agent(agent_id).agents.terminate(agent_id, reason)
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    async def submit(self, request: Request) -> None:
+        self._pool(pool_of(request.task_id)).tasks.submit(request, keep=True)
+
+    async def run(self, request: Request) -> Outcome:
+        tasks = self._pool(pool_of(request.task_id)).tasks
+        future = tasks.submit(request, keep=False)
+        try:
+            await asyncio.wait([future], timeout=request.patience)
+        except asyncio.CancelledError:
+            if not future.done():
+                tasks.cancel(request.task_id)
+                await asyncio.wait([future], timeout=CALLER_WAITS)
+            raise
+        if not future.done():
+            answer = tasks.cancel(request.task_id)
+            raise request.timed_out(while_it_ran=answer == "asked")
+        return future.result()
+
+    async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
+        return await self._pool_of_task(task_id).tasks.outcome(task_id, timeout)
+
+    async def cancel(self, task_id: str) -> bool:
+        return self._pool_of_task(task_id).tasks.cancel(task_id) != "finished"
+
+    async def task_info(self, task_id: str) -> dict[str, Any]:
+        return self._pool_of_task(task_id).tasks.info(task_id)
+
+    # -- pools --------------------------------------------------------------------------------------------------
+
+    async def pool_names(self) -> list[str]:
+        return sorted(self._pools)
+
+    async def pool_info(self, pool: str) -> PoolInfo:
+        return self._pool(pool).info()
+
+    async def types(self, pool: str) -> list[TypeInfo]:
+        return self._pool(pool).types()
+
+    async def stats(self, pool: str) -> PoolStats:
+        return self._pool(pool).stats()
+
+    async def workers(self, pool: str) -> list[WorkerRecord]:
+        return [self._pool(pool).worker()]
+
+    async def pool_of(self, worker_id: str) -> str:
+        for pool in self._pools.values():
+            if pool.worker_id == worker_id:
+                return pool.name
+        raise UnknownWorker(worker_id, hint=" List workers with: await pool.workers()")
+
+    async def drain(self, pool: str, worker_id: str, reason: str) -> None:
+        raise WorkersNeeded("Draining a worker")
+
+    async def scale(self, pool: str, workers: int) -> None:
+        raise WorkersNeeded("Scaling a pool")
+
+    async def events(self, pool: str, limit: int) -> list[Event]:
+        return self._events.read(self._pool(pool).name, limit)
+
+    def follow(self, pools: Sequence[str]) -> AsyncGenerator[Event, None]:
+        return self._events.follow(pools)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _pool(self, name: str) -> LocalPool:
+        if self._is_closed:
+            raise PoolClosed("The client of these local pools was closed. Open a new one.")
+        try:
+            return self._pools[name]
+        except KeyError:
+            raise UnknownPool(name, sorted(self._pools)) from None
+
+    def _pool_of_agent(self, agent_id: str) -> LocalPool:
+        try:
+            return self._pool(pool_of(agent_id))
+        except UnknownPool:
+            raise UnknownAgent(agent_id, hint=" List agents with: await pool.agents()") from None
+
+    def _pool_of_task(self, task_id: str) -> LocalPool:
+        try:
+            return self._pool(pool_of(task_id))
+        except UnknownPool:
+            raise UnknownTask(task_id) from None
+
+    async def _run_by_type(
+        self, pool: str, tenant: str, agent_type: Any, input: Any, *, timeout: float | None = None
+    ) -> Any:
+        """What `ctx.run` does."""
+        kind = kind_of(agent_type)
+        request = new_request(pool, kind, input, tenant=tenant, timeout=timeout)
+        return result_of(request.task_id, kind, await self.run(request))
+
+
+def _why(pool: LocalPool, record: AgentRecord | None) -> str:
+    """Tell why an agent did not run in time, and what to do."""
+    if record is None or record.status is AgentStatus.PENDING:
+        return pool.why_no_room()
+    if record.failures:
+        return f"Its start() keeps failing: {record.last_error}"
+    return "Its start() was still running: allow a longer timeout."

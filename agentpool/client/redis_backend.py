@@ -1,0 +1,107 @@
+"""The backend on Redis: requests become calls of the store, and answers come back over `replies.py`.
+
+Nothing above imports this before a client opens, because it costs what loading redis-py costs.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from agentpool.client.cleanup import Cleanup
+from agentpool.client.redis_spawning import RedisSpawning
+from agentpool.client.redis_tasks import RedisTasks
+from agentpool.client.replies import Replies
+from agentpool.client.requests import Request, Spawn
+from agentpool.protocol.events import Event
+from agentpool.protocol.records import AgentRecord, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.store import Store
+
+__all__ = ["RedisBackend"]
+
+OPEN_TIMEOUT = 1.5
+"""Seconds in which a server must answer when a client opens: long enough for one that restarts."""
+
+
+class RedisBackend:
+    """Everything on one store. What it is for, and what each method promises, is said in `Backend`."""
+
+    def __init__(self, store: Store, cleanup: Cleanup, *, owns_store: bool = True) -> None:
+        self.store = store
+        self.replies = Replies(store)
+        """How answers come back; it begins to listen when something waits."""
+        self._cleanup, self._owns_store = cleanup, owns_store
+        self._spawning = RedisSpawning(store, self.replies, cleanup)
+        self._tasks = RedisTasks(store, self.replies, cleanup)
+
+    async def open(self) -> None:
+        """Raise `RedisUnavailable` unless the server answers."""
+        await self.store.connection.repeat(self.store.connection.redis.ping, OPEN_TIMEOUT)
+
+    async def close(self) -> None:
+        """Stop listening, which begins again when something waits; close the store unless it is someone else's."""
+        await self.replies.close()
+        await self._cleanup.close()  # of what those who waited have just taken back
+        if self._owns_store:
+            await self.store.close()
+
+    # -- agents -------------------------------------------------------------------------------------------------
+
+    async def spawn(self, request: Spawn, timeout: float | None) -> None:
+        await self._spawning.spawn(request, timeout)
+
+    async def agent(self, agent_id: str) -> AgentRecord:
+        return await self.store.agents.get(agent_id)
+
+    async def agents(self, pool: str) -> list[AgentRecord]:
+        return await self.store.agents.all(pool)
+
+    async def terminate(self, agent_id: str, reason: str) -> None:
+        await self.store.agents.terminate(agent_id, detail=reason)
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    async def submit(self, request: Request) -> None:
+        await self._tasks.submit(request)
+
+    async def run(self, request: Request) -> Outcome:
+        return await self._tasks.run(request)
+
+    async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
+        return await self._tasks.outcome(task_id, timeout)
+
+    async def cancel(self, task_id: str) -> bool:
+        return await self.store.tasks.cancel(task_id) != "finished"
+
+    async def task_info(self, task_id: str) -> dict[str, Any]:
+        return await self.store.tasks.info(task_id)
+
+    # -- pools --------------------------------------------------------------------------------------------------
+
+    async def pool_names(self) -> list[str]:
+        return await self.store.pools.names()
+
+    async def pool_info(self, pool: str) -> PoolInfo:
+        return await self.store.pools.info(pool)
+
+    async def types(self, pool: str) -> list[TypeInfo]:
+        return await self.store.pools.types(pool)
+
+    async def stats(self, pool: str) -> PoolStats:
+        return await self.store.pools.stats(pool, await self.store.workers.all(pool))
+
+    async def workers(self, pool: str) -> list[WorkerRecord]:
+        return await self.store.workers.all(pool)
+
+    async def pool_of(self, worker_id: str) -> str:
+        return await self.store.workers.pool_of(worker_id)
+
+    async def drain(self, pool: str, worker_id: str, reason: str) -> None:
+        await self.store.workers.drain(pool, worker_id, reason=reason)
+
+    async def scale(self, pool: str, workers: int) -> None:
+        await self.store.pools.scale(pool, workers)
+
+    async def events(self, pool: str, limit: int) -> list[Event]:
+        return await self.store.events.read(pool, limit)
+
+    def follow(self, pools: Sequence[str]) -> AsyncGenerator[Event, None]:
+        return self.store.events.follow(pools)

@@ -1,0 +1,78 @@
+"""Tasks on Redis: submitted, waited for, and cancelled when nobody waits any more."""
+
+import asyncio
+
+from agentpool.client.cleanup import Cleanup
+from agentpool.client.replies import Answer, Replies, Waiter
+from agentpool.client.requests import Request
+from agentpool.errors import RedisUnavailable
+from agentpool.protocol.records import Outcome
+from agentpool.store import Store
+
+__all__ = ["RedisTasks"]
+
+
+class RedisTasks:
+    """Carries tasks out on a store; each method is what `Backend` says of it."""
+
+    def __init__(self, store: Store, replies: Replies, cleanup: Cleanup) -> None:
+        self._store, self._replies, self._cleanup = store, replies, cleanup
+
+    async def submit(self, request: Request) -> None:
+        """Return when Redis has the task; cancelling this withdraws it."""
+        try:
+            await self._send(request)
+        except asyncio.CancelledError:
+            await self._cleanup.run(lambda: self._store.tasks.cancel(request.task_id))
+            raise
+
+    async def run(self, request: Request) -> Outcome:
+        """Submit and wait for the outcome; cancelling this, or a timeout, cancels the task."""
+        with self._replies.task(request.task_id) as waiter:
+            try:
+                await self._send(request)
+                self._replies.accept(waiter)
+                outcome = await self._wait_or_stop(request, waiter)
+            except asyncio.CancelledError:
+                await self._cleanup.run(lambda: self._store.tasks.cancel(request.task_id))
+                raise
+            except RedisUnavailable:
+                self._cleanup.start(lambda: self._store.tasks.cancel(request.task_id))
+                raise
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
+        """Wait for a task that Redis may have or not; raises `TimeoutError` or `UnknownTask`."""
+        with self._replies.task(task_id) as waiter:
+            self._replies.accept(waiter, look=True)
+            outcome = await self._replies.wait(waiter, timeout)
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    async def _send(self, request: Request) -> None:
+        """Send a task, and see it through even when the caller is cancelled: only then can it be cancelled in Redis."""
+        header = request.header(self._replies.reply_to)
+        sending = asyncio.ensure_future(
+            self._store.tasks.submit(
+                request.task_id, header, request.envelope, later_us=request.later_us, timeout=request.timeout
+            )
+        )
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=self._store.connection.timeout)
+            raise
+
+    async def _wait_or_stop(self, request: Request, waiter: Waiter) -> Answer:
+        try:
+            return await self._replies.wait(waiter, request.patience)
+        except TimeoutError:
+            return await self._stop(request)
+
+    async def _stop(self, request: Request) -> Outcome:
+        """Cancel a task whose time is over; returns its outcome if it finished in this very moment."""
+        answer = await self._store.tasks.cancel(request.task_id)
+        if answer == "finished" and (outcome := await self._store.tasks.read(request.task_id)):
+            return outcome
+        raise request.timed_out(while_it_ran=answer == "asked") from None

@@ -1,0 +1,96 @@
+"""Warm agents for tasks by type: an in-process pool per type and tenant, all within the capacity of one host.
+
+A task by type holds a slot for its lease, and its agent is made inside that slot. Agents are kept per tenant, as state
+must not leak between tenants, unless their class says that they may be shared. Pinned and pooled agents together stay
+within the capacity: whoever comes evicts the idle one that was used longest ago.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+from agentpool.agent import AgentType
+from agentpool.hosting.place import Place
+from agentpool.pool import AgentPool, Lease
+
+__all__ = ["ByType"]
+
+SHARED_TENANT = "default"
+"""The tenant that a shared agent is told of when it is started; its runs are told their own."""
+SPARE_POOLS = 32
+"""Pools without agents that are kept, as they remember what does not start."""
+
+
+class ByType:
+    """The pools; `pinned()` is the number of pinned agents of this host."""
+
+    def __init__(self, place: Place, pinned: Callable[[], int]) -> None:
+        self._place, self._pinned = place, pinned
+        self._pools: OrderedDict[tuple[str, str], AgentPool] = OrderedDict()
+        self._closing: set[asyncio.Task[object]] = set()
+
+    @property
+    def count(self) -> int:
+        """Pooled agents of this host; those that have ended and clean up do not count."""
+        return sum(pool.total - pool.leaving for pool in self._pools.values())
+
+    async def acquire(self, type: AgentType, tenant: str) -> Lease:
+        """Return a started agent for one task; raises what `AgentPool.acquire` does."""
+        pool = await self._pool(type, SHARED_TENANT if type.cls.scope == "shared" else tenant)
+        if pool.oldest_idle() is None:
+            self._evict_down_to(self._place.settings.capacity - 1)
+        return await pool.acquire()
+
+    def release(self, lease: Lease) -> None:
+        """Keep an agent for the next task, unless it is broken."""
+        lease.release()
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Evict idle agents until the capacity is kept."""
+        self._evict_down_to(self._place.settings.capacity)
+
+    async def close(self) -> None:
+        """Stop all agents; nothing runs on them any more."""
+        while self._pools:
+            self._close(self._pools.popitem()[1])
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    async def _pool(self, type: AgentType, tenant: str) -> AgentPool:
+        key = (type.name, tenant)
+        pool = self._pools.get(key)
+        if pool is None:
+            self._close_spare_pools()
+            pool = self._pools[key] = AgentPool(
+                type.cls,
+                self._place.settings.agents,
+                name=self._place.pool,
+                context=partial(self._place.context, tenant=tenant),
+            )
+            await pool.open()
+        self._pools.move_to_end(key)
+        return pool
+
+    def _evict_down_to(self, most: int) -> None:
+        excess = self._pinned() + self.count - most
+        while excess > 0 and self._evict_one():
+            excess -= 1
+
+    def _evict_one(self) -> bool:
+        """End the agent that was idle for longest, or else one that is being made and is no longer wanted."""
+        since = [(idle, pool) for pool in self._pools.values() if (idle := pool.oldest_idle()) is not None]
+        if since:
+            return min(since, key=lambda entry: entry[0])[1].evict()
+        return any(pool.evict() for pool in self._pools.values())
+
+    def _close_spare_pools(self) -> None:
+        spare = [key for key, pool in self._pools.items() if not pool.total]
+        for key in spare[: max(0, len(spare) + 1 - SPARE_POOLS)]:
+            self._close(self._pools.pop(key))
+
+    def _close(self, pool: AgentPool) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(pool.close(0), name=f"close pool {pool.name}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

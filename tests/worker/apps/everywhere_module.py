@@ -1,0 +1,90 @@
+"""Agents for the tests that run against workers and against local pools alike."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from agentpool import Agent, Context
+
+
+class Diff(msgspec.Struct):
+    path: str
+    lines: list[int] = []
+
+
+class Review(msgspec.Struct):
+    text: str
+    score: int = 0
+
+
+class Reviewer(Agent):
+    async def run(self, ctx: Context, input: Diff) -> Review:
+        if input.path == "broken":
+            raise LookupError("no such file")
+        return Review(text=f"{ctx.tenant}: {input.path}", score=len(input.lines))
+
+
+class Counter(Agent):
+    """Counts its runs; gives them in order."""
+
+    async def start(self, ctx: Context) -> None:
+        self.count = 0
+
+    async def run(self, ctx: Context, input: int) -> int:
+        self.count += input
+        return self.count
+
+
+class Shared(Counter):
+    scope = "shared"
+
+
+class Sleeper(Agent):
+    async def run(self, ctx: Context, input: float) -> str:
+        await asyncio.sleep(input)
+        return ctx.agent_id
+
+
+class Teller(Agent):
+    """Tells what it is told."""
+
+    async def run(self, ctx: Context, input: Any) -> dict[str, Any]:
+        ctx.tokens(3)
+        names = ("agent_id", "pool", "tenant", "project", "task_id", "attempt", "fence")
+        return {name: getattr(ctx, name) for name in names}
+
+
+class Asker(Agent):
+    async def run(self, ctx: Context, input: list[int]) -> list[int]:
+        return [await ctx.run("Counter", number) for number in input]
+
+
+class NeverStarts(Agent):
+    async def start(self, ctx: Context) -> None:
+        raise RuntimeError("no licence found")
+
+    async def run(self, ctx: Context, input: Any) -> None: ...
+
+
+class SlowToStart(Agent):
+    async def start(self, ctx: Context) -> None:
+        await asyncio.sleep(60)
+
+    async def run(self, ctx: Context, input: Any) -> None: ...
+
+
+class Feverish(Agent):
+    """Is healthy until it has run."""
+
+    async def start(self, ctx: Context) -> None:
+        self.well = True
+
+    async def run(self, ctx: Context, input: Any) -> None:
+        self.well = False
+
+    async def healthy(self, ctx: Context) -> bool:
+        return self.well
+
+
+ALL = (Reviewer, Counter, Shared, Sleeper, Teller, Asker, NeverStarts, SlowToStart, Feverish)
