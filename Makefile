@@ -22,6 +22,11 @@ $(VENV)/.installed: pyproject.toml
 
 install: $(VENV)/.installed ## Make .venv with everything in it
 
+# What benchmarks compare with.
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
 run: install ## Run the demo pools on an embedded Redis server, until Ctrl-C
 	@$(CLEAN) $(BIN)/agentpool-master run --embedded --banner --data-dir $(DATA_DIR) \
 		--config scripts/demo/agentpool.toml --app-dir scripts/demo
@@ -57,7 +62,7 @@ check-deploy: install ## systemd and supervisord: needs their tools, fails where
 bench-control: install ## Figures of the control plane, against floors in the same run
 	@$(CLEAN) $(BIN)/python scripts/bench_control.py
 
-bench-pool: install ## Figures of the in-process pool, against a queue and a peer
+bench-pool: $(VENV)/.peers ## Figures of the in-process pool, against a queue and a peer
 	@$(CLEAN) $(BIN)/python scripts/bench_pool.py
 
 chaos: install ## Long runs that kill things at random

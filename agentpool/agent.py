@@ -58,6 +58,10 @@ class Context:
             self._log = structlog.get_logger("agent").bind(agent_id=self.agent_id, pool=self.pool, task_id=self.task_id)
         return self._log
 
+    @log.setter
+    def log(self, logger: Any) -> None:
+        self._log = logger
+
     def tokens(self, n: int) -> None:
         """Add `n` tokens used to the present task's account; `n` must not be negative."""
         if n < 0:
@@ -79,8 +83,9 @@ class Agent:
     """Base class of agents: override `run`, and what else is needed.
 
     `start` makes the agent ready (a spawn is complete when it returns), `background` lives as long as the agent and
-    fails it by raising, `stop` cleans up, `snapshot`/`restore` carry state to another worker, `healthy` is asked at
-    each heartbeat of an agent that was spawned with a `heartbeat_interval`.
+    fails it by raising, `stop` cleans up, `snapshot`/`restore` carry state to another worker. `healthy` is asked at
+    each heartbeat of an agent that was spawned with a `heartbeat_interval`, and of an agent that is kept warm before
+    it gets its next task.
     """
 
     scope: ClassVar[Literal["tenant", "shared"]] = "tenant"

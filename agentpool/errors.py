@@ -146,13 +146,17 @@ class DuplicateAgent(AgentPoolError):
 
 
 class NoCapacity(AgentPoolError):
-    """No worker had room within the time allowed; the request was withdrawn and nothing waits."""
+    """No agent ran within the time allowed, for want of room or of a quick `start()`; the request was withdrawn and
+    nothing waits. `free` is how many slots were free then.
+    """
 
     code = "NO_CAPACITY"
 
     def __init__(self, pool: str, asked: int, free: int, detail: str = "") -> None:
         self.pool, self.asked, self.free = pool, asked, free
-        super().__init__(f'Pool "{pool}" had no room for {asked} agent(s): {free} free slots. {detail}'.rstrip())
+        super().__init__(
+            f'Pool "{pool}" did not get {asked} agent(s) to run in time: {free} free slots. {detail}'.rstrip()
+        )
 
 
 class PoolAtCapacity(AgentPoolError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from agentpool.errors import ConfigError
 from agentpool.logs import configure
 
 if TYPE_CHECKING:
@@ -37,12 +38,19 @@ class Session(msgspec.Struct):
 
     async def _run(self, verb: Callable[["Client"], Awaitable[Any]]) -> Any:
         # Here, because it costs a tenth of a second, which --help and usage errors need not wait for.
-        from agentpool.client import Client, connect
+        from agentpool.client import Client
 
-        # Who names a server means it, whatever the environment says of programs.
-        find = Client if self.redis_url or self.data_dir else connect
-        async with find(self.redis_url, data_dir=self.data_dir, config=self.config) as client:
+        self._refuse_local_pools()
+        # Not `connect`: what USE_MULTIPROCESSING says is meant for programs that have agents.
+        async with Client(self.redis_url, data_dir=self.data_dir, config=self.config) as client:
             return await verb(client)
+
+    def _refuse_local_pools(self) -> None:
+        if (self.redis_url or "").startswith("local:"):
+            raise ConfigError(
+                f"--redis-url {self.redis_url}: local pools live inside the program that opened them, and this command "
+                "looks into Redis. Give the URL of a server, or nothing to have it looked up."
+            )
 
 
 def session_of(context: click.Context) -> Session:

@@ -81,12 +81,12 @@ def agent_cells(row: Row) -> Row:
 
 async def events(client: Client, pool: str | None, limit: int) -> list[Row]:
     """Return the latest events of one pool or of all."""
-    return [plain(event) async for event in _source(client, pool, follow=False, limit=limit)]
+    return [plain(event) async for event in _source(client, pool, limit=limit)]
 
 
 async def follow(client: Client, pool: str | None, *, as_json: bool) -> None:
     """Print events as they come, until interrupted."""
-    async for event in _source(client, pool, follow=True, limit=0):
+    async for event in _source(client, pool, follow=True):
         if as_json:
             output.print_json(plain(event))
         else:

@@ -25,7 +25,9 @@ class Backend(Protocol):
         """Make ready, or raise why not; it is closed after both."""
 
     async def close(self) -> None:
-        """Let go; may be called twice. Those who still wait are cancelled."""
+        """Let go; may be called twice. Those who still wait get `PoolClosed`, or the outcome where tasks end with the
+        client; what they asked for is taken back, but a task that was submitted goes on where it can.
+        """
 
     # -- agents: ids are `<pool>/<name>` ------------------------------------------------------------------------
 
@@ -119,5 +121,5 @@ class Backend(Protocol):
         ...
 
     def follow(self, pools: Sequence[str]) -> AsyncGenerator[Event, None]:
-        """Yield events of the pools from now on, as they come, for ever."""
+        """Yield events of the pools from now on, as they come, until this is closed."""
         ...

@@ -12,6 +12,7 @@ from agentpool.client.agents import AgentHandle
 from agentpool.client.backend import Backend
 from agentpool.client.choice import LOCAL_URL, LocalPools, is_local, uses_processes
 from agentpool.client.cleanup import Cleanup
+from agentpool.client.kinds import check_limit
 from agentpool.client.pool import Pool
 from agentpool.errors import ConfigError, InvalidInput, PoolClosed, RedisUnavailable, UnknownPool
 from agentpool.protocol.events import Event
@@ -74,7 +75,15 @@ class Client:
         """
         if self._backend is not None:
             return
-        backend = await asyncio.to_thread(_find_backend, *self._target, self.cleanup)
+        url, data_dir, config, pools = self._target
+        backend: Backend
+        if is_local(url):
+            # Not in a thread, as modules of agents expect to be imported in the main one.
+            from agentpool.client.local import find_local_pools
+
+            backend = find_local_pools(config, pools)
+        else:
+            backend = await asyncio.to_thread(_find_redis, url, data_dir, config, self.cleanup)
         try:
             await backend.open()
         except BaseException:
@@ -83,11 +92,14 @@ class Client:
         self._backend = backend
 
     async def close(self) -> None:
-        """Let go of the server, whose agents and tasks go on; local pools end. May be called twice."""
+        """Let go of the server, whose agents and tasks go on; local pools end. May be called twice.
+
+        Callers that still wait get `PoolClosed`, or the outcome of what ends with the client.
+        """
         await self.cleanup.close()
-        backend, self._backend = self._backend, None
-        if backend:
+        if backend := self._backend:
             await backend.close()
+            self._backend = None  # not before: a close that was cancelled may be repeated
 
     @property
     def backend(self) -> Backend:
@@ -138,7 +150,10 @@ class Client:
         await self.pool(pool).drain(worker_id)
 
     async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncGenerator[Event, None]:
-        """Yield the latest events of all pools by time; with `follow`, those from now on, for ever."""
+        """Yield the latest events of all pools, `limit` at most, by time; with `follow`, those from now on, as they
+        come, until this is closed.
+        """
+        check_limit(limit)
         names = await self.backend.pool_names()
         if follow:
             async with contextlib.aclosing(self.backend.follow(names)) as following:
@@ -174,15 +189,8 @@ class RedisClient(Client):
         await self._redis.close()
 
 
-def _find_backend(
-    url: str | None, data_dir: Place | None, config: Place | None, pools: LocalPools | None, cleanup: Cleanup
-) -> Backend:
-    """Choose what carries requests out, still to be opened; reads files and imports, so it runs in a thread."""
-    # Backends are imported only here, as loading redis-py costs much, which local pools do not need.
-    if is_local(url):
-        from agentpool.client.local import find_local_pools
-
-        return find_local_pools(config, pools)
+def _find_redis(url: str | None, data_dir: Place | None, config: Place | None, cleanup: Cleanup) -> Backend:
+    """Find the server, without asking it anything; reads files and imports redis-py, so it runs in a thread."""
     from agentpool.client.redis_backend import RedisBackend
     from agentpool.config import load_client_target
     from agentpool.store import Store

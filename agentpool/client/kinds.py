@@ -9,7 +9,7 @@ import msgspec
 from agentpool.agent import Agent, AgentType, check_agent_class, result_type_of
 from agentpool.errors import ConfigError, InvalidInput, TaskFailed
 
-__all__ = ["UNTYPED", "Kind", "kind_of", "milliseconds"]
+__all__ = ["UNTYPED", "Kind", "check_limit", "kind_of", "milliseconds"]
 
 
 class Kind:
@@ -95,3 +95,9 @@ def milliseconds(name: str, seconds: float | None) -> int:
     if not is_number or not math.isfinite(seconds) or not 0 < seconds <= 1e9:
         raise InvalidInput(f"{name} is {seconds!r}: it must be a positive number of seconds, or None.", f"$.{name}")
     return math.ceil(seconds * 1000)
+
+
+def check_limit(limit: int) -> None:
+    """Raise `InvalidInput` unless this, how many of something are wanted, is a whole number ≥ 1."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidInput(f"limit is {limit!r}: it must be a whole number of at least 1.", "$.limit")

@@ -1,13 +1,14 @@
 """A pool, as a client sees it."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentpool.agent import Agent
 from agentpool.client.acquiring import Acquiring
 from agentpool.client.agents import AgentHandle
-from agentpool.client.kinds import UNTYPED, kind_of, milliseconds
+from agentpool.client.kinds import UNTYPED, check_limit, kind_of, milliseconds
 from agentpool.client.requests import PRIORITY, Spawn, new_request
 from agentpool.client.tasks import TaskHandle, run_task, submit_task
 from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
@@ -92,19 +93,21 @@ class Pool:
             self.release,
         )
 
-    def release(self, agent: AgentHandle) -> Coroutine[Any, Any, None]:
-        """End an agent that was acquired; to be awaited. Does nothing to one that has ended already.
+    def release(self, agent: AgentHandle) -> "asyncio.Future[None]":
+        """End an agent that was acquired; what this returns may be awaited. Does nothing to one that has ended already.
 
-        Cancelling this does not stop it. While the server is away it goes on in the background, quietly: the caller
-        could do no more about it than `max_idle_time` does. Raises `InvalidInput` for an agent acquired elsewhere.
+        Cancelling the wait does not stop it. While the server is away it goes on in the background, quietly: the caller
+        could do no more about it than `max_idle_time` does, which also ends what is released after the client was
+        closed. Raises `InvalidInput` for an agent acquired elsewhere.
         """
         agent_id = self._agent_id(agent.id)
         if agent._client is not self._client:
             raise InvalidInput(f"Agent {agent_id} was acquired by another client: release it there.", "$.id")
-        backend, cleanup = self._client.backend, self._client.cleanup
-        # Begun here, because a coroutine that is cancelled before its first step would never begin it.
-        ending = cleanup.start(lambda: backend.terminate(agent_id, "released"))
-        return cleanup.wait(ending, RELEASE_WAITS_S)
+        client, cleanup = self._client, self._client.cleanup
+        # Begun here, because a task that is cancelled before its first step would never begin it. The backend is looked
+        # up inside, where a client that was closed is no error.
+        ending = cleanup.start(lambda: client.backend.terminate(agent_id, "released"))
+        return asyncio.create_task(cleanup.wait(ending, RELEASE_WAITS_S), name="client.release")
 
     def agent(self, id: str, agent_type: str | type[Agent] | None = None) -> AgentHandle:
         """Return a handle of an agent by its id or bare name, without I/O; its class types input and results."""
@@ -202,7 +205,10 @@ class Pool:
         await self._known(self._client.backend.scale(self.name, workers))
 
     async def events(self, *, follow: bool = False, limit: int = 200) -> AsyncGenerator[Event, None]:
-        """Yield the latest events, oldest first; with `follow`, those from now on as they come, for ever."""
+        """Yield the latest events, `limit` at most, oldest first; with `follow`, those from now on, as they come, until
+        the client closes.
+        """
+        check_limit(limit)
         await self.info()
         if not follow:
             for event in await self._client.backend.events(self.name, limit):

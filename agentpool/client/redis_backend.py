@@ -3,6 +3,8 @@
 Nothing above imports this before a client opens, because it costs what loading redis-py costs.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from agentpool.client.redis_spawning import RedisSpawning
 from agentpool.client.redis_tasks import RedisTasks
 from agentpool.client.replies import Replies
 from agentpool.client.requests import Request, Spawn
+from agentpool.periodic import end_task
 from agentpool.protocol.events import Event
 from agentpool.protocol.records import AgentRecord, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 from agentpool.store import Store
@@ -29,6 +32,7 @@ class RedisBackend:
         self.replies = Replies(store)
         """How answers come back; it begins to listen when something waits."""
         self._cleanup, self._owns_store = cleanup, owns_store
+        self._closing = asyncio.Event()
         self._spawning = RedisSpawning(store, self.replies, cleanup)
         self._tasks = RedisTasks(store, self.replies, cleanup)
 
@@ -38,6 +42,8 @@ class RedisBackend:
 
     async def close(self) -> None:
         """Stop listening, which begins again when something waits; close the store unless it is someone else's."""
+        self._closing.set()
+        self._closing.clear()  # those who follow wake up all the same, and others may begin
         await self.replies.close()
         await self._cleanup.close()  # of what those who waited have just taken back
         if self._owns_store:
@@ -103,5 +109,25 @@ class RedisBackend:
     async def events(self, pool: str, limit: int) -> list[Event]:
         return await self.store.events.read(pool, limit)
 
-    def follow(self, pools: Sequence[str]) -> AsyncGenerator[Event, None]:
-        return self.store.events.follow(pools)
+    async def follow(self, pools: Sequence[str]) -> AsyncGenerator[Event, None]:
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            async with contextlib.aclosing(self.store.events.follow(pools)) as events:
+                while event := await _next(events, closing):
+                    yield event
+        finally:
+            closing.cancel()
+
+
+async def _next(events: AsyncGenerator[Event, None], closing: "asyncio.Task[Any]") -> Event | None:
+    """Return the next event, or None when `closing` has ended."""
+    coming: asyncio.Task[Event] = asyncio.create_task(_step(events))
+    try:
+        await asyncio.wait([coming, closing], return_when=asyncio.FIRST_COMPLETED)
+        return None if closing.done() else coming.result()
+    finally:
+        await end_task(coming)
+
+
+async def _step(events: AsyncGenerator[Event, None]) -> Event:
+    return await anext(events)

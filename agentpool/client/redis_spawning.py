@@ -8,7 +8,7 @@ from agentpool.client.cleanup import Cleanup
 from agentpool.client.replies import Answer, Replies, Waiter
 from agentpool.client.requests import Spawn
 from agentpool.clock import monotonic
-from agentpool.errors import AgentPoolError, NoCapacity, RedisUnavailable, UnknownAgent
+from agentpool.errors import AgentPoolError, NoCapacity, PoolClosed, RedisUnavailable, UnknownAgent
 from agentpool.protocol.commands import AgentEnded
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import AgentRecord, PoolInfo, PoolView
@@ -25,7 +25,7 @@ class RedisSpawning:
         self._store, self._replies, self._cleanup = store, replies, cleanup
 
     async def spawn(self, request: Spawn, timeout: float | None) -> None:
-        """Return when the agent's `start()` has finished; cancelling this, or a timeout, withdraws the request."""
+        """Return when the agent's `start()` has finished; withdrawn by cancellation, timeout or the client's end."""
         deadline = math.inf if timeout is None else monotonic() + timeout
         with self._replies.agent(request.agent_id) as waiter:
             placing = asyncio.ensure_future(self._place(request, timeout))
@@ -34,7 +34,7 @@ class RedisSpawning:
                 self._replies.accept(waiter)
                 left = None if timeout is None else max(deadline - monotonic(), 0)
                 answer = await self._wait_or_withdraw(request, waiter, left)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, PoolClosed):
                 await self._cleanup.run(lambda: self._undo(request, placing))
                 raise
             except RedisUnavailable:
@@ -46,7 +46,9 @@ class RedisSpawning:
     async def _wait_or_withdraw(self, request: Spawn, waiter: Waiter, timeout: float | None) -> Answer | None:
         """Return the answer, or None when the agent runs though none came; raises why it does not run in time."""
         try:
-            return await self._replies.wait(waiter, timeout)
+            return await self._replies.wait(
+                waiter, timeout, f"agent {request.agent_id} was not ready; the request was withdrawn"
+            )
         except TimeoutError:
             await self._withdraw(request)
             return None

@@ -5,7 +5,7 @@ import asyncio
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.replies import Answer, Replies, Waiter
 from agentpool.client.requests import Request
-from agentpool.errors import RedisUnavailable
+from agentpool.errors import PoolClosed, RedisUnavailable
 from agentpool.protocol.records import Outcome
 from agentpool.store import Store
 
@@ -27,13 +27,13 @@ class RedisTasks:
             raise
 
     async def run(self, request: Request) -> Outcome:
-        """Submit and wait for the outcome; cancelling this, or a timeout, cancels the task."""
+        """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
         with self._replies.task(request.task_id) as waiter:
             try:
                 await self._send(request)
                 self._replies.accept(waiter)
                 outcome = await self._wait_or_stop(request, waiter)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, PoolClosed):
                 await self._cleanup.run(lambda: self._store.tasks.cancel(request.task_id))
                 raise
             except RedisUnavailable:
@@ -46,7 +46,9 @@ class RedisTasks:
         """Wait for a task that Redis may have or not; raises `TimeoutError` or `UnknownTask`."""
         with self._replies.task(task_id) as waiter:
             self._replies.accept(waiter, look=True)
-            outcome = await self._replies.wait(waiter, timeout)
+            outcome = await self._replies.wait(
+                waiter, timeout, f"the result of task {task_id} was waited for; the task goes on"
+            )
         assert isinstance(outcome, Outcome)
         return outcome
 
@@ -66,7 +68,9 @@ class RedisTasks:
 
     async def _wait_or_stop(self, request: Request, waiter: Waiter) -> Answer:
         try:
-            return await self._replies.wait(waiter, request.patience)
+            return await self._replies.wait(
+                waiter, request.patience, f"task {request.task_id} was not finished; it was cancelled"
+            )
         except TimeoutError:
             return await self._stop(request)
 

@@ -18,7 +18,7 @@ import msgspec
 
 from agentpool.client.cleanup import CLOSE_WAITS_S
 from agentpool.clock import monotonic
-from agentpool.errors import RedisUnavailable, UnknownTask
+from agentpool.errors import PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.periodic import Periodic
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.commands import AgentEnded, AgentReady, TaskDone, decode_reply
@@ -54,7 +54,7 @@ class Waiter:
         """Set by who wants to know when the last holder is gone."""
 
     async def dismiss(self, timeout: float) -> None:
-        """Cancel all holders, and let them take back what they asked for, at most `timeout` seconds."""
+        """Tell all holders to wait no more, and let them take back what they asked for, at most `timeout` seconds."""
         self.future.cancel()
         self.left = self.left or asyncio.get_running_loop().create_future()
         await asyncio.wait([self.left], timeout=timeout)
@@ -99,14 +99,19 @@ class Replies:
             self._due.add(waiter.id)
             self._lookups.wake()
 
-    async def wait(self, waiter: Waiter, timeout: float | None) -> Answer:
-        """Return the answer; raises `TimeoutError`, or `RedisUnavailable` when Redis is away at the deadline."""
+    async def wait(self, waiter: Waiter, timeout: float | None, doing: str) -> Answer:
+        """Return the answer; raises `TimeoutError`, or `RedisUnavailable` when Redis is away at the deadline.
+
+        Raises `PoolClosed` with what its holder is `doing`, a clause, when the client is closed meanwhile.
+        """
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             left = OUTAGE_S if deadline is None else max(deadline - monotonic(), 0)
             # asyncio.wait leaves the future alone when this caller is cancelled: others may share it.
             done, _ = await asyncio.wait([waiter.future], timeout=left)
             if done:
+                if waiter.future.cancelled():
+                    raise PoolClosed(f"This client was closed while {doing}. Open a client, and ask again.")
                 return waiter.future.result()
             if self._outage and (deadline or monotonic() - self._outage[0] >= OUTAGE_S):
                 raise RedisUnavailable(str(self._outage[1]))
@@ -114,7 +119,7 @@ class Replies:
                 raise TimeoutError
 
     async def close(self) -> None:
-        """End both loops until something waits anew; may be called twice. Those who still wait are cancelled."""
+        """End both loops until something waits anew; may be called twice. Those who still wait get `PoolClosed`."""
         self._started = False
         await self._lookups.stop()
         await self._subscription.stop()

@@ -75,7 +75,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     agent_idle_timeout: float = 300.0
     """Warm agents for tasks by type end when nobody has used them for this long."""
     recycle_threshold: int = 1000
-    """Requests after which a warm agent is replaced by a fresh one; here and below 0 is no limit."""
+    """Requests after which a warm agent is replaced by a fresh one. 0 is no limit, here and for what follows."""
     requests_per_quota: int = 5000
     """A second bound on requests, part of the quota; the lower one counts."""
     max_instance_age: float = 7200.0

@@ -66,7 +66,7 @@ class Agents:
         if self._draining:
             self._strays[desired.agent_id] = desired
             return
-        earlier = next((pinned for pinned in self._leaving if pinned.id == desired.agent_id), None)
+        earlier = [pinned for pinned in self._leaving if pinned.id == desired.agent_id]
         pinned = Pinned(self._place, desired, self._upkeep, lambda it, mail: self._on_idle(it.name, mail), earlier)
         self._held[pinned.id] = pinned
         pinned.when_ended(self._ended)

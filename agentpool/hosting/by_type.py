@@ -2,7 +2,8 @@
 
 A task by type holds a slot for its lease, and its agent is made inside that slot. Agents are kept per tenant, as state
 must not leak between tenants, unless their class says that they may be shared. Pinned and pooled agents together stay
-within the capacity: whoever comes evicts the idle one that was used longest ago.
+within the capacity: whoever comes evicts the idle one that was used longest ago. Beyond it there are, for a moment, the
+successor of an agent that is recycled, one per type and tenant, and agents that have ended and still clean up.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ __all__ = ["ByType"]
 SHARED_TENANT = "default"
 """The tenant that a shared agent is told of when it is started; its runs are told their own."""
 SPARE_POOLS = 32
-"""Pools without agents that are kept, as they remember what does not start."""
+"""Pools without agents that are kept for when their type and tenant come again."""
 
 
 class ByType:
@@ -38,7 +39,7 @@ class ByType:
     async def acquire(self, type: AgentType, tenant: str) -> Lease:
         """Return a started agent for one task; raises what `AgentPool.acquire` does."""
         pool = await self._pool(type, SHARED_TENANT if type.cls.scope == "shared" else tenant)
-        if pool.oldest_idle() is None:
+        if pool.oldest_idle() is None and not pool.unclaimed:
             self._evict_down_to(self._place.settings.capacity - 1)
         return await pool.acquire()
 

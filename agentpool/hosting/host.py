@@ -11,7 +11,7 @@ from agentpool.hosting.agents import Agents
 from agentpool.hosting.by_type import ByType
 from agentpool.hosting.place import Place
 from agentpool.hosting.run import Run, failed
-from agentpool.pool import SpawnCircuitOpen, StartFailed
+from agentpool.pool import StartFailed
 from agentpool.pool.calls import describe
 from agentpool.protocol.records import Outcome, TaskError
 from agentpool.protocol.states import TaskStatus
@@ -48,9 +48,11 @@ class Host:
         When the outcome is recorded, `finish` must be called: until then a pinned agent takes no other task.
         """
         name = run.task.header.agent_name
-        outcome = await self._to_an_outcome(run, lambda: self._on_pinned(run) if name else self._on_any(run))
         agent_id = f"{self.place.pool}/{name}" if name else ""
-        return msgspec.structs.replace(outcome, process_id=self.place.settings.host_id, agent_id=agent_id)
+        if name and (pinned := self.agents.get(agent_id)):
+            pinned.begin(run)
+        outcome = await self._to_an_outcome(run, lambda: self._on_pinned(run) if name else self._on_any(run))
+        return msgspec.structs.replace(outcome, process_id=self.place.settings.worker_id, agent_id=agent_id)
 
     def finish(self, run: Run, *, has_mail: bool) -> None:
         """The outcome of a task is recorded: its agent can take the next one."""
@@ -62,10 +64,10 @@ class Host:
         await self.by_type.close()
 
     async def _on_pinned(self, run: Run) -> Outcome:
-        pinned = self.agents.get(f"{self.place.pool}/{run.task.header.agent_name}")
-        instance = pinned.begin(run) if pinned else None
-        if instance is None or pinned is None:
+        pinned = run.pinned
+        if pinned is None or pinned.instance is None:
             return failed(TaskStatus.FAILED, TaskError(type="AgentFailed", message="the agent is not running"))
+        instance = pinned.instance
         input = run.decode(instance.type)
         return await run.perform(instance.run, input, agent_id=instance.id, fence=pinned.incarnation)
 
@@ -83,8 +85,8 @@ class Host:
     async def _to_an_outcome(run: Run, perform: Callable[[], Awaitable[Outcome]]) -> Outcome:
         try:
             return run.stopped_early() or await perform()
-        except (StartFailed, SpawnCircuitOpen) as error:
-            word = TaskError(type="AgentFailed", message=str(error))
+        except StartFailed as error:
+            word = TaskError(type="AgentFailed", message=str(error), traceback=error.traceback)
             return run.stopped_early() or failed(TaskStatus.FAILED, word)
         except AgentPoolError as error:
             return run.stopped_early() or run.refused(error)

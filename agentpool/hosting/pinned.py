@@ -7,7 +7,7 @@ Its life is one task: start, tell the registry, serve until something breaks; th
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 
@@ -51,7 +51,7 @@ class Pinned:
         desired: DesiredAgent,
         upkeep: Upkeep,
         on_idle: Callable[["Pinned", bool], None],
-        after: "Pinned | None" = None,
+        after: "Sequence[Pinned]" = (),
     ) -> None:
         self.desired, self.id = desired, desired.agent_id
         self.name = split_id(desired.agent_id)[1]
@@ -63,19 +63,19 @@ class Pinned:
         self.last_used = monotonic()
         self._run: Run | None = None
         self._ran = False
+        self.gone = asyncio.Event()
+        """It was terminated, and its `stop()` has ended or was given up."""
         self._free = asyncio.Event()
         self._free.set()
         self._life = asyncio.create_task(self._live(), name=f"life of {self.id}")
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    def begin(self, run: Run) -> Instance | None:
-        """Take a task; returns the agent to run it on, or None when it is not idle."""
-        if self.phase is not Phase.IDLE or self.instance is None or self.instance.broken:
-            return None
-        self.phase, self._run, run.pinned = Phase.RUNNING, run, self
-        self._free.clear()
-        return self.instance
+    def begin(self, run: Run) -> None:
+        """Take a task, if the agent is idle: `run.pinned` tells."""
+        if self.phase is Phase.IDLE and self.instance and not self.instance.broken:
+            self.phase, self._run, run.pinned = Phase.RUNNING, run, self
+            self._free.clear()
 
     def finish(self, run: Run, has_mail: bool) -> None:
         """The outcome is recorded: the agent can take the next task."""
@@ -99,11 +99,6 @@ class Pinned:
     # -- its end ------------------------------------------------------------------------------------------------
 
     @property
-    def ended(self) -> bool:
-        """Tell whether its life here is over."""
-        return self._life.done()
-
-    @property
     def error(self) -> BaseException | None:
         """What ended its life though nothing should: a fault of this package."""
         return None if not self._life.done() or self._life.cancelled() else self._life.exception()
@@ -120,6 +115,7 @@ class Pinned:
         await end_task(self._life)
         if self.instance:
             await self.instance.close()
+        self.gone.set()
 
     async def hand_over(self) -> str:
         """Once free, let the agent say what it wants to find again, then stop it; returns its snapshot."""
@@ -141,8 +137,8 @@ class Pinned:
     # -- its life -----------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        if self._after:
-            await asyncio.wait({self._after._life})
+        for earlier in self._after:
+            await earlier.gone.wait()
         failures = 0
         while True:
             began = monotonic()

@@ -14,12 +14,14 @@ from agentpool.protocol.zygote import WorkerSettings
 __all__ = ["HostSettings", "Place", "Registry"]
 
 
+NEVER = 2**31
+
+
 class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Times are in seconds. `agents` holds the deadlines of calls into agents, and when agents by type are renewed."""
 
     pool: str
-    host_id: str
-    """The worker's id."""
+    worker_id: str
     capacity: int
     agents: PoolConfig
     task_timeout: float
@@ -29,15 +31,20 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     boot_backoff_max: float
 
     @classmethod
-    def of(cls, source: PoolSettings | WorkerSettings, pool: str, host_id: str, capacity: int) -> "HostSettings":
+    def of(cls, source: PoolSettings | WorkerSettings, pool: str, worker_id: str, capacity: int) -> "HostSettings":
         """Return what a pool's settings mean for one host; where they say 0 for no limit, a `PoolConfig` says None."""
         return cls(
             pool=pool,
-            host_id=host_id,
+            worker_id=worker_id,
             capacity=capacity,
             agents=PoolConfig(
                 min_size=0,
-                max_size=capacity,
+                # The host keeps to its capacity itself; here those that still clean up must not hold up the next one.
+                max_size=2 * capacity,
+                # A task by type holds a slot and fails with its own agent's start, no sooner.
+                breaker_failures=NEVER,
+                health_timeout=source.agent_start_timeout,
+                recycles_at_once=1,
                 start_timeout=source.agent_start_timeout,
                 stop_timeout=source.agent_stop_timeout,
                 cancel_grace=source.agent_stop_timeout,

@@ -125,6 +125,6 @@ class Acquirer:
             return True
         out_of_time = allowed < limit and ended.why and ended.kind != "abandoned"  # the request, not the agent
         if not out_of_time and not core.closing:
-            member.instance.break_("healthy() said no" if ended.well else ended.describe("healthy()"))
+            member.instance.break_unhealthy(ended)
         core.put_back(member)
         return False

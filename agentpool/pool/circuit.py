@@ -21,9 +21,10 @@ from agentpool.policy.breaker import (
     with_trial,
     without_trial,
 )
+from agentpool.pool.calls import Ended
 from agentpool.pool.config import PoolConfig
 from agentpool.pool.errors import SpawnCircuitOpen, StartFailed
-from agentpool.pool.instance import Instance
+from agentpool.pool.instance import Instance, facts_of_failure
 from agentpool.pool.member import Member
 
 __all__ = ["Circuit"]
@@ -69,13 +70,13 @@ class Circuit:
         """An agent has started."""
         self.breaker = after_start(self.breaker, monotonic())
 
-    def note_failure(self, agent_id: str, reason: str) -> StartFailed:
+    def note_failure(self, instance: Instance, ended: Ended) -> StartFailed:
         """An agent did not start; returns the error for whom it was meant."""
         self.failures += 1
-        self._reason = reason
+        self._reason = reason = instance.broken or ended.describe("start()")
         self.breaker = after_failure(self.breaker, self._settings, monotonic(), self._chance.random())
-        log.warning("pool.start_failed", extra={"agent_id": agent_id, "error": reason})
-        return StartFailed(agent_id, reason)
+        log.warning("pool.start_failed", extra=facts_of_failure(instance.id, reason, instance.traceback))
+        return StartFailed(instance.id, reason, instance.traceback)
 
     def note_called_off(self) -> None:
         """A start was ended before anything came of it."""

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import random
 from bisect import insort
-from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from agentpool.pool.calls import Call
 from agentpool.pool.circuit import Circuit
 from agentpool.pool.config import PoolConfig
 from agentpool.pool.figures import Counters, Histogram, Tally
-from agentpool.pool.instance import Instance, MakeContext, checks_health
+from agentpool.pool.instance import Instance, MakeContext, checks_health, facts_of_failure
 from agentpool.pool.leaving import Leaving
 from agentpool.pool.ledger import Ledger
 from agentpool.pool.member import Member
@@ -45,7 +44,7 @@ LAST_USED = attrgetter("last_used")
 class Core:
     """The state of a pool. `spawner` and `recycler` are set by the pool that puts the parts together.
 
-    `reserved` places are kept free for who has asked; `on_room` is called when `total` went down.
+    `reserved` places are kept free for saved agents, while those that make way for them clean up.
     """
 
     done: asyncio.Future[None]
@@ -68,7 +67,6 @@ class Core:
         self.short = False
         self.checks_health = checks_health(type)
         self.empty, self.populated = asyncio.Event(), asyncio.Event()
-        self.on_room: Callable[[], None] | None = None
         self.random = random.Random()  # noqa: S311 (jitter, no secret)
         self.circuit = Circuit(config, name, self.random)
         self._min, self._max = config.min_size, config.max_size
@@ -131,21 +129,15 @@ class Core:
         return task
 
     def _left(self, refill: bool) -> None:
-        total = self.total
         if refill or self.waiters.count:
             self.spawner.fill()
-        if self.on_room and self.total <= total:
-            try:
-                self.on_room()
-            except Exception:
-                log.exception("pool.on_room_failed", extra={"pool": self.name})
 
     def broke(self, instance: Instance) -> None:
         """Replace an agent that cannot go on; one that is in use, when it is given back."""
         member = self.members.get(instance.id)
         if member is None or member.instance is not instance:
             return
-        log.error("pool.agent_broke", extra={"agent_id": instance.id, "error": instance.broken})
+        log.error("pool.agent_broke", extra=facts_of_failure(instance.id, instance.broken, instance.traceback))
         member.look()
         if member.state is not PooledState.STARTING and not member.proved:
             self.circuit.note_broken(instance)

@@ -16,10 +16,13 @@ class AcquireTimeout(AgentPoolError, TimeoutError):
 
 
 class StartFailed(AgentFailed):
-    """The agent that was being made for this request could not be started; `reason` tells why."""
+    """The agent that was being made for this request could not be started.
 
-    def __init__(self, agent_id: str, reason: str) -> None:
-        self.agent_id, self.reason = agent_id, reason
+    `reason` tells why, and `traceback` where its code raised, as text; it is '' when it did not.
+    """
+
+    def __init__(self, agent_id: str, reason: str, traceback: str = "") -> None:
+        self.agent_id, self.reason, self.traceback = agent_id, reason, traceback
         super().__init__(f"Agent {agent_id} could not be started: {reason}")
 
 

@@ -15,7 +15,7 @@ from agentpool.clock import monotonic
 from agentpool.pool.calls import Begin, Call, Ended, Meter, brief
 from agentpool.pool.config import PoolConfig
 
-__all__ = ["Instance", "MakeContext"]
+__all__ = ["Instance", "MakeContext", "checks_health", "facts_of_failure"]
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ MakeContext = Callable[[str, str | None], Context]
 class Instance:
     """`on_broken(instance)` is called, once, when the agent cannot go on and must be replaced.
 
-    `broken` says why, and `traceback` where its code raised, if it did; both are '' before.
+    `broken` says why, and `traceback` where its code raised, if it did, also in a start; both are '' before.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Instance:
         self._started = False
         self._closing: asyncio.Task[None] | None = None
 
-    def break_(self, reason: str) -> None:
+    def break_(self, reason: str, traceback: str = "") -> None:
         """Say that the agent must be replaced; the first reason counts."""
         if not self.broken:
-            self.broken = reason
+            self.broken, self.traceback = reason, traceback
             self._on_broken(self)
 
     # -- its life -----------------------------------------------------------------------------------------------
@@ -84,8 +84,7 @@ class Instance:
 
     def _background_ended(self, ended: Ended) -> None:
         if not ended.well and not ended.why:
-            self.traceback = ended.traceback()
-            self.break_(ended.describe("background()"))
+            self.break_(ended.describe("background()"), ended.traceback())
 
     async def close(self) -> None:
         """End what the agent still does, and let it clean up, once; cancelling a waiter does not cut it short."""
@@ -138,9 +137,12 @@ class Instance:
         if ended.well and ended.value:
             return True
         if not ended.why or ended.timed_out:
-            self.traceback = ended.traceback()
-            self.break_("healthy() said no" if ended.well else ended.describe("healthy()"))
+            self.break_unhealthy(ended)
         return False
+
+    def break_unhealthy(self, ended: Ended) -> None:
+        """Say that the agent must be replaced, as its `healthy()` ended like this."""
+        self.break_("healthy() said no" if ended.well else ended.describe("healthy()"), ended.traceback())
 
     async def snapshot(self) -> msgspec.Raw | None:
         """Return the state that the agent wants to find again, as JSON, or None when there is none to be had."""
@@ -161,7 +163,9 @@ class Instance:
     async def restore(self, state: msgspec.Raw) -> Ended:
         """Give a started agent the state of another."""
         begin = partial(self._agent.restore, self._context, msgspec.json.decode(state))
-        return await self._call("restore()", begin, self._config.start_timeout).ended()
+        ended = await self._call("restore()", begin, self._config.start_timeout).ended()
+        self.traceback = self.traceback or ended.traceback()
+        return ended
 
     def memory_mb(self) -> float | None:
         """Return what the agent says it holds, if it says anything."""
@@ -199,7 +203,12 @@ class Instance:
         return call
 
     def _log_failure(self, event: str, problem: str, ended: Ended) -> None:
-        log.error(event, extra={"agent_id": self.id, "error": problem, "traceback": ended.traceback()})
+        log.error(event, extra=facts_of_failure(self.id, problem, ended.traceback()))
+
+
+def facts_of_failure(agent_id: str, problem: str, traceback: str) -> dict[str, str]:
+    """Return what a log line carries of a failure: where the agent raised only if it did."""
+    return {"agent_id": agent_id, "error": problem, **({"traceback": traceback} if traceback else {})}
 
 
 def checks_health(type: AgentType) -> bool:

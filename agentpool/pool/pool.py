@@ -38,8 +38,7 @@ PRIORITY = 5
 class AgentPool:
     """A bounded set of agents of one class in one event loop. Open it with `async with`, or `open()` and `close()`.
 
-    `name` comes before the ids of its agents; `context` makes what agents are told of themselves; `on_room` is called,
-    in the loop, when `total` went down.
+    `name` comes before the ids of its agents; `context` makes what agents are told of themselves.
     """
 
     def __init__(
@@ -49,12 +48,10 @@ class AgentPool:
         *,
         name: str = "local",
         context: MakeContext | None = None,
-        on_room: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.name = config or PoolConfig(), name
         self.type = AgentType(check_agent_class(getattr(agent, "__name__", repr(agent)), agent))
         self._core = Core(self.type, self.config, name, context or self._default_context)
-        self._core.on_room = on_room
         self._acquirer = Acquirer(self._core)
         self._spawner = self._core.spawner = Spawner(self._core)
         self._recycler = self._core.recycler = Recycler(self._core, self._spawner)
@@ -152,6 +149,11 @@ class AgentPool:
     def leaving(self) -> int:
         """How many of `total` have ended and clean up, so that their places will be free without more ado."""
         return self._core.leaving.places
+
+    @property
+    def unclaimed(self) -> int:
+        """How many agents are being made for which nobody waits: the next requests take these, and need no others."""
+        return self._spawner.unclaimed
 
     def oldest_idle(self) -> float | None:
         """Return since when, in s of `time.monotonic()`, the agent that `evict_idle()` would end has been idle."""

@@ -13,7 +13,7 @@ from agentpool.clock import monotonic
 from agentpool.policy.recycling import Usage, next_to_recycle, reason_to_recycle
 from agentpool.pool.calls import Ended
 from agentpool.pool.core import Core
-from agentpool.pool.instance import Instance
+from agentpool.pool.instance import Instance, facts_of_failure
 from agentpool.pool.member import Member
 from agentpool.pool.spawner import Spawner
 from agentpool.pool.states import REPLACED, STARTED, PooledState, move
@@ -83,7 +83,7 @@ class Recycler:
         if core.closing:
             return  # it is seen off
         if not ended.well:
-            core.circuit.note_failure(successor.id, ended.describe("start()"))
+            core.circuit.note_failure(successor, ended)
             self.give_up(member, successor)
         elif member.state is PooledState.TERMINATED:
             core.circuit.note_start()
@@ -135,7 +135,7 @@ class Recycler:
             refused = new.broken
             core.circuit.note_broken(new)
         if refused:
-            log.warning("pool.recycle_failed", extra={"agent_id": member.id, "error": refused})
+            log.warning("pool.recycle_failed", extra=facts_of_failure(member.id, refused, new.traceback))
             self.give_up(member, new)
             core.ledger.move(member, REPLACED, "kept: its successor could not be used")
             self._return_to_service(member)

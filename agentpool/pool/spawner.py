@@ -105,6 +105,11 @@ class Spawner:
         """Return the starts under way."""
         return list(self._starting.values())
 
+    @property
+    def unclaimed(self) -> int:
+        """How many agents are being made for which nobody waits; the next requests take them."""
+        return max(0, len(self._starting) - self._core.waiters.count)
+
     def count_wanted(self) -> int:
         """Return for how many that wait an agent is being made."""
         return sum(not owner.future.done() for owner in self._owners.values())
@@ -116,8 +121,7 @@ class Spawner:
 
     def call_off_one(self, reason: str) -> bool:
         """End the agent last begun if fewer wait than are being made; False when all of them are wanted."""
-        core = self._core
-        if len(self._starting) <= core.waiters.count:
+        if not self.unclaimed:
             return False
         self.call_off(next(reversed(self._starting)), reason)
         return True
@@ -189,7 +193,7 @@ class Spawner:
             core.ledger.move(member, STARTED)
             core.offer(member, fresh=True)
         else:
-            error = core.circuit.note_failure(member.id, member.instance.broken or ended.describe("start()"))
+            error = core.circuit.note_failure(member.instance, ended)
             core.end(member, error.reason)
             if owner:
                 core.waiters.drop(owner)

@@ -432,6 +432,31 @@ async def test_a_terminal_gets_tables(redis_url: str, tiny: TinyPool) -> None:
     assert "[\r\n  1\r\n]" in shown
 
 
+async def test_it_looks_into_redis_whatever_programs_are_told(
+    redis_server: object, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local pools live inside one program, where no command sees them."""
+    config = tmp_path / "agentpool.toml"
+    config.write_text(f'[redis]\nurl = "{redis_url}"\n')
+    monkeypatch.setenv("USE_MULTIPROCESSING", "false")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    async with tiny_pool(redis_url):
+        for words in ((), ("--redis-url", redis_url), ("--data-dir", str(redis_server.data_dir))):  # type: ignore[attr-defined]
+            ran = await asyncio.to_thread(run_main, ("pools", "--json", *words), b"")
+            assert [pool["pool_name"] for pool in ran.document] == [POOL]
+        monkeypatch.delenv("REDIS_URL")
+        ran = await asyncio.to_thread(run_main, ("pools", "--json", "--config", str(config)), b"")
+        assert [pool["pool_name"] for pool in ran.document] == [POOL]
+
+
+@pytest.mark.parametrize("url", ["local://", "local:", "local://here"])
+async def test_local_pools_are_refused(cli: Cli, url: str) -> None:
+    for words in (("stats",), ("doctor",), ("redis", "PING")):
+        said = refused(await cli(*words, url=url))
+        assert f"--redis-url {url}: local pools live inside the program that opened them" in said
+        assert "looks into Redis" in said
+
+
 async def test_the_embedded_server_is_found_in_the_data_directory(redis_server: object, redis_url: str) -> None:
     async with tiny_pool(redis_url):
         command = [*PROGRAM, "pools", "--json", "--data-dir", str(redis_server.data_dir)]  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -174,14 +175,36 @@ async def test_an_agent_of_elsewhere_is_not_released(client: Client, tiny: TinyP
         assert (await agent.info()).status == "idle"
 
 
-async def test_a_closed_client_says_so(redis_url: str, tiny: TinyPool) -> None:
+async def test_a_closed_client_acquires_nothing_and_releases_quietly(redis_url: str, tiny: TinyPool) -> None:
     await tiny.add_worker()
     async with connect(redis_url) as client:
         agent = await client.pool(POOL).acquire("Echo")
-    with pytest.raises(PoolClosed):
-        await client.pool(POOL).release(agent)
+    await client.pool(POOL).release(agent)
+    assert await agents(tiny) == [agent.id.partition("/")[2]], "it ends by its max_idle_time"
     with pytest.raises(PoolClosed):
         await client.pool(POOL).acquire("Echo")
+    await client.open()
+    await client.pool(POOL).release(agent)
+    await client.close()
+    await nothing_is_left(tiny)
+
+
+async def test_a_block_that_closes_the_client_raises_its_own_error(redis_url: str, tiny: TinyPool) -> None:
+    await tiny.add_worker()
+    client = connect(redis_url)
+    await client.open()
+    with pytest.raises(ZeroDivisionError):
+        async with client.pool(POOL).acquire("Echo"):
+            await client.close()
+            raise ZeroDivisionError
+
+
+async def test_a_release_need_not_be_awaited(client: Client, tiny: TinyPool, recwarn: pytest.WarningsRecorder) -> None:
+    await tiny.add_worker()
+    client.pool(POOL).release(await client.pool(POOL).acquire("Echo"))
+    await nothing_is_left(tiny)
+    gc.collect()
+    assert not recwarn.list
 
 
 # -- nobody waits any more --------------------------------------------------------------------------------------
@@ -266,7 +289,7 @@ async def test_closing_the_client_takes_back_what_is_waited_for(redis_url: str, 
     async with connect(redis_url) as client:
         asking = asyncio.ensure_future(client.pool(POOL).acquire("Echo"))
         await wait_until(lambda: agents(tiny))
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(PoolClosed, match=r"closed while agent .* was not ready; the request was withdrawn\. Open"):
         await asking
     await nothing_is_left(tiny)
 

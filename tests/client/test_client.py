@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tiny_pool import POOL, TinyPool, tiny_pool
@@ -22,7 +23,6 @@ from agentpool import (
     connect,
 )
 from agentpool.client import Client, RedisClient
-from agentpool.client.raw import raw_command
 from agentpool.protocol.events import Event
 
 
@@ -132,20 +132,6 @@ async def test_a_client_on_someone_elses_store_leaves_it_open(tiny: TinyPool) ->
     await client.close()
 
 
-async def test_what_needs_redis_says_so_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Elsewhere:
-        async def open(self) -> None: ...
-
-        async def close(self) -> None: ...
-
-    monkeypatch.setattr("agentpool.client.client._find_backend", lambda *_: Elsewhere())
-    async with connect() as client:
-        with pytest.raises(ConfigError, match=r"need Redis.*agentpool-master"):
-            _ = client.store
-        with pytest.raises(ConfigError, match="need Redis"):
-            await anext(raw_command(client, ["PING"]))
-
-
 # -- looking ----------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +169,16 @@ async def test_events_of_one_pool_and_of_all(client: Client, tiny: TinyPool) -> 
         assert {event.pool_name for event in every} == {POOL, "other"}
         assert [event.at for event in every] == sorted(event.at for event in every)
         assert len([event async for event in client.events(limit=3)]) == 3
+        assert len([event async for event in client.pool(POOL).events(limit=1)]) == 1
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "3", None])
+@pytest.mark.parametrize("follow", [False, True])
+async def test_a_limit_of_events_that_cannot_be(client: Client, limit: Any, follow: bool) -> None:
+    for source in (client, client.pool(POOL), client.pool("nonesuch")):
+        with pytest.raises(InvalidInput, match="whole number of at least 1") as caught:
+            await anext(source.events(limit=limit, follow=follow))
+        assert caught.value.path == "$.limit"
 
 
 @pytest.mark.parametrize("of_all", [False, True])
@@ -192,6 +188,19 @@ async def test_events_can_be_followed(client: Client, tiny: TinyPool, of_all: bo
     await asyncio.sleep(0.1)
     await tiny.add_worker("w7")
     assert await asyncio.wait_for(following, 5) == "w7"
+
+
+async def test_who_follows_comes_to_the_end_when_the_client_closes(redis_url: str, tiny: TinyPool) -> None:
+    async with connect(redis_url) as client:
+        following = asyncio.ensure_future(_last(client.pool(POOL).events(follow=True)))
+        await asyncio.sleep(0.1)
+        await tiny.add_worker("w7")
+        await asyncio.sleep(0.5)
+    assert await asyncio.wait_for(following, 0.1) == "worker.ready"
+
+
+async def _last(events: AsyncIterator[Event]) -> str:
+    return [event.type async for event in events][-1]
 
 
 async def _first(events: AsyncIterator[Event], type: str) -> str:

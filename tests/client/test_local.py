@@ -1,15 +1,19 @@
 """What is particular to pools inside this process: which there are, what they refuse, and how they end."""
 
 import asyncio
+import contextvars
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.wait import wait_until
 
 import agentpool
@@ -17,6 +21,8 @@ from agentpool import Agent, AgentPoolError, ConfigError, Context, connect
 from agentpool.client import Pool
 from agentpool.client.local import events as local_events
 from agentpool.client.local import tasks as local_tasks
+from agentpool.client.local.queue import SLACK, TaskQueue
+from agentpool.client.raw import raw_command
 
 FILE = """
 [pools.p]
@@ -24,6 +30,9 @@ agents = ["{module}:Echo"]
 max_workers = 1
 agents_per_worker = 3
 """
+
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
 
 
 class Echo(Agent):
@@ -86,7 +95,12 @@ async def test_settings_come_from_file_and_environment(tmp_path: Path, monkeypat
 
 async def test_the_pools_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "filed_module.py").write_text(
-        "from agentpool import Agent\nclass Echo(Agent):\n    async def run(self, ctx, input):\n        return input\n"
+        "import signal\n"  # which only the main thread may do
+        "signal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
+        "from agentpool import Agent\n"
+        "class Echo(Agent):\n"
+        "    async def run(self, ctx, input):\n"
+        "        return input\n"
     )
     (tmp_path / "agentpool.toml").write_text(FILE.format(module="filed_module"))
     async with connect("local://") as client:
@@ -172,6 +186,8 @@ async def test_what_needs_workers_says_so(pool: Pool) -> None:
             await asked
     with pytest.raises(ConfigError, match="Start agentpool-master"):
         _ = pool._client.store
+    with pytest.raises(ConfigError, match="need Redis"):
+        await anext(raw_command(pool._client, ["PING"]))
     with pytest.raises(agentpool.UnknownWorker):
         await pool.drain("other")
     assert worker.pid == os.getpid()
@@ -267,6 +283,172 @@ async def test_a_close_lets_finish_what_runs_in_time_and_stops_every_agent(monke
         await pool.run(Echo, 1)
     await client.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Asker(Agent):
+    """Asks another twice, with a pause."""
+
+    async def run(self, ctx: Context, input: float) -> list[Any]:
+        first = await ctx.run(Echo, "first")
+        await asyncio.sleep(input)
+        return [first, await ctx.run(Echo, "second")]
+
+
+async def test_what_runs_at_a_close_may_still_ask_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting(monkeypatch, drain_timeout=5)
+    async with connect("local://", pools={"p": [Echo, Asker]}) as client:
+        asking = asyncio.create_task(client.pool("p").run(Asker, 0.1))
+        await asyncio.sleep(0.05)
+    assert await asking == ["first", "second"]
+
+
+async def test_a_close_that_is_cancelled_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting(monkeypatch, drain_timeout=0.3, agent_stop_timeout=0.2)
+    client = connect("local://", pools={"p": [Echo]})
+    await client.open()
+    await client.pool("p").submit(Echo, 60.0)
+    await client.pool("p").spawn(Echo)
+    Echo.stopped = 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await client.close()
+    await client.close()
+    assert Echo.stopped == 2
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_those_who_follow_come_to_the_end(pool: Pool) -> None:
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async for event in pool.events(follow=True):
+            seen.append(event.type)
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await pool.spawn(Echo)
+    await pool._client.close()
+    await following
+    assert seen[0] == "agent.spawned"
+    assert seen[-1] == "agent.terminated"
+
+
+# -- agents -----------------------------------------------------------------------------------------------------
+
+
+class Reader(Agent):
+    """Tells what it finds in a context variable."""
+
+    async def run(self, ctx: Context, input: float) -> str:
+        await asyncio.sleep(input)
+        return request_id.get()
+
+
+async def test_agents_never_see_the_context_of_callers() -> None:
+    request_id.set("program")
+    async with connect("local://", pools={"p": [Reader]}) as client:
+        pool = client.pool("p")
+        agent = await asyncio.create_task(_as_request("spawner", pool.spawn(Reader)))
+
+        calls = [_as_request(f"r{number}", agent.run(0.01)) for number in range(3)]
+        calls += [_as_request(f"r{number}", pool.run(Reader, 0.01)) for number in range(3)]
+        assert await asyncio.gather(*map(asyncio.create_task, calls)) == ["program"] * 6
+
+
+async def _as_request(name: str, asking: Any) -> Any:
+    request_id.set(name)
+    return await asking
+
+
+class Slow(Agent):
+    """Takes its time to stop; notes when it is there."""
+
+    there: ClassVar[list[str]] = []
+    seconds: ClassVar[float] = 0.8
+
+    async def start(self, ctx: Context) -> None:
+        assert ctx.agent_id not in self.there, "two of one id"
+        self.there.append(ctx.agent_id)
+
+    async def run(self, ctx: Context, input: Any) -> Any:
+        return input
+
+    async def stop(self, ctx: Context) -> None:
+        await asyncio.sleep(self.seconds)
+        self.there.remove(ctx.agent_id)
+
+
+async def test_two_agents_of_one_id_never_live_together() -> None:
+    async with connect("local://", pools={"p": [Slow]}) as client:
+        pool = client.pool("p")
+        for _ in range(3):
+            agent = await pool.spawn(Slow, id="a")
+            await agent.terminate()
+        agent = await pool.spawn(Slow, id="a")
+        assert await agent.run(1) == 1
+
+
+async def test_a_slot_is_free_at_once_when_its_agent_is_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting(monkeypatch, max_workers=1, agents_per_worker=1)
+    monkeypatch.setattr(Slow, "seconds", 2.0)
+    async with connect("local://", pools={"p": [Slow, Echo]}) as client:
+        pool = client.pool("p")
+        agent = await pool.spawn(Slow)
+        running = asyncio.create_task(pool.run(Echo, 1))
+        await asyncio.sleep(0.01)
+        await agent.terminate()
+        assert await running == 1
+        assert Slow.there, "the agent still stops"
+
+
+async def test_the_outcome_of_a_run_that_failed_can_be_read(pool: Pool) -> None:
+    agent = await pool.spawn(Echo, id="a")
+    running = asyncio.create_task(agent.run(60.0))
+    await wait_until(lambda: _runs(pool))
+    await agent.terminate()
+    with pytest.raises(agentpool.AgentTerminated) as caught:
+        await running
+    task_id = re.findall(r"p/\w{22}", str(caught.value))[0]
+    info = await pool.task(task_id).info()
+    assert (info["status"], info["process_id"]) == ("agent_terminated", (await pool.workers())[0].process_id)
+
+
+async def _runs(pool: Pool) -> bool:
+    return bool((await pool.stats()).running_tasks)
+
+
+async def test_an_agent_that_got_lost_is_started_again(pool: Pool) -> None:
+    agent = await pool.spawn(Echo, id="a")
+    host = pool._client.backend._pools["p"]._host  # type: ignore[attr-defined]
+    del host.agents._held["p/a"]
+    host.agents._resync()
+    assert await agent.run(1, timeout=5) == 1
+
+
+# -- queues -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.one_of(st.integers(0, 3), st.just("pop"), st.integers(100, 140)), max_size=200))
+def test_a_queue_serves_by_rank_and_then_in_order(steps: list[Any]) -> None:
+    queue, model, added = TaskQueue(), [], 0
+    for step in steps:
+        if step == "pop":
+            if model:
+                expected = min(model, key=lambda entry: entry[0])
+                model.remove(expected)
+                assert queue.pop() == expected[1]
+        elif step < 100:
+            queue.push(f"t{added}", step)
+            model.append((step, f"t{added}"))
+            added += 1
+        else:
+            gone = f"t{step - 100}"
+            queue.remove(gone)
+            model = [entry for entry in model if entry[1] != gone]
+        assert len(queue) == len(model)
+        assert len(queue._heap) <= 2 * len(model) + SLACK + 1 or step == "pop"
+    assert sorted(queue.all()) == sorted(entry[1] for entry in model)
 
 
 async def test_nothing_is_left_after_a_stormy_day(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,9 @@ async def no_capacity(client: Client, timeout: float = 0.1) -> NoCapacity:
     with pytest.raises(NoCapacity) as caught:
         await client.pool(POOL).spawn("Echo", timeout=timeout)
     assert (caught.value.pool, caught.value.asked) == (POOL, 1)
+    assert str(caught.value).startswith(
+        f'Pool "{POOL}" did not get 1 agent(s) to run in time: {caught.value.free} free'
+    )
     return caught.value
 
 

@@ -16,6 +16,7 @@ from agentpool import (
     Context,
     InputTooLarge,
     InvalidInput,
+    PoolClosed,
     QueueFull,
     RedisUnavailable,
     TaskCancelled,
@@ -497,12 +498,31 @@ async def test_redis_is_away_while_a_result_is_awaited(
     assert await waiting == 1, "Redis is back in time"
 
 
-async def test_closing_cancels_those_who_wait(redis_url: str, tiny: TinyPool) -> None:
-    client = connect(redis_url)
-    await client.open()
-    task = await client.pool(POOL).submit("Echo", 1)
-    waiting = asyncio.ensure_future(task.result())
-    await asyncio.sleep(0.05)
-    await client.close()
+async def test_closing_tells_those_who_wait(redis_url: str, tiny: TinyPool) -> None:
+    async with connect(redis_url) as client:
+        task = await client.pool(POOL).submit("Echo", 1)
+        waiting = [asyncio.ensure_future(task.result()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+    for each in waiting:
+        with pytest.raises(PoolClosed, match=r"closed while the result of .* was waited for; the task goes on\. Open"):
+            await each
+    assert (await tiny.store.tasks.info(task.id))["status"] == "queued"
+
+
+async def test_closing_cancels_what_is_run(redis_url: str, tiny: TinyPool, gate: Gate) -> None:
+    async with connect(redis_url) as client:
+        running = asyncio.ensure_future(client.pool(POOL).run("Echo", 1))
+        await wait_until(lambda: gate.entered)
+    with pytest.raises(PoolClosed, match=r"closed while task .* was not finished; it was cancelled\. Open"):
+        await running
+    await wait_until(lambda: gate.left, message="the task is cancelled")
+
+
+async def test_who_is_cancelled_while_the_client_closes_is_cancelled(redis_url: str, tiny: TinyPool) -> None:
+    async with connect(redis_url) as client:
+        running = asyncio.ensure_future(client.pool(POOL).run("Echo", 1))
+        await wait_until(lambda: _queued(client, 1))
+        running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await waiting
+        await running
+    assert (await tiny.store.pools.observe(POOL)).waiting_tasks == 0

@@ -11,7 +11,7 @@ from agentpool.agent import Agent, AgentType, Context
 from agentpool.config import PoolSettings
 from agentpool.hosting import HostSettings, Place
 from agentpool.hosting.by_type import SPARE_POOLS, ByType
-from agentpool.pool import SpawnCircuitOpen, StartFailed
+from agentpool.pool import StartFailed
 
 
 class Worker(Agent):
@@ -20,6 +20,7 @@ class Worker(Agent):
     gate: ClassVar[asyncio.Event | None] = None
     fails: ClassVar[bool] = False
     alive: ClassVar[list[str]] = []
+    leaves: ClassVar[asyncio.Event | None] = None
 
     async def start(self, ctx: Context) -> None:
         self.tenant = ctx.tenant
@@ -33,6 +34,8 @@ class Worker(Agent):
         return id(self)
 
     async def stop(self, ctx: Context) -> None:
+        if self.leaves:
+            await self.leaves.wait()
         if self.tenant in self.alive:
             self.alive.remove(self.tenant)
 
@@ -50,6 +53,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "gate", None)
     monkeypatch.setattr(Worker, "fails", False)
     monkeypatch.setattr(Worker, "alive", [])
+    monkeypatch.setattr(Worker, "leaves", None)
 
 
 @pytest.fixture
@@ -123,16 +127,39 @@ async def test_an_agent_whose_task_was_cancelled_while_it_started_makes_room_too
     assert by_type.count == 1
 
 
-async def test_what_does_not_start_is_remembered_though_its_pool_is_empty(make: Make) -> None:
+async def test_each_task_fails_with_its_own_agents_start(make: Make) -> None:
     by_type = make(capacity=2)
     Worker.fails = True
-    for _ in range(3):
-        with pytest.raises(StartFailed, match="no licence found"):
+    for _ in range(20):
+        with pytest.raises(StartFailed, match="no licence found") as caught:
             await by_type.acquire(WORKER, "a")
-    with pytest.raises(SpawnCircuitOpen, match="no licence found"):
-        await by_type.acquire(WORKER, "a")
+        assert "in start" in caught.value.traceback
     Worker.fails = False
-    assert await use(by_type, "b"), "another tenant's agents are not held back"
+    assert await use(by_type, "a"), "no breaker holds the next one back"
+
+
+async def test_a_start_that_nobody_waits_for_any_more_serves_the_next_of_its_type(make: Make) -> None:
+    by_type = make(capacity=1)
+    Worker.gate = asyncio.Event()
+    asking = asyncio.create_task(by_type.acquire(WORKER, "a"))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait([asking])
+    again = asyncio.create_task(use(by_type, "a"))
+    await asyncio.sleep(0.01)
+    Worker.gate.set()
+    await again
+    assert Worker.alive == ["a"], "one was made, not two"
+
+
+async def test_an_agent_that_cleans_up_for_long_does_not_hold_up_the_next(make: Make) -> None:
+    by_type = make(capacity=1)
+    await use(by_type, "a")
+    Worker.leaves = asyncio.Event()
+    await use(by_type, "b")
+    async with asyncio.timeout(0.15):
+        await use(by_type, "a")
+    Worker.leaves.set()
 
 
 async def test_many_tenants_leave_no_pools_behind(make: Make) -> None:

@@ -31,7 +31,7 @@ async def test_whatever_is_raised_while_an_agent_starts_counts_as_a_failure() ->
             return (b"\xff" + b"secret" * 10_000).decode()
 
     settings = HostSettings(
-        pool="p", host_id="w1", capacity=1, agents=PoolConfig(), task_timeout=1, max_result_bytes=1000,
+        pool="p", worker_id="w1", capacity=1, agents=PoolConfig(), task_timeout=1, max_result_bytes=1000,
         boot_failures_max=3, boot_backoff=0.01, boot_backoff_max=1,
     )  # fmt: skip
     registry: Any = Registry()
@@ -39,7 +39,7 @@ async def test_whatever_is_raised_while_an_agent_starts_counts_as_a_failure() ->
     place = Place(settings, {"Keeper": AgentType(Keeper)}, registry, run_by_type=registry.fail)
     desired = DesiredAgent(agent_id="p/a", agent_type="Keeper", incarnation=1)
     pinned = Pinned(place, desired, upkeep, lambda *_: None)
-    await wait_until(lambda: pinned.ended)
+    await wait_until(pinned._life.done)
     assert pinned.error is None
     assert [final for _, final in told] == [False, False, True]
     assert all(error.startswith("UnicodeDecodeError") and len(error) < 100 for error, _ in told)

@@ -26,6 +26,63 @@ async def test_the_circuit_opens_says_why_and_closes_after_a_trial() -> None:
         assert pool._core.circuit.breaker == Breaker()
 
 
+async def test_a_start_that_raised_says_where(caplog: pytest.LogCaptureFixture) -> None:
+    async with AgentPool(controlled(start_errors=[OSError("no key")]), config()) as pool:
+        with pytest.raises(StartFailed) as caught:
+            await pool.acquire()
+    assert raised_here("start_errors.pop(0)", caught.value.traceback)
+    assert fields(caplog, "pool.start_failed") == {"error": caught.value.reason, "traceback": caught.value.traceback}
+
+
+async def test_a_start_that_is_not_in_time_raised_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async with AgentPool(controlled(start_gate=asyncio.Event()), config(start_timeout=0.02)) as pool:
+        with pytest.raises(StartFailed, match=r"longer than 0\.02 s") as caught:
+            await pool.acquire()
+    assert caught.value.traceback == ""
+    assert fields(caplog, "pool.start_failed") == {"error": caught.value.reason}
+
+
+async def test_the_start_of_a_successor_that_raised_says_where(caplog: pytest.LogCaptureFixture) -> None:
+    agent = controlled()
+    async with AgentPool(agent, config()) as pool, pool.acquire() as lease:
+        agent.start_errors = [OSError("no key")]
+        pool._recycler.mark(pool._core.members[lease.agent_id], "for the test")
+        await steps()
+    assert raised_here("start_errors.pop(0)", fields(caplog, "pool.start_failed")["traceback"])
+
+
+async def test_an_agent_that_broke_says_where(caplog: pytest.LogCaptureFixture) -> None:
+    async with AgentPool(breaking_at_once(), config(min_size=1)) as pool:
+        await pool.warm()
+        await steps()
+    found = fields(caplog, "pool.agent_broke")
+    assert found["error"] == "background() raised OSError: gone"
+    assert raised_here('raise OSError("gone")', found["traceback"])
+
+
+async def test_an_agent_whose_healthy_raises_says_where(caplog: pytest.LogCaptureFixture) -> None:
+    async def healthy(self: Controlled, ctx: Context) -> bool:
+        raise OSError("ill")
+
+    async with AgentPool(controlled(healthy=healthy), config()) as pool:
+        pool.release(await pool.acquire())
+        await pool.acquire()
+    assert raised_here('raise OSError("ill")', fields(caplog, "pool.agent_broke")["traceback"])
+
+
+def fields(caplog: pytest.LogCaptureFixture, event: str) -> dict[str, str]:
+    """What the first line of this event carries, besides whose it is."""
+    facts = vars(next(record for record in caplog.records if record.message == event))
+    assert facts["agent_id"]
+    return {name: facts[name] for name in ("error", "traceback") if name in facts}
+
+
+def raised_here(code: str, traceback: str) -> bool:
+    """Tell whether a traceback shows the agent's code, and nothing of ours above it."""
+    lines = traceback.splitlines()
+    return lines[0] == "Traceback (most recent call last):" and "tests" in lines[1] and code in traceback
+
+
 async def test_an_open_circuit_does_not_refuse_while_an_agent_may_come_back() -> None:
     agent = controlled()
     async with AgentPool(agent, config(breaker_failures=1, breaker_backoff=5, breaker_backoff_max=5)) as pool:

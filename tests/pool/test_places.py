@@ -171,37 +171,35 @@ async def test_who_waited_for_the_evicted_one_is_told_when_the_other_fails() -> 
             await second
 
 
-async def test_the_host_is_told_when_there_is_room() -> None:
-    totals: list[int] = []
-    pool = AgentPool(controlled(), config(max_size=2), on_room=lambda: totals.append(pool.total))
-    async with pool:
-        leases = await hold(pool, 2)
-        for lease in leases:
-            pool.release(lease)
-        assert totals == []
-        pool.evict()
-        assert (pool.total, pool.leaving, totals) == (2, 1, [])
-        await wait_until(lambda: totals == [1])
-        pool.evict()
-        await wait_until(lambda: totals == [1, 0])
-        full = await hold(pool, 2)
-        pool.release(full[0])
-        pool.evict()
-        await ask(pool)
-        assert totals == [1, 0], "the pool itself took the place"
-    assert totals[-1] == 0
+async def test_the_host_is_told_of_agents_that_the_next_requests_will_take() -> None:
+    agent = controlled(start_gate=asyncio.Event())
+    async with AgentPool(agent, config(max_size=3)) as pool:
+        first, second = ask(pool), ask(pool)
+        await steps()
+        assert (pool.total, pool.unclaimed) == (2, 0)
+        first.cancel()
+        await steps(2)
+        assert pool.unclaimed == 1
+        third = ask(pool)
+        await steps()
+        assert (pool.total, pool.unclaimed) == (2, 0), "none was made for it"
+        agent.start_gate.set()
+        assert await second
+        assert await third
+        assert pool.unclaimed == 0
 
 
-async def test_a_host_that_raises_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    def raises() -> None:
-        raise ZeroDivisionError
-
-    async with AgentPool(controlled(), config(), on_room=raises) as pool:
-        pool.release(await pool.acquire())
-        pool.evict()
-        await wait_until(lambda: pool.total == 0)
-        async with pool.acquire():
-            assert "pool.on_room_failed" in caplog.text
+async def test_those_that_are_made_ahead_are_unclaimed() -> None:
+    agent = controlled(start_gate=asyncio.Event())
+    async with AgentPool(agent, config(min_size=2)) as pool:
+        assert pool.unclaimed == 2
+        asking = ask(pool)
+        await steps()
+        assert pool.unclaimed == 1
+        agent.start_gate.set()
+        await asking
+        await pool.warm()
+        assert pool.unclaimed == 0
 
 
 async def test_what_was_evicted_comes_back_only_at_the_next_look() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from pool.sample import Controlled, Counting, check, check_closed, config, controlled, snapshot, steps
 from support.wait import wait_until
 
@@ -91,9 +92,11 @@ async def test_an_agent_that_breaks_while_its_successor_is_ready_does_not_use_up
         await wait_until(lambda: len(agent.alive) == 1)
 
 
-async def test_a_successor_that_could_not_be_used_counts_until_it_has_stopped() -> None:
+async def test_a_successor_that_could_not_be_used_counts_until_it_has_stopped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def restore(self: Controlled, ctx: Context, state: int) -> None:
-        raise OSError
+        raise OSError("unreadable")
 
     agent = controlled(snapshot=snapshot, restore=restore, stop_gate=asyncio.Event())
     changes = config(max_size=1, recycle_threshold=1, recycles_at_once=1, stop_timeout=5)
@@ -104,6 +107,9 @@ async def test_a_successor_that_could_not_be_used_counts_until_it_has_stopped() 
             await steps(40)
             assert (len(agent.made), pool.metrics().recycles, pool.total) == (2, 0, 1)
         agent.stop_gate.set()
+    found = [vars(record)["traceback"] for record in caplog.records if record.message == "pool.recycle_failed"]
+    assert found
+    assert all('raise OSError("unreadable")' in traceback for traceback in found)
 
 
 async def test_an_agent_is_replaced_again_only_when_the_one_before_has_stopped() -> None:

@@ -13,6 +13,7 @@ from agentpool.agent import AgentType
 from agentpool.client.kinds import kind_of
 from agentpool.client.local.events import EventLog
 from agentpool.client.local.pool import LocalPool
+from agentpool.client.local.tasks import LocalTasks
 from agentpool.client.requests import Request, Spawn, new_request
 from agentpool.client.tasks import result_of
 from agentpool.config import PoolSettings
@@ -44,16 +45,20 @@ class LocalBackend:
         self._given = pools
         self._pools: dict[str, LocalPool] = {}
         self._events = EventLog()
-        self._is_closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         for name, (settings, types) in sorted(self._given.items()):
             self._pools[name] = LocalPool(name, settings, types, self._events, partial(self._run_by_type, name))
 
     async def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="close local pools")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+        self._events.close()
 
     # -- agents -------------------------------------------------------------------------------------------------
 
@@ -71,7 +76,7 @@ class LocalBackend:
         if not word.done():
             record = pool.agents.find(split_id(request.agent_id)[1])
             if not pool.agents.withdraw(request.agent_id, request.operation, even_if_it_runs=False):
-                raise NoCapacity(pool.name, 1, pool.worker().available, _why(pool, record))
+                raise NoCapacity(pool.name, 1, pool.tasks.free(), _why(pool, record))
         elif isinstance(ended := word.result(), AgentEnded):
             raise request.ended_early(ended.status, ended.detail)
 
@@ -90,8 +95,10 @@ class LocalBackend:
         self._pool(pool_of(request.task_id)).tasks.submit(request, keep=True)
 
     async def run(self, request: Request) -> Outcome:
-        tasks = self._pool(pool_of(request.task_id)).tasks
-        future = tasks.submit(request, keep=False)
+        return await self._run(self._pool(pool_of(request.task_id)).tasks, request)
+
+    async def _run(self, tasks: LocalTasks, request: Request, *, nested: bool = False) -> Outcome:
+        future = tasks.submit(request, keep=False, nested=nested)
         try:
             await asyncio.wait([future], timeout=request.patience)
         except asyncio.CancelledError:
@@ -128,7 +135,7 @@ class LocalBackend:
         return self._pool(pool).stats()
 
     async def workers(self, pool: str) -> list[WorkerRecord]:
-        return [self._pool(pool).worker()]
+        return await self._pool(pool).workers()
 
     async def pool_of(self, worker_id: str) -> str:
         for pool in self._pools.values():
@@ -140,6 +147,7 @@ class LocalBackend:
         raise WorkersNeeded("Draining a worker")
 
     async def scale(self, pool: str, workers: int) -> None:
+        self._pool(pool)
         raise WorkersNeeded("Scaling a pool")
 
     async def events(self, pool: str, limit: int) -> list[Event]:
@@ -151,7 +159,7 @@ class LocalBackend:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _pool(self, name: str) -> LocalPool:
-        if self._is_closed:
+        if self._closing:
             raise PoolClosed("The client of these local pools was closed. Open a new one.")
         try:
             return self._pools[name]
@@ -173,10 +181,10 @@ class LocalBackend:
     async def _run_by_type(
         self, pool: str, tenant: str, agent_type: Any, input: Any, *, timeout: float | None = None
     ) -> Any:
-        """What `ctx.run` does."""
+        """What `ctx.run` does; a task may ask for others until it ends, also while the pools close."""
         kind = kind_of(agent_type)
         request = new_request(pool, kind, input, tenant=tenant, timeout=timeout)
-        return result_of(request.task_id, kind, await self.run(request))
+        return result_of(request.task_id, kind, await self._run(self._pools[pool].tasks, request, nested=True))
 
 
 def _why(pool: LocalPool, record: AgentRecord | None) -> str:

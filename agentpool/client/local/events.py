@@ -35,13 +35,18 @@ class EventLog:
         events = [event for event in self._events if event.pool_name == pool]
         return events[-limit:] if limit > 0 else []
 
+    def close(self) -> None:
+        """Let those who follow come to the end, once they have read what is there."""
+        for follower in self._followers:
+            follower.end()
+
     async def follow(self, pools: Collection[str]) -> AsyncGenerator[Event, None]:
-        """Yield events of the pools from now on."""
+        """Yield events of the pools from now on, until the client closes."""
         follower = _Follower(pools)
         self._followers.add(follower)
         try:
-            while True:
-                yield await follower.next()
+            while event := await follower.next():
+                yield event
         finally:
             self._followers.discard(follower)
 
@@ -53,14 +58,21 @@ class _Follower:
         self._pools = frozenset(pools)
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self._more = asyncio.Event()
+        self._is_over = False
 
     def tell(self, event: Event) -> None:
         if event.pool_name in self._pools:
             self._events.append(event)
             self._more.set()
 
-    async def next(self) -> Event:
+    def end(self) -> None:
+        self._is_over = True
+        self._more.set()
+
+    async def next(self) -> Event | None:
         while not self._events:
+            if self._is_over:
+                return None
             self._more.clear()
             await self._more.wait()
         return self._events.popleft()

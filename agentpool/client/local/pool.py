@@ -1,5 +1,7 @@
 """One local pool: a host of agents, and what Redis would hold for it."""
 
+import asyncio
+import contextvars
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +16,7 @@ from agentpool.clock import wall_ms
 from agentpool.config import PoolSettings
 from agentpool.hosting import Host, HostSettings, Place
 from agentpool.policy.stats import sum_up
-from agentpool.pool.upkeep import process_memory_mb
+from agentpool.pool.memory import process_memory_mb
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.events import EventName
 from agentpool.protocol.records import PoolInfo, PoolStats, PoolView, TypeInfo, WorkerRecord
@@ -27,7 +29,7 @@ CLOSED = "the client of this local pool was closed"
 
 
 class LocalPool:
-    """Made in any thread, opened in the loop that it lives in. Its capacity is what all its workers would have."""
+    """Belongs to the loop in which it is made. Its capacity is what all its workers would have."""
 
     def __init__(
         self,
@@ -42,22 +44,24 @@ class LocalPool:
         self._capacity = settings.max_workers * settings.agents_per_worker
         self._started_at = wall_ms()
         self._note = partial(events.note, name)
+        context = contextvars.copy_context()
         around = Surroundings(
             room=lambda: self.tasks.free(),
-            start=lambda desired: self._host.agents.start(desired),
+            start=lambda desired: context.copy().run(self._host.agents.start, desired),
             stop=lambda agent_id: self._host.agents.stop(agent_id),
             waiting=lambda agent: self.tasks.waiting(agent),
+            freed=lambda: self.tasks.dispatch(),
             fail_tasks=lambda agent, detail: self.tasks.fail_tasks(agent, detail),
             note=self._note,
         )
         self.agents = LocalRegistry(name, self.worker_id, types, settings.max_pending, around)
-        self.tasks = LocalTasks(name, self.worker_id, settings, types, self.agents)
+        self.tasks = LocalTasks(name, self.worker_id, settings, types, self.agents, context)
         place = Place(HostSettings.of(settings, name, self.worker_id, self._capacity), types, self.agents, run_by_type)
         self._host = self.tasks.host = Host(
             place,
-            on_idle=lambda _, __: self.tasks.dispatch(),
+            on_idle=lambda agent, _: self.tasks.dispatch_agent(agent),
             on_change=self.tasks.dispatch,
-            resync=self.tasks.dispatch,
+            resync=lambda: self.agents.start_missing(lambda agent_id: self._host.agents.get(agent_id) is not None),
         )
         self._note(EventName.POOL_APPLIED)
         self._note(EventName.WORKER_READY, "", self.worker_id)
@@ -99,8 +103,12 @@ class LocalPool:
         """Return what the agent types declare."""
         return [self._types[name].info() for name in sorted(self._types)]
 
-    def worker(self) -> WorkerRecord:
-        """Return this process as the pool's one worker."""
+    async def workers(self) -> list[WorkerRecord]:
+        """Return this process as the pool's one worker; its memory is read in a thread, as that may take long."""
+        memory_mb = await asyncio.to_thread(process_memory_mb)
+        return [self._worker(memory_bytes=round(1e6 * (memory_mb or 0.0)))]
+
+    def _worker(self, memory_bytes: int = 0) -> WorkerRecord:
         used = self.agents.placed + self.tasks.by_type
         return WorkerRecord(
             process_id=self.worker_id,
@@ -115,12 +123,12 @@ class LocalPool:
             release=__version__,
             started_at=self._started_at,
             last_beat=wall_ms(),
-            memory_bytes=round(1e6 * (process_memory_mb() or 0.0)),
+            memory_bytes=memory_bytes,
         )
 
     def stats(self) -> PoolStats:
         """Return the pool in numbers."""
-        pending, worker = self.agents.pending, self.worker()
+        pending, worker = self.agents.pending, self._worker()
         view = PoolView(
             now_ms=wall_ms(),
             workers=1,

@@ -39,6 +39,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     stop: Callable[[str], None]
     waiting: Callable[[str], int]
     """Tasks in the mailbox of the agent of this name."""
+    freed: Callable[[], None]
+    """Slots may have become free."""
     fail_tasks: Callable[[AgentRecord, str], None]
     """What runs on an agent, or waits for it, fails for this reason."""
     note: Callable[..., None]
@@ -172,6 +174,12 @@ class LocalRegistry:
             self._note(EventName.AGENT_PLACED, name)
             self._around.start(_desired(self._records[name]))
 
+    def start_missing(self, is_here: Callable[[str], bool]) -> None:
+        """Start the agents that should be here and are not: something went wrong that was no agent's fault."""
+        for record in self.all():
+            if record.process_id and not is_here(record.agent_id):
+                self._around.start(_desired(record))
+
     def begin_task(self, name: str, task_id: str) -> None:
         """A task begins on an agent."""
         self._change(name, A.ACTIVE, task_id=task_id)
@@ -249,11 +257,13 @@ class LocalRegistry:
         while len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
         self._around.fail_tasks(record, detail)
-        self._note(EventName.AGENT_FAILED if status is A.FAILED else EventName.AGENT_TERMINATED, name, detail)
+        ended = EventName.AGENT_FAILED if status is A.FAILED else EventName.AGENT_TERMINATED
+        self._around.note(ended, record.agent_id, record.process_id, detail)
         self._settle(name, word)
         if record.process_id:
             self._around.stop(record.agent_id)
         self.fill()
+        self._around.freed()
 
     def _settle(self, name: str, word: Word) -> None:
         for future in self._waiters.get(name, ()):
@@ -261,9 +271,8 @@ class LocalRegistry:
                 future.set_result(word)
 
     def _note(self, type: EventName, name: str, detail: str = "") -> None:
-        record = self._records.get(name)
-        worker = record.process_id if record else self._worker_id
-        self._around.note(type, f"{self._pool}/{name}", worker, detail)
+        record = self._records[name]
+        self._around.note(type, record.agent_id, record.process_id, detail)
 
 
 def _desired(record: AgentRecord) -> DesiredAgent:

@@ -5,14 +5,14 @@ lanes take turns themselves. One outcome counts for a task, the first.
 """
 
 import asyncio
-import heapq
-from collections import OrderedDict, deque
+import contextvars
+from collections import OrderedDict
 from collections.abc import Collection
-from itertools import count
 from typing import Any
 
 import msgspec
 
+from agentpool.client.local.queue import TaskQueue
 from agentpool.client.local.registry import LocalRegistry
 from agentpool.client.requests import Request
 from agentpool.clock import monotonic
@@ -30,30 +30,39 @@ OUTCOMES_MAX = 100_000
 
 
 class _Task:
-    """A task without an outcome; `run` is set while it runs. `keep`: someone may ask for its outcome later."""
+    """A task without an outcome; `run` is set while it runs. `keep`: someone may ask for its outcome later. `nested`:
+    another task waits for it.
+    """  # fmt: skip
 
-    __slots__ = ("claimed", "future", "keep", "run")
+    __slots__ = ("claimed", "future", "keep", "nested", "run")
 
-    def __init__(self, claimed: ClaimedTask, keep: bool) -> None:
-        self.claimed, self.keep = claimed, keep
+    def __init__(self, claimed: ClaimedTask, *, keep: bool, nested: bool) -> None:
+        self.claimed, self.keep, self.nested = claimed, keep, nested
         self.run: Run | None = None
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
 
 class LocalTasks:
-    """`free()` slots are for tasks by type; pinned agents have theirs."""
+    """`host` is set by the pool that puts the parts together; `context` is what agents find in context variables."""
+
+    host: Host
 
     def __init__(
-        self, pool: str, worker_id: str, settings: PoolSettings, types: Collection[str], registry: LocalRegistry
+        self,
+        pool: str,
+        worker_id: str,
+        settings: PoolSettings,
+        types: Collection[str],
+        registry: LocalRegistry,
+        context: contextvars.Context,
     ) -> None:
         self._pool, self._worker_id, self._settings, self._types = pool, worker_id, settings, types
-        self._registry = registry
-        self.host: Host
+        self._registry, self._context = registry, context
+        self._capacity = settings.max_workers * settings.agents_per_worker
         self._tasks: dict[str, _Task] = {}
         self._outcomes: OrderedDict[str, tuple[float, Outcome]] = OrderedDict()
-        self._mailboxes: dict[str, deque[str]] = {}
-        self._lanes: OrderedDict[tuple[str, str], list[tuple[float, int, str]]] = OrderedDict()
-        self._order = count()
+        self._mailboxes: dict[str, TaskQueue] = {}
+        self._lanes: OrderedDict[tuple[str, str], TaskQueue] = OrderedDict()
         self._carrying: set[asyncio.Task[None]] = set()
         self._running: set[str] = set()
         self._is_closed = False
@@ -70,26 +79,28 @@ class LocalTasks:
     @property
     def queued(self) -> int:
         """Tasks that wait."""
-        return len(self._tasks) - self.running
+        return len(self._tasks) - len(self._running)
 
     def waiting(self, name: str) -> int:
         """Tasks in the mailbox of an agent."""
-        return len(self._mailboxes.get(name, ()))
+        mailbox = self._mailboxes.get(name)
+        return len(mailbox) if mailbox else 0
 
-    def submit(self, request: Request, *, keep: bool) -> "asyncio.Future[Outcome]":
+    def submit(self, request: Request, *, keep: bool, nested: bool = False) -> "asyncio.Future[Outcome]":
         """Accept a task; returns what will be its outcome."""
-        header, size = request.header(), len(bytes(request.envelope.input))
-        self._check(header, size)
-        queue = self._queue_of(header)
-        if len(queue) >= self._settings.max_queued:
-            what = f"tasks for {header.agent_name or header.agent_type}"
-            raise refusal(self._pool, what, ["full", len(queue), self._settings.max_queued])
-        task = self._tasks[request.task_id] = _Task(ClaimedTask(request.task_id, header, request.envelope), keep)
-        if isinstance(queue, deque):
-            queue.append(request.task_id)
+        header = request.header()
+        self._check(header, len(bytes(request.envelope.input)))
+        claimed = ClaimedTask(request.task_id, header, request.envelope)
+        if header.agent_name:
+            self._enqueue(self._mailboxes, header.agent_name, request.task_id, 0.0)
         else:
-            heapq.heappush(queue, (monotonic() + request.later_us / 1e6, next(self._order), request.task_id))
-        self.dispatch()
+            lane = (header.agent_type, header.tenant)
+            self._enqueue(self._lanes, lane, request.task_id, monotonic() + request.later_us / 1e6)
+        task = self._tasks[request.task_id] = _Task(claimed, keep=keep, nested=nested)
+        if header.agent_name:
+            self.dispatch_agent(header.agent_name)
+        else:
+            self.dispatch()
         return task.future
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
@@ -113,7 +124,7 @@ class LocalTasks:
             task.run.stop(why)
             return "asked"
         self._take_out(task.claimed)
-        self._finish(task_id, _stopped(TaskStatus.CANCELLED, "TaskCancelled", "cancelled before it ran"))
+        self._finish(task_id, _ended(TaskStatus.CANCELLED, "TaskCancelled", "cancelled before it ran"))
         return "cancelled"
 
     def info(self, task_id: str) -> dict[str, Any]:
@@ -127,19 +138,24 @@ class LocalTasks:
 
     def fail_tasks(self, agent: AgentRecord, detail: str) -> None:
         """An agent has ended: what runs on it or waits for it fails."""
-        name = agent.agent_id.partition("/")[2]
-        outcome = _stopped(TaskStatus.TERMINATED, "AgentTerminated", detail)
-        for task_id in (agent.task_id, *self._mailboxes.pop(name, ())):
-            if task_id in self._tasks:
-                self._finish(task_id, outcome)
+        mailbox = self._mailboxes.pop(agent.agent_id.partition("/")[2], None)
+        if agent.task_id:
+            outcome = _ended(TaskStatus.TERMINATED, "AgentTerminated", detail)
+            self._finish(agent.task_id, msgspec.structs.replace(outcome, process_id=self._worker_id))
+        for task_id in mailbox.all() if mailbox else ():
+            self._finish(task_id, _ended(TaskStatus.TERMINATED, "AgentTerminated", detail))
 
     async def close(self, drain_timeout: float, why: str) -> None:
-        """Cancel what waits, let what runs finish for so many s, then cancel that too."""
+        """Cancel what waits, let what runs finish for so many s, with what it asks of others, then cancel that too."""
+        self._cancel_waiting(nested=False)
+        try:
+            async with asyncio.timeout(drain_timeout):
+                while self._carrying:
+                    await asyncio.wait(self._carrying)
+        except TimeoutError:
+            pass
         self._is_closed = True
-        for task_id in [id for id, task in self._tasks.items() if not task.run]:
-            self.cancel(task_id)
-        if self._carrying:
-            await asyncio.wait(self._carrying, timeout=drain_timeout)
+        self._cancel_waiting(nested=True)
         for task in list(self._tasks.values()):
             if task.run:
                 task.run.stop(why)
@@ -148,38 +164,39 @@ class LocalTasks:
 
     # -- running ------------------------------------------------------------------------------------------------
 
-    def dispatch(self) -> None:
-        """Begin whatever has an agent that is free, or a slot."""
-        for name in [
-            name for name in self._mailboxes if self._registry.is_idle(name) and self.host.agents.is_idle(name)
-        ]:
-            mailbox = self._mailboxes[name]
-            self._begin(self._tasks[mailbox.popleft()])
+    def dispatch_agent(self, name: str) -> None:
+        """Begin the next task of an agent, if it is free and has one."""
+        mailbox = self._mailboxes.get(name)
+        if mailbox and self._registry.is_idle(name) and self.host.agents.is_idle(name):
+            task_id = mailbox.pop()
             if not mailbox:
                 del self._mailboxes[name]
+            self._begin(self._tasks[task_id])
+
+    def dispatch(self) -> None:
+        """Begin tasks by type while there are slots."""
         while self._lanes and self.free() > 0:
             key, lane = self._lanes.popitem(last=False)
-            task_id = heapq.heappop(lane)[2]
+            task_id = lane.pop()
             if lane:
                 self._lanes[key] = lane  # at the end: each lane has its turn
             self._begin(self._tasks[task_id])
 
     def free(self) -> int:
-        """Slots that neither an agent nor a task by type holds; none once the pool closes."""
-        if self._is_closed:
-            return 0
-        capacity = self._settings.max_workers * self._settings.agents_per_worker
-        return max(0, capacity - self._registry.placed - self.by_type)
+        """Slots that neither an agent nor a task by type holds; none once the pool is closed."""
+        return 0 if self._is_closed else max(0, self._capacity - self._registry.placed - self.by_type)
 
     def _begin(self, task: _Task) -> None:
-        name = task.claimed.header.agent_name
+        task_id, name = task.claimed.id, task.claimed.header.agent_name
         task.run = Run(self.host.place, task.claimed)
-        self._running.add(task.claimed.id)
+        self._running.add(task_id)
         if name:
-            self._registry.begin_task(name, task.claimed.id)
+            self._registry.begin_task(name, task_id)
         else:
             self.by_type += 1
-        carrying = asyncio.create_task(self._carry_out(task, task.run), name=f"task {task.claimed.id}")
+        # In the context of the pool: the one at hand is that of whoever made room.
+        context = self._context.copy()
+        carrying = asyncio.create_task(self._carry_out(task, task.run), name=f"task {task_id}", context=context)
         self._carrying.add(carrying)
         carrying.add_done_callback(self._carrying.discard)
 
@@ -190,11 +207,11 @@ class LocalTasks:
         finally:
             if name:
                 self._registry.end_task(name, task_id)
+                self.host.finish(run, has_mail=self.waiting(name) > 0)
             else:
                 self.by_type -= 1
                 self._registry.fill()
-            self.host.finish(run, has_mail=self.waiting(name) > 0)
-            self.dispatch()
+                self.dispatch()
 
     # -- queues and outcomes ------------------------------------------------------------------------------------
 
@@ -210,27 +227,26 @@ class LocalTasks:
         if size > self._settings.max_input_bytes:
             raise refusal(self._pool, "", ["too_large", size, self._settings.max_input_bytes])
 
-    def _queue_of(self, header: TaskHeader) -> "deque[str] | list[tuple[float, int, str]]":
-        if header.agent_name:
-            return self._mailboxes.setdefault(header.agent_name, deque())
-        return self._lanes.setdefault((header.agent_type, header.tenant), [])
+    def _enqueue(self, queues: dict[Any, TaskQueue], key: Any, task_id: str, rank: float) -> None:
+        depth, bound = len(queues.get(key, ())), self._settings.max_queued
+        if depth >= bound:
+            raise refusal(self._pool, f"tasks for {key if isinstance(key, str) else key[0]}", ["full", depth, bound])
+        queues.setdefault(key, TaskQueue()).push(task_id, rank)
 
     def _take_out(self, claimed: ClaimedTask) -> None:
         """Take a task that waits out of its queue."""
         header = claimed.header
-        if header.agent_name:
-            mailbox = self._mailboxes[header.agent_name]
-            mailbox.remove(claimed.id)
-            if not mailbox:
-                del self._mailboxes[header.agent_name]
-            return
-        key = (header.agent_type, header.tenant)
-        lane = [entry for entry in self._lanes[key] if entry[2] != claimed.id]
-        heapq.heapify(lane)
-        if lane:
-            self._lanes[key] = lane
-        else:
-            del self._lanes[key]
+        queues: dict[Any, TaskQueue] = self._mailboxes if header.agent_name else self._lanes
+        key = header.agent_name or (header.agent_type, header.tenant)
+        queues[key].remove(claimed.id)
+        if not queues[key]:
+            del queues[key]
+
+    def _cancel_waiting(self, *, nested: bool) -> None:
+        """Cancel all tasks that wait; those that other tasks wait for only when told to."""
+        for task_id, task in list(self._tasks.items()):
+            if not task.run and (nested or not task.nested):
+                self.cancel(task_id)
 
     def _finish(self, task_id: str, outcome: Outcome) -> None:
         task = self._tasks.pop(task_id, None)
@@ -238,7 +254,7 @@ class LocalTasks:
             return  # it has its outcome
         self._running.discard(task_id)
         task.future.set_result(outcome)
-        if task.keep:
+        if task.keep or outcome.status is not TaskStatus.SUCCEEDED:
             self._outcomes[task_id] = (monotonic() + self._settings.result_ttl, outcome)
         self._forget()
 
@@ -256,5 +272,5 @@ class LocalTasks:
         return self._outcomes[task_id][1]
 
 
-def _stopped(status: TaskStatus, type: str, message: str) -> Outcome:
+def _ended(status: TaskStatus, type: str, message: str) -> Outcome:
     return Outcome(status=status, error=TaskError(type=type, message=message))
