@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from support.master import clean_environ
 
 from agentpool.cli import checking
 from agentpool.cli import master as program
@@ -77,3 +78,20 @@ def test_an_output_that_is_full_is_one_line(tmp_path: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr == "agentpool-master: Could not write the output: No space left on device.\n"
+
+
+def test_a_master_has_nothing_to_do_where_agents_live_in_programs(tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "agentpool.toml").write_text('[pools.p]\nagents = ["json:Echo"]\n')
+    done = subprocess.run(
+        [Path(sys.executable).parent / "agentpool-master", "run", "--data-dir", tmp_path / "data"],
+        cwd=tmp_path,
+        env=clean_environ(USE_MULTIPROCESSING="false"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "USE_MULTIPROCESSING is off" in done.stderr
+    assert "Unset it" in done.stderr
+    assert not (tmp_path / "data").exists()

@@ -199,12 +199,36 @@ async def test_a_block_that_closes_the_client_raises_its_own_error(redis_url: st
             raise ZeroDivisionError
 
 
+async def test_a_block_whose_client_is_closed_elsewhere_gives_its_agent_back(redis_url: str, tiny: TinyPool) -> None:
+    gate = asyncio.Event()
+
+    async def wait(_: Any) -> None:
+        await gate.wait()
+
+    await tiny.add_worker(handler=wait)
+
+    async def hold() -> None:
+        async with client.pool(POOL).acquire("Echo") as agent:
+            await agent.run(1)
+
+    async with connect(redis_url) as client:
+        holding = asyncio.ensure_future(hold())
+        await wait_until(lambda: _is_running(tiny))
+    with pytest.raises(PoolClosed, match="while task"):
+        await holding
+    await nothing_is_left(tiny)
+
+
+async def _is_running(tiny: TinyPool) -> bool:
+    return (await tiny.store.pools.observe(POOL)).running_tasks == 1
+
+
 async def test_a_release_need_not_be_awaited(client: Client, tiny: TinyPool, recwarn: pytest.WarningsRecorder) -> None:
     await tiny.add_worker()
     client.pool(POOL).release(await client.pool(POOL).acquire("Echo"))
     await nothing_is_left(tiny)
     gc.collect()
-    assert not recwarn.list
+    assert not [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)]
 
 
 # -- nobody waits any more --------------------------------------------------------------------------------------

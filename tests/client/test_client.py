@@ -192,15 +192,17 @@ async def test_events_can_be_followed(client: Client, tiny: TinyPool, of_all: bo
 
 async def test_who_follows_comes_to_the_end_when_the_client_closes(redis_url: str, tiny: TinyPool) -> None:
     async with connect(redis_url) as client:
-        following = asyncio.ensure_future(_last(client.pool(POOL).events(follow=True)))
+        seen: list[str] = []
+        following = asyncio.ensure_future(_collect(client.pool(POOL).events(follow=True), seen))
         await asyncio.sleep(0.1)
         await tiny.add_worker("w7")
-        await asyncio.sleep(0.5)
-    assert await asyncio.wait_for(following, 0.1) == "worker.ready"
+        await wait_until(lambda: "worker.ready" in seen)
+    await asyncio.wait_for(following, 2)
 
 
-async def _last(events: AsyncIterator[Event]) -> str:
-    return [event.type async for event in events][-1]
+async def _collect(events: AsyncIterator[Event], types: list[str]) -> None:
+    async for event in events:
+        types.append(event.type)
 
 
 async def _first(events: AsyncIterator[Event], type: str) -> str:
