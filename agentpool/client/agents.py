@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentpool.client.kinds import Kind
 from agentpool.client.requests import Request, new_request
-from agentpool.client.tasks import TaskHandle, run_task, submit_task
+from agentpool.client.tasks import TaskHandle, run_task, submit_tasks
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import AgentRecord
 
@@ -33,7 +33,7 @@ class AgentHandle:
 
     async def submit(self, input: Any, *, timeout: float | None = None) -> TaskHandle:
         """Put a task into the agent's mailbox; `timeout` is what its run may take, in seconds."""
-        return await submit_task(self._client, self._request(input, timeout), self._kind)
+        return (await submit_tasks(self._client, [self._request(input, timeout)], self._kind))[0]
 
     async def info(self) -> AgentRecord:
         """Return the agent's record; raises `UnknownAgent` when it has ended."""

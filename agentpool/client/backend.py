@@ -53,8 +53,10 @@ class Backend(Protocol):
 
     # -- tasks: ids are `<pool>/<id>` ---------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> None:
-        """Return when the task is accepted. Raises `UnknownPool`, `UnknownAgentType`, `UnknownAgent`,
+    async def submit(self, requests: Sequence[Request]) -> None:
+        """Return when the tasks are accepted: all of one pool, agent or type, tenant and priority, in their order.
+
+        When one cannot be, those before it are taken back. Raises `UnknownPool`, `UnknownAgentType`, `UnknownAgent`,
         `AgentTerminated`, `InputTooLarge`, `QueueFull`.
         """
 

@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentpool.agent import Agent
 from agentpool.client.acquiring import Acquiring
 from agentpool.client.agents import AgentHandle
 from agentpool.client.kinds import UNTYPED, check_limit, kind_of, milliseconds
+from agentpool.client.mapping import check_parallel, map_tasks
 from agentpool.client.requests import PRIORITY, Spawn, new_request
-from agentpool.client.tasks import TaskHandle, run_task, submit_task
+from agentpool.client.tasks import TaskHandle, run_task, submit_tasks
 from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
 from agentpool.protocol.codec import check_name, new_id
 from agentpool.protocol.events import Event
@@ -161,9 +162,51 @@ class Pool:
         timeout: float | None = None,
     ) -> TaskHandle:
         """Hand in a task for any agent of the type; `timeout` is what its run may take, in seconds."""
+        handles = await self.submit_many(agent_type, [input], tenant=tenant, priority=priority, timeout=timeout)
+        return handles[0]
+
+    async def submit_many(
+        self,
+        agent_type: str | type[Agent],
+        inputs: Iterable[Any],
+        *,
+        tenant: str = "default",
+        priority: int = PRIORITY,
+        timeout: float | None = None,
+    ) -> list[TaskHandle]:
+        """Hand in a task for each input, with as few round trips as their size allows; handles are in their order.
+
+        All or none: when one is refused, those before it are cancelled, and the error is raised. `priority` and
+        `timeout` are each task's, as with `submit`.
+        """
         kind = kind_of(agent_type)
-        request = new_request(self.name, kind, input, tenant=tenant, priority=priority, timeout=timeout)
-        return await self._known(submit_task(self._client, request, kind))
+        requests = [
+            new_request(self.name, kind, input, tenant=tenant, priority=priority, timeout=timeout) for input in inputs
+        ]
+        return await self._known(submit_tasks(self._client, requests, kind)) if requests else []
+
+    def map(
+        self,
+        agent_type: str | type[Agent],
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        max_parallel: int | None = None,
+        ordered: bool = True,
+        tenant: str = "default",
+        priority: int = PRIORITY,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """Yield the result of a task for each input, in the order of the inputs or, with `ordered=False`, as they come.
+
+        At most `max_parallel` (1000 unless given) tasks are handed in whose results were not yielded yet; `inputs` is
+        read as they go on. A task that fails raises its error here, and ends the iteration: the others are cancelled,
+        as they are when the iteration is left early (at once within `contextlib.aclosing`).
+        """
+
+        async def submit(batch: list[Any]) -> list[TaskHandle]:
+            return await self.submit_many(agent_type, batch, tenant=tenant, priority=priority, timeout=timeout)
+
+        return map_tasks(submit, inputs, check_parallel(max_parallel), ordered=ordered, cleanup=self._client.cleanup)
 
     def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:
         """Return a handle of a task by its id, without I/O; the class of its agent types the result."""

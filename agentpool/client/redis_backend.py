@@ -65,8 +65,8 @@ class RedisBackend:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> None:
-        await self._tasks.submit(request)
+    async def submit(self, requests: Sequence[Request]) -> None:
+        await self._tasks.submit(requests)
 
     async def run(self, request: Request) -> Outcome:
         return await self._tasks.run(request)

@@ -1,11 +1,13 @@
 """Tasks on Redis: submitted, waited for, and cancelled when nobody waits any more."""
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.replies import Answer, Replies, Waiter
 from agentpool.client.requests import Request
-from agentpool.errors import PoolClosed, RedisUnavailable
+from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.protocol.records import Outcome
 from agentpool.store import Store
 
@@ -18,19 +20,23 @@ class RedisTasks:
     def __init__(self, store: Store, replies: Replies, cleanup: Cleanup) -> None:
         self._store, self._replies, self._cleanup = store, replies, cleanup
 
-    async def submit(self, request: Request) -> None:
-        """Return when Redis has the task; cancelling this withdraws it."""
+    async def submit(self, requests: Sequence[Request]) -> None:
+        """Return when Redis has the tasks; cancelling this, or an error, withdraws those that it has by then."""
         try:
-            await self._send(request)
+            await self._send(requests)
         except asyncio.CancelledError:
-            await self._cleanup.run(lambda: self._store.tasks.cancel(request.task_id))
+            await self._cleanup.run(lambda: self._withdraw(requests))
+            raise
+        except AgentPoolError as error:
+            if len(requests) > 1 or isinstance(error, RedisUnavailable):
+                self._cleanup.start(lambda: self._withdraw(requests))
             raise
 
     async def run(self, request: Request) -> Outcome:
         """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
         with self._replies.task(request.task_id) as waiter:
             try:
-                await self._send(request)
+                await self._send([request])
                 self._replies.accept(waiter)
                 outcome = await self._wait_or_stop(request, waiter)
             except (asyncio.CancelledError, PoolClosed):
@@ -52,12 +58,15 @@ class RedisTasks:
         assert isinstance(outcome, Outcome)
         return outcome
 
-    async def _send(self, request: Request) -> None:
-        """Send a task, and see it through even when the caller is cancelled: only then can it be cancelled in Redis."""
-        header = request.header(self._replies.reply_to)
+    async def _send(self, requests: Sequence[Request]) -> None:
+        """Send tasks, and see it through though the caller is cancelled: only then can they be cancelled in Redis."""
+        first = requests[0]
         sending = asyncio.ensure_future(
-            self._store.tasks.submit(
-                request.task_id, header, request.envelope, later_us=request.later_us, timeout=request.timeout
+            self._store.tasks.submit_many(
+                [(request.task_id, request.envelope) for request in requests],
+                first.header(self._replies.reply_to),
+                later_us=first.later_us,
+                timeout=first.timeout,
             )
         )
         try:
@@ -65,6 +74,11 @@ class RedisTasks:
         except asyncio.CancelledError:
             await asyncio.wait([sending], timeout=self._store.connection.timeout)
             raise
+
+    async def _withdraw(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            with contextlib.suppress(UnknownTask):
+                await self._store.tasks.cancel(request.task_id)
 
     async def _wait_or_stop(self, request: Request, waiter: Waiter) -> Answer:
         try:

@@ -1,6 +1,6 @@
 """Tasks: run, handed in, waited for, and their outcomes as results or errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentpool.client.kinds import Kind, milliseconds
@@ -20,7 +20,7 @@ from agentpool.protocol.states import TaskStatus
 if TYPE_CHECKING:
     from agentpool.client.client import Client
 
-__all__ = ["TaskHandle", "result_of", "run_task", "submit_task"]
+__all__ = ["TaskHandle", "result_of", "run_task", "submit_tasks"]
 
 _ERRORS: dict[TaskStatus, Callable[[str, Outcome, TaskError], AgentPoolError]] = {
     TaskStatus.FAILED: lambda task, _, error: TaskFailed(task, error.type, error.message, error.traceback),
@@ -63,10 +63,10 @@ class TaskHandle:
         return await self._client.backend.task_info(self.id)
 
 
-async def submit_task(client: "Client", request: Request, kind: Kind) -> TaskHandle:
-    """Return when the task is accepted; cancelling this withdraws it."""
-    await client.backend.submit(request)
-    return TaskHandle(client, request.task_id, kind)
+async def submit_tasks(client: "Client", requests: Sequence[Request], kind: Kind) -> list[TaskHandle]:
+    """Return when all tasks are accepted; cancelling this withdraws them."""
+    await client.backend.submit(requests)
+    return [TaskHandle(client, request.task_id, kind) for request in requests]
 
 
 async def run_task(client: "Client", request: Request, kind: Kind) -> Any:

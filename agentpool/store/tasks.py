@@ -1,6 +1,6 @@
 """Tasks in Redis: submitted, claimed, completed, cancelled, read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,9 @@ from agentpool.store.connection import Connection
 __all__ = ["Claim", "Tasks"]
 
 PAGE = 500
+TASKS_PER_CALL = 100
+BYTES_PER_CALL = 262_144
+"""Of what is submitted by one call, unless it is a single task."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -53,22 +56,31 @@ class Tasks:
 
         `later_us` puts a task by type behind those of its tenant that come within that time.
         """
-        pool = pool_of(task_id)
-        answer = await self._connection.call(
-            "submit_task",
-            pool,
-            task_id,
-            encode_task(header, envelope),
-            header.agent_name,
-            header.agent_type,
-            header.tenant,
-            later_us,
-            timeout=timeout,
-        )
-        if answer[0] != "ok":
-            target = header.agent_name or header.agent_type
-            what = {"full": f"tasks for {target}"}.get(answer[0], target)
-            raise refusal(pool, what, answer)
+        await self.submit_many([(task_id, envelope)], header, later_us=later_us, timeout=timeout)
+
+    async def submit_many(
+        self,
+        tasks: Sequence[tuple[str, TaskEnvelope]],
+        header: TaskHeader,
+        *,
+        later_us: int = 0,
+        timeout: float | None = None,
+    ) -> None:
+        """Accept tasks of one pool with one header, in order, in as few calls as the bounds of a script allow.
+
+        Each call is all or nothing: when one is refused, those before it were accepted.
+        """
+        for chunk in _chunks([(task_id, encode_task(header, envelope)) for task_id, envelope in tasks]):
+            pool = pool_of(chunk[0][0])
+            words = [word for pair in chunk for word in pair]
+            answer = await self._connection.call(
+                "submit_tasks", pool, header.agent_name, header.agent_type, header.tenant, later_us, *words,
+                timeout=timeout,
+            )  # fmt: skip
+            if answer[0] != "ok":
+                target = header.agent_name or header.agent_type
+                what = {"full": f"tasks for {target}"}.get(answer[0], target)
+                raise refusal(pool, what, answer)
 
     async def claim(self, pool: str, worker: str, number: int, *, by_type: int, names: Sequence[str]) -> Claim | None:
         """Take tasks for idle agents and free slots; None when the worker was given up."""
@@ -135,3 +147,17 @@ class Tasks:
         worker = await self._connection.repeat(lambda: self._connection.redis.hget(leases, task_id))
         status = TaskStatus.LEASED if worker else TaskStatus.QUEUED
         return {"task_id": task_id, "status": str(status), "process_id": worker or ""}
+
+
+def _chunks(records: Sequence[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Split records so that no script has too many, nor too much to write at once."""
+    chunk: list[tuple[str, bytes]] = []
+    size = 0
+    for task_id, record in records:
+        if chunk and (len(chunk) == TASKS_PER_CALL or size + len(record) > BYTES_PER_CALL):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((task_id, record))
+        size += len(record)
+    if chunk:
+        yield chunk

@@ -1,6 +1,7 @@
 """What a client is promised, the same over Redis with a real worker and in this process."""
 
 import asyncio
+import contextlib
 import importlib
 import sys
 from collections.abc import AsyncIterator
@@ -368,6 +369,85 @@ async def _queued(pool: Pool, count: int) -> bool:
 
 async def test_agents_ask_other_agents(pool: Pool) -> None:
     assert await pool.run("Asker", [1, 2, 3], tenant="acme", timeout=10) == [1, 3, 6]
+
+
+# -- many tasks -------------------------------------------------------------------------------------------------
+
+
+async def test_many_tasks_at_once(pool: Pool) -> None:
+    assert await pool.submit_many("Counter", []) == []
+    handles = await pool.submit_many(app.Reviewer, [app.Diff(str(number)) for number in range(250)], tenant="acme")
+    assert len({handle.id for handle in handles}) == 250
+    results = [await handle.result(30) for handle in handles]
+    assert results == [app.Review(text=f"acme: {number}") for number in range(250)]
+
+
+async def test_many_tasks_are_taken_all_or_none(pool: Pool) -> None:
+    with pytest.raises(agentpool.InvalidInput):
+        await pool.submit_many(app.Reviewer, [app.Diff("x")] * 5 + [{"path": 5}])
+    with pytest.raises(agentpool.UnknownAgentType):
+        await pool.submit_many("Count", [1, 2])
+    with pytest.raises(agentpool.InputTooLarge):
+        await pool.submit_many("Teller", ["x" * 60_000] * 20 + ["x" * 200_000])
+    agents = [await pool.spawn("Counter", timeout=10) for _ in range(CAPACITY)]
+    with pytest.raises(agentpool.QueueFull):
+        await pool.submit_many("Counter", range(1050))
+    await wait_until(lambda: _running(pool, 0))
+    assert len(agents) == CAPACITY
+
+
+async def test_results_come_in_the_order_of_the_inputs_or_as_they_are_ready(pool: Pool) -> None:
+    naps = [0.3, 0.0, 0.1]
+    ordered = [result async for result in pool.map("Napper", naps)]
+    assert ordered == naps
+    soonest = [result async for result in pool.map("Napper", naps, ordered=False)]
+    assert soonest == sorted(naps)
+    assert [result async for result in pool.map("Napper", [])] == []
+    total = [result async for result in pool.map(app.Counter, range(300), max_parallel=7, tenant="m", timeout=30)]
+    assert len(total) == 300
+
+
+async def test_inputs_are_read_as_results_are_taken(pool: Pool) -> None:
+    read: list[float] = []
+
+    async def inputs() -> AsyncIterator[float]:
+        for _ in range(50):
+            read.append(0.0)
+            yield 0.0
+
+    taken = 0
+    async with contextlib.aclosing(pool.map("Napper", inputs(), max_parallel=3)) as results:
+        async for _ in results:
+            taken += 1
+            assert len(read) <= taken + 3
+            if taken == 10:
+                break
+    await wait_until(lambda: _running(pool, 0))
+
+
+async def test_a_map_that_fails_or_is_left_cancels_the_rest(pool: Pool) -> None:
+    with pytest.raises(agentpool.TaskFailed, match="no such file"):
+        async for _ in pool.map(app.Reviewer, [app.Diff("x"), app.Diff("broken"), app.Diff("y")]):
+            pass
+    async with contextlib.aclosing(pool.map("Napper", [0.0] + [60.0] * 20)) as results:
+        assert await anext(results) == 0.0
+    await wait_until(lambda: _running(pool, 0))
+    for wrong in (0, -1, True, 1.5):
+        with pytest.raises(agentpool.InvalidInput, match="max_parallel"):
+            pool.map("Napper", [], max_parallel=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3, 8, 21])
+async def test_cancelling_the_submission_of_many_leaves_none(pool: Pool, turns: int) -> None:
+    submitting = asyncio.ensure_future(pool.submit_many("Napper", [60.0] * 300))
+    for _ in range(turns):
+        await asyncio.sleep(0.0007)
+    submitting.cancel()
+    (kept,) = await asyncio.gather(submitting, return_exceptions=True)
+    if isinstance(kept, list):
+        for handle in kept:
+            await handle.cancel()
+    await wait_until(lambda: _running(pool, 0), timeout=10)
 
 
 # -- the pool itself --------------------------------------------------------------------------------------------

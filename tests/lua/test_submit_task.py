@@ -1,4 +1,4 @@
-"""submit_task, claim_tasks: from a client's queue to a worker's lease."""
+"""submit_tasks, claim_tasks: from a client's queue to a worker's lease."""
 
 import asyncio
 from collections import Counter
@@ -40,7 +40,7 @@ def ids(claimed: Claim) -> list[str]:
     return [task.id for task in claimed.tasks]
 
 
-# -- submit_task ------------------------------------------------------------------------------------------------
+# -- submit_tasks -----------------------------------------------------------------------------------------------
 
 
 async def test_task_for_an_idle_agent_wakes_its_worker(store: Store) -> None:
@@ -83,6 +83,38 @@ async def test_task_without_a_worker_asks_for_room(store: Store) -> None:
     async with listening(store, store.keys.leader_channel("p")) as heard:
         await seed_task(store)
         assert await read_texts(heard) == ["room wanted"]
+
+
+async def test_many_tasks_keep_their_order_and_wake_as_many_workers_as_they_need(store: Store) -> None:
+    await seed_pool(store)
+    for number, capacity in enumerate((1, 3, 2)):
+        await seed_worker(store, f"w{number}", capacity=capacity)
+    header = TaskHeader("", "", "R", "acme")
+    tasks = [(f"p/t{number:02}", TaskEnvelope(msgspec.Raw(b"1"))) for number in range(5)]
+    async with listening(store, store.keys.pool_channel("p"), store.keys.leader_channel("p")) as heard:
+        await store.tasks.submit_many(tasks, header)
+        assert await read_commands(heard) == [Wake(process_id="w1"), Wake(process_id="w2")]
+    lane = store.keys.lane("p", "R", "acme")
+    assert await store.connection.redis.zrange(lane, 0, -1) == [task_id for task_id, _ in tasks]
+    more = [(f"p/u{number:03}", TaskEnvelope(msgspec.Raw(b"1"))) for number in range(250)]
+    async with listening(store, store.keys.leader_channel("p")) as heard:
+        await store.tasks.submit_many(more, header)
+        assert await read_texts(heard) == ["room wanted"] * 3
+    assert await store.connection.redis.zcard(lane) == 255
+    await store.tasks.submit_many(more, header)
+    assert await store.connection.redis.zcard(lane) == 255, "a repeat adds nothing"
+
+
+async def test_many_tasks_are_refused_together(store: Store) -> None:
+    await seed_pool(store, max_queued=3, max_input_bytes=1000)
+    header = TaskHeader("", "", "R", "acme")
+    small, large = TaskEnvelope(msgspec.Raw(b"1")), TaskEnvelope(msgspec.Raw(b'"' + b"x" * 3000 + b'"'))
+    with pytest.raises(QueueFull):
+        await store.tasks.submit_many([(f"p/t{number}", small) for number in range(4)], header)
+    with pytest.raises(InputTooLarge):
+        await store.tasks.submit_many([("p/t1", small), ("p/t2", large)], header)
+    assert (await store.pools.observe("p")).waiting_tasks == 0
+    assert await store.connection.redis.keys("task:*") == []
 
 
 async def test_submitting_repeats(store: Store) -> None:

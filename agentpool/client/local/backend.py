@@ -18,6 +18,7 @@ from agentpool.client.requests import Request, Spawn, new_request
 from agentpool.client.tasks import result_of
 from agentpool.config import PoolSettings
 from agentpool.errors import (
+    AgentPoolError,
     NoCapacity,
     PoolClosed,
     UnknownAgent,
@@ -91,8 +92,15 @@ class LocalBackend:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> None:
-        self._pool(pool_of(request.task_id)).tasks.submit(request, keep=True)
+    async def submit(self, requests: Sequence[Request]) -> None:
+        tasks = self._pool(pool_of(requests[0].task_id)).tasks
+        for place, request in enumerate(requests):
+            try:
+                tasks.submit(request, keep=True)
+            except AgentPoolError:
+                for accepted in requests[:place]:
+                    tasks.cancel(accepted.task_id)
+                raise
 
     async def run(self, request: Request) -> Outcome:
         return await self._run(self._pool(pool_of(request.task_id)).tasks, request)

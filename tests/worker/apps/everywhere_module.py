@@ -46,6 +46,12 @@ class Sleeper(Agent):
         return ctx.agent_id
 
 
+class Napper(Agent):
+    async def run(self, ctx: Context, input: float) -> float:
+        await asyncio.sleep(input)
+        return input
+
+
 class Teller(Agent):
     """Tells what it is told."""
 
@@ -87,4 +93,4 @@ class Feverish(Agent):
         return self.well
 
 
-ALL = (Reviewer, Counter, Shared, Sleeper, Teller, Asker, NeverStarts, SlowToStart, Feverish)
+ALL = (Reviewer, Counter, Shared, Sleeper, Napper, Teller, Asker, NeverStarts, SlowToStart, Feverish)

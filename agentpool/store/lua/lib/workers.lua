@@ -37,15 +37,25 @@ local function command(worker, message, changes_sets)
   publish('pool:' .. pool .. ':commands', text)
 end
 
+-- Workers with room, at most `limit`, in the order of the pool's strategy: {worker, free}.
+local function workers_with_room(limit)
+  local rows
+  if redis.call('HGET', POOL, 'placement') == 'pack' then
+    rows = redis.call('ZRANGEBYSCORE', POOL .. ':processes', 1, '+inf', 'WITHSCORES', 'LIMIT', 0, limit)
+  else
+    rows = redis.call('ZREVRANGEBYSCORE', POOL .. ':processes', '+inf', 1, 'WITHSCORES', 'LIMIT', 0, limit)
+  end
+  local found = {}
+  for i = 1, #rows, 2 do
+    found[#found + 1] = {worker = rows[i], free = tonumber(rows[i + 1])}
+  end
+  return found
+end
+
 -- The worker that the pool's strategy prefers, or nil when none has room.
 local function pick_worker()
-  local found
-  if redis.call('HGET', POOL, 'placement') == 'pack' then
-    found = redis.call('ZRANGEBYSCORE', POOL .. ':processes', 1, '+inf', 'LIMIT', 0, 1)
-  else
-    found = redis.call('ZREVRANGEBYSCORE', POOL .. ':processes', '+inf', 1, 'LIMIT', 0, 1)
-  end
-  return found[1]
+  local found = workers_with_room(1)[1]
+  return found and found.worker
 end
 
 local function forget_worker(worker, status, reason)
