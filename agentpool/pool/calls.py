@@ -127,7 +127,7 @@ class Call:
 
     def stop(self, why: str) -> None:
         """Cancel the call; the first reason counts."""
-        if self.why or self._over.done():
+        if self.why or self._task.done():
             return
         self.why = why
         self._task.cancel()

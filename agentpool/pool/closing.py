@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MARGIN = 0.5
 """Time in s beyond an agent's own deadlines for the loop to come round."""
+STARVED = 10.0
+"""The same where all that is waited for has deadlines of its own: only a process that gets no CPU is later."""
 
 
 class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +76,7 @@ async def _until_empty(core: Core, timeout: float) -> None:
 
 async def _see_all_off(core: Core, recycler: Recycler) -> tuple[str, ...]:
     """Wait for what the agents still do; each of their calls has its own deadline."""
-    deadline = monotonic() + 2 * core.config.cancel_grace + core.config.stop_timeout + MARGIN
+    deadline = monotonic() + 2 * core.config.cancel_grace + core.config.stop_timeout + STARVED
     while (left := {*core.leaving.tasks, *recycler.tasks}) and monotonic() < deadline:
         await asyncio.wait(left, timeout=max(0.0, deadline - monotonic()))
     return core.leaving.calls_that_ignore_their_end()

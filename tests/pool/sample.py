@@ -158,7 +158,7 @@ async def check_closed(pool: AgentPool, agent: type[Controlled]) -> None:
     await steps()
     check(pool)
     assert (pool.metrics().total, pool.metrics().waiting) == (0, 0)
-    assert not agent.alive
     assert not pool._core.leaving.tasks
+    assert not agent.alive, [one.id for one in agent.alive]
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert not others, others

@@ -25,7 +25,9 @@ def open_files() -> int:
 async def test_nothing_grows() -> None:
     chance = random.Random(1)
     agent = controlled(healthy=healthy)
-    pool = AgentPool(agent, config(min_size=10, max_size=50, max_waiting=2000, recycle_threshold=200))
+    # Long deadlines: on a busy machine a second may pass between two steps, and an agent cut short has not stopped.
+    sizes = {"min_size": 10, "max_size": 50, "max_waiting": 2000, "recycle_threshold": 200}
+    pool = AgentPool(agent, config(**sizes, stop_timeout=20, cancel_grace=20))
     end, seen = time.monotonic() + SECONDS, []
 
     async def request() -> None:
