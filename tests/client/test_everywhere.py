@@ -437,7 +437,7 @@ async def test_a_map_that_fails_or_is_left_cancels_the_rest(pool: Pool) -> None:
             pool.map("Napper", [], max_parallel=wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("turns", [0, 1, 3, 8, 21])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 5, 8, 21])
 async def test_cancelling_the_submission_of_many_leaves_none(pool: Pool, turns: int) -> None:
     submitting = asyncio.ensure_future(pool.submit_many("Napper", [60.0] * 300))
     for _ in range(turns):

@@ -33,6 +33,7 @@ class Executor:
         self._mail: set[str] = set()
         self._lanes = self._lanes_left = False
         self._number, self._unanswered = 0, False
+        self._cancelled_early: dict[str, str] = {}
         self._open = True
         self._runs: dict[str, tuple[Run, asyncio.Task[None]]] = {}
 
@@ -68,9 +69,11 @@ class Executor:
         return set(self._runs)
 
     def cancel(self, task_id: str, why: str = "cancelled on request") -> None:
-        """Cancel a running task."""
+        """Cancel a task that runs, or that comes with the claim whose answer is on its way."""
         if entry := self._runs.get(task_id):
             entry[0].stop(why)
+        elif self._unanswered:
+            self._cancelled_early[task_id] = why
 
     def cancel_types(self, types: Collection[str], why: str) -> None:
         """Cancel the running tasks of pooled agents of these types."""
@@ -136,6 +139,7 @@ class Executor:
             self._lanes, self._lanes_left = False, claim.lanes > 0
         for task in claim.tasks:
             self._begin(task)
+        self._cancelled_early.clear()
         return True
 
     def _free_slots(self) -> int:
@@ -148,6 +152,8 @@ class Executor:
         if task.id in self._runs:
             return
         run = Run(self._host.place, task)
+        if why := self._cancelled_early.get(task.id):
+            run.stop(why)
         self._runs[task.id] = (run, asyncio.create_task(self._carry_out(run), name=f"task {task.id}"))
 
     async def _carry_out(self, run: Run) -> None:

@@ -109,7 +109,7 @@ class Inbox:
         if view.status is WorkerStatus.DRAINING:
             self._on_drain()
         held = {pinned.id: Held(pinned.incarnation, pinned.is_idle) for pinned in self._agents.all()}
-        for action in diff(view, held, self._executor.running()):
+        for action in diff(view, held):
             log.debug("inbox.action", action=repr(action))
             self._apply(action)
 

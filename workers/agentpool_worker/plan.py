@@ -1,6 +1,6 @@
 """What to do so that a worker holds what it shall hold: pure, from what Redis says and what is here."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -35,7 +35,7 @@ class CheckMailbox(msgspec.Struct, frozen=True):
 
 
 class CancelRun(msgspec.Struct, frozen=True):
-    """Someone wants this running task cancelled."""
+    """Someone wants this task cancelled; it runs here, or is on its way here with the answer to a claim."""
 
     task_id: str
 
@@ -43,8 +43,8 @@ class CancelRun(msgspec.Struct, frozen=True):
 Action = StopAgent | StartAgent | CheckMailbox | CancelRun
 
 
-def diff(view: WorkerView, held: Mapping[str, Held], runs: Collection[str]) -> list[Action]:
-    """Return the actions, those that free slots first; `runs` are the ids of running tasks.
+def diff(view: WorkerView, held: Mapping[str, Held]) -> list[Action]:
+    """Return the actions, those that free slots first.
 
     Another incarnation of an agent that is here means that it was away in between: the old one is stopped.
     """
@@ -53,5 +53,5 @@ def diff(view: WorkerView, held: Mapping[str, Held], runs: Collection[str]) -> l
     stops = [StopAgent(id) for id in held if id not in known]
     starts = [StartAgent(desired) for id, desired in wanted.items() if id not in known]
     mail = [CheckMailbox(id) for id, agent in known.items() if agent.idle and wanted[id].waiting]
-    cancels = [CancelRun(id) for id in view.cancels if id in runs]
+    cancels = [CancelRun(id) for id in view.cancels]
     return [*stops, *starts, *mail, *cancels]
