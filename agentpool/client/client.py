@@ -12,7 +12,7 @@ from agentpool.client.agents import AgentHandle
 from agentpool.client.backend import Backend
 from agentpool.client.choice import LOCAL_URL, LocalPools, is_local, uses_processes
 from agentpool.client.cleanup import Cleanup
-from agentpool.client.kinds import check_limit
+from agentpool.client.kinds import check_count
 from agentpool.client.pool import Pool
 from agentpool.errors import ConfigError, InvalidInput, PoolClosed, RedisUnavailable, UnknownPool
 from agentpool.protocol.events import Event
@@ -153,7 +153,7 @@ class Client:
         """Yield the latest events of all pools, `limit` at most, by time; with `follow`, those from now on, as they
         come, until this is closed.
         """
-        check_limit(limit)
+        check_count("limit", limit)
         names = await self.backend.pool_names()
         if follow:
             async with contextlib.aclosing(self.backend.follow(names)) as following:

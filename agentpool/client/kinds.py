@@ -9,7 +9,7 @@ import msgspec
 from agentpool.agent import Agent, AgentType, check_agent_class, result_type_of
 from agentpool.errors import ConfigError, InvalidInput, TaskFailed
 
-__all__ = ["UNTYPED", "Kind", "check_limit", "kind_of", "milliseconds"]
+__all__ = ["UNTYPED", "Kind", "check_count", "kind_of", "milliseconds"]
 
 
 class Kind:
@@ -97,7 +97,8 @@ def milliseconds(name: str, seconds: float | None) -> int:
     return math.ceil(seconds * 1000)
 
 
-def check_limit(limit: int) -> None:
-    """Raise `InvalidInput` unless this, how many of something are wanted, is a whole number ≥ 1."""
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise InvalidInput(f"limit is {limit!r}: it must be a whole number of at least 1.", "$.limit")
+def check_count(name: str, count: int) -> int:
+    """Return how many of something are wanted, a whole number ≥ 1; raises `InvalidInput` naming the parameter."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidInput(f"{name} is {count!r}: it must be a whole number of at least 1.", f"$.{name}")
+    return count

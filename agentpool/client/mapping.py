@@ -7,24 +7,15 @@ from typing import Any
 
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.tasks import TaskHandle
-from agentpool.errors import InvalidInput, UnknownTask
+from agentpool.errors import UnknownTask
 
-__all__ = ["check_parallel", "map_tasks"]
+__all__ = ["PARALLEL", "map_tasks"]
 
 PARALLEL = 1000
 BATCH_PART = 10
 """The next batch is handed in when this part of all places is free: one by one would cost a round trip each."""
 
 Submit = Callable[[list[Any]], Awaitable[list[TaskHandle]]]
-
-
-def check_parallel(count: int | None) -> int:
-    """Return the bound to use; raises `InvalidInput`."""
-    if count is None:
-        return PARALLEL
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidInput(f"max_parallel is {count!r}: it must be a whole number of at least 1.", "$.max_parallel")
-    return count
 
 
 async def map_tasks(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentpool.agent import Agent
 from agentpool.client.acquiring import Acquiring
 from agentpool.client.agents import AgentHandle
-from agentpool.client.kinds import UNTYPED, check_limit, kind_of, milliseconds
-from agentpool.client.mapping import check_parallel, map_tasks
+from agentpool.client.kinds import UNTYPED, check_count, kind_of, milliseconds
+from agentpool.client.mapping import PARALLEL, map_tasks
 from agentpool.client.requests import PRIORITY, Spawn, new_request
 from agentpool.client.tasks import TaskHandle, run_task, submit_tasks
 from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
@@ -206,7 +206,8 @@ class Pool:
         async def submit(batch: list[Any]) -> list[TaskHandle]:
             return await self.submit_many(agent_type, batch, tenant=tenant, priority=priority, timeout=timeout)
 
-        return map_tasks(submit, inputs, check_parallel(max_parallel), ordered=ordered, cleanup=self._client.cleanup)
+        parallel = PARALLEL if max_parallel is None else check_count("max_parallel", max_parallel)
+        return map_tasks(submit, inputs, parallel, ordered=ordered, cleanup=self._client.cleanup)
 
     def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:
         """Return a handle of a task by its id, without I/O; the class of its agent types the result."""
@@ -251,7 +252,7 @@ class Pool:
         """Yield the latest events, `limit` at most, oldest first; with `follow`, those from now on, as they come, until
         the client closes.
         """
-        check_limit(limit)
+        check_count("limit", limit)
         await self.info()
         if not follow:
             for event in await self._client.backend.events(self.name, limit):

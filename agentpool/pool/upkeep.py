@@ -6,11 +6,11 @@ CPU is measured: the time that an agent's own steps took in the loop's thread. O
 from agentpool.clock import monotonic
 from agentpool.pool.core import Core
 from agentpool.pool.member import Member
-from agentpool.pool.memory import MemoryWatch, process_memory_mb
+from agentpool.pool.memory import MemoryWatch
 from agentpool.pool.recycler import Recycler
 from agentpool.pool.states import PooledState
 
-__all__ = ["Upkeep", "process_memory_mb"]
+__all__ = ["Upkeep"]
 
 LOOK_MIN = 0.05
 CPU_SPAN_MIN = 1.0

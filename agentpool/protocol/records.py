@@ -11,12 +11,15 @@ Its outcome replaces it and is JSON alone, so the first byte tells the two apart
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from agentpool.errors import DamagedRecord
 from agentpool.protocol.states import AgentStatus, TaskStatus, WorkerStatus
+
+if TYPE_CHECKING:
+    from agentpool.protocol.commands import Spawn
 
 __all__ = [
     "AgentRecord",
@@ -138,6 +141,19 @@ class DesiredAgent(msgspec.Struct, frozen=True, kw_only=True):
     status: AgentStatus = AgentStatus.PLACED
     waiting: int = 0
     """Tasks in its mailbox."""
+
+    @classmethod
+    def of(cls, source: "AgentRecord | Spawn") -> "DesiredAgent":
+        """Return what a placed agent's record, or the command that tells of its placement, says to hold."""
+        return cls(
+            agent_id=source.agent_id,
+            agent_type=source.agent_type,
+            incarnation=source.incarnation,
+            tenant=source.tenant,
+            project=source.project,
+            max_idle_ms=source.max_idle_ms,
+            heartbeat_ms=source.heartbeat_ms,
+        )
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):

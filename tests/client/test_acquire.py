@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support.tiny_pool import POOL, TinyPool, tiny_pool
+from support.tiny_pool import POOL, TinyPool
 from support.wait import wait_until
 
 from agentpool import (
@@ -24,18 +23,6 @@ from agentpool import (
 )
 from agentpool.client import AgentHandle, Client
 from agentpool.doctor import examine
-
-
-@pytest.fixture
-async def tiny(redis_url: str) -> AsyncIterator[TinyPool]:
-    async with tiny_pool(redis_url) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def client(redis_url: str, tiny: TinyPool) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
 
 
 async def agents(tiny: TinyPool) -> list[str]:

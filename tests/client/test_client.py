@@ -26,18 +26,6 @@ from agentpool.client import Client, RedisClient
 from agentpool.protocol.events import Event
 
 
-@pytest.fixture
-async def tiny(redis_url: str) -> AsyncIterator[TinyPool]:
-    async with tiny_pool(redis_url) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def client(redis_url: str, tiny: TinyPool) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
-
-
 def test_importing_agentpool_is_cheap() -> None:
     code = "import sys, agentpool; print([m for m in ('redis', 'uvloop', 'click', 'psutil') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,7 +1,6 @@
 """Spawning: what it waits for, why it may fail, and that nothing is left when nobody waits any more."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,24 +19,11 @@ from agentpool import (
     QueueFull,
     RedisUnavailable,
     UnknownAgentType,
-    connect,
 )
 from agentpool.client import Client
 from agentpool.client.client import RedisClient
 from agentpool.client.replies import Replies
 from agentpool.doctor import examine
-
-
-@pytest.fixture
-async def tiny(redis_url: str) -> AsyncIterator[TinyPool]:
-    async with tiny_pool(redis_url) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def client(redis_url: str, tiny: TinyPool) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
 
 
 async def is_empty(tiny: TinyPool) -> bool:

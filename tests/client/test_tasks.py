@@ -54,12 +54,6 @@ async def tiny(redis_url: str) -> AsyncIterator[TinyPool]:
         yield pool
 
 
-@pytest.fixture
-async def client(redis_url: str, tiny: TinyPool) -> AsyncIterator[Client]:
-    async with connect(redis_url) as client:
-        yield client
-
-
 class Gate:
     """A handler that stops until it is opened, and counts who came."""
 

@@ -150,7 +150,7 @@ class Inbox:
     def _obey(self, command: Command) -> None:
         match command:
             case Spawn():
-                self._agents.start(_desired(command))
+                self._agents.start(DesiredAgent.of(command))
             case Terminate(agent_id=agent_id):
                 self._agents.stop(agent_id)
             case Wake(agent_id=""):
@@ -166,15 +166,3 @@ class Inbox:
                 self._stale = True
             case _:
                 assert_never(command)
-
-
-def _desired(command: Spawn) -> DesiredAgent:
-    return DesiredAgent(
-        agent_id=command.agent_id,
-        agent_type=command.agent_type,
-        incarnation=command.incarnation,
-        tenant=command.tenant,
-        project=command.project,
-        max_idle_ms=command.max_idle_ms,
-        heartbeat_ms=command.heartbeat_ms,
-    )

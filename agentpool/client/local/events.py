@@ -33,7 +33,7 @@ class EventLog:
     def read(self, pool: str, limit: int) -> list[Event]:
         """Return the latest events of a pool, oldest first."""
         events = [event for event in self._events if event.pool_name == pool]
-        return events[-limit:] if limit > 0 else []
+        return events[-limit:]
 
     def close(self) -> None:
         """Let those who follow come to the end, once they have read what is there."""

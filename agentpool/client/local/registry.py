@@ -58,7 +58,7 @@ class LocalRegistry:
         self._records: dict[str, AgentRecord] = {}
         self._operations: dict[str, str] = {}
         self._pending: dict[str, None] = {}
-        self._ended: dict[str, tuple[int, Word]] = {}
+        self._ended: dict[str, tuple[int, AgentEnded]] = {}
         self._waiters: dict[str, set[asyncio.Future[Word]]] = {}
 
     # -- what clients ask ---------------------------------------------------------------------------------------
@@ -95,8 +95,7 @@ class LocalRegistry:
 
     def ending(self, name: str) -> AgentEnded | None:
         """Return how an agent ended that is remembered."""
-        word = self._ended.get(name, (0, None))[1]
-        return word if isinstance(word, AgentEnded) else None
+        return self._ended.get(name, (0, None))[1]
 
     def place(self, request: Spawn) -> None:
         """Register an agent and start it, or let it wait for room."""
@@ -172,13 +171,13 @@ class LocalRegistry:
             self._change(name, A.PLACED, incarnation=incarnation, process_id=self._worker_id, placed_at=wall_ms())
             del self._pending[name]
             self._note(EventName.AGENT_PLACED, name)
-            self._around.start(_desired(self._records[name]))
+            self._around.start(DesiredAgent.of(self._records[name]))
 
     def start_missing(self, is_here: Callable[[str], bool]) -> None:
         """Start the agents that should be here and are not: something went wrong that was no agent's fault."""
         for record in self.all():
             if record.process_id and not is_here(record.agent_id):
-                self._around.start(_desired(record))
+                self._around.start(DesiredAgent.of(record))
 
     def begin_task(self, name: str, task_id: str) -> None:
         """A task begins on an agent."""
@@ -273,15 +272,3 @@ class LocalRegistry:
     def _note(self, type: EventName, name: str, detail: str = "") -> None:
         record = self._records[name]
         self._around.note(type, record.agent_id, record.process_id, detail)
-
-
-def _desired(record: AgentRecord) -> DesiredAgent:
-    return DesiredAgent(
-        agent_id=record.agent_id,
-        agent_type=record.agent_type,
-        incarnation=record.incarnation,
-        tenant=record.tenant,
-        project=record.project,
-        max_idle_ms=record.max_idle_ms,
-        heartbeat_ms=record.heartbeat_ms,
-    )
