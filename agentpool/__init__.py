@@ -34,10 +34,12 @@ from agentpool.errors import (
     UnknownPool,
     UnknownTask,
     UnknownWorker,
+    Unplaceable,
     UnsupportedPlatform,
     WorkerLost,
     WorkersNeeded,
 )
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.version import __version__
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ __all__ = [
     "PoolClosed",
     "QueueFull",
     "RedisUnavailable",
+    "RetryPolicy",
     "ServerError",
     "TaskCancelled",
     "TaskFailed",
@@ -70,6 +73,7 @@ __all__ = [
     "UnknownPool",
     "UnknownTask",
     "UnknownWorker",
+    "Unplaceable",
     "UnsupportedPlatform",
     "WorkerLost",
     "WorkersNeeded",

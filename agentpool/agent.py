@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import structlog
 
-from agentpool.errors import ConfigError, InvalidInput
+from agentpool.errors import AgentLimitError, ConfigError, InvalidInput
+from agentpool.protocol.codec import valid_name
 from agentpool.protocol.records import TypeInfo
+from agentpool.protocol.retrying import RetryPolicy
 
 __all__ = ["Agent", "AgentType", "Context"]
 
@@ -21,16 +23,20 @@ class Context:
     """
 
     __slots__ = (
+        "_emit",
         "_log",
         "_run",
         "agent_id",
         "attempt",
+        "depth",
         "fence",
+        "mark",
         "pool",
         "project",
         "task_id",
         "tenant",
         "token_count",
+        "tokens_max",
     )
 
     def __init__(
@@ -43,12 +49,17 @@ class Context:
         task_id: str | None = None,
         attempt: int = 1,
         fence: int = 0,
-        run: Callable[..., Awaitable[Any]] | None = None,
+        tokens_max: int = 0,
+        depth: int = 0,
+        mark: int = 0,
+        run: "Callable[..., Awaitable[Any]] | None" = None,
+        emit: "Callable[[Context, Any], None] | None" = None,
     ) -> None:
         self.agent_id, self.pool, self.tenant, self.project = agent_id, pool, tenant, project
         self.task_id, self.attempt, self.fence = task_id, attempt, fence
-        self.token_count = 0
-        self._run = run
+        self.token_count, self.tokens_max = 0, tokens_max
+        self.depth, self.mark = depth, mark
+        self._run, self._emit = run, emit
         self._log: Any = None
 
     @property
@@ -63,20 +74,34 @@ class Context:
         self._log = logger
 
     def tokens(self, n: int) -> None:
-        """Add `n` tokens used to the present task's account; `n` must not be negative."""
+        """Add `n` tokens used to the present task's account; `n` must not be negative.
+
+        Raises `AgentLimitError` with the code TASK_TOKEN_LIMIT when the task has used more than its tenant's tasks may.
+        """
         if n < 0:
             raise ValueError(f"tokens({n}): a count of tokens cannot be negative")
         self.token_count += n
+        if self.tokens_max and self.token_count > self.tokens_max:
+            raise AgentLimitError("TASK_TOKEN_LIMIT", self.tokens_max, f"Task {self.task_id} used {self.token_count}.")
 
     def emit(self, progress: Any) -> None:
-        """Report progress of the present task: one log line, with `progress` as a field."""
-        self.log.info("task.progress", progress=progress)
+        """Report progress of the present task, as JSON, to those who follow it with `handle.events()`.
+
+        What cannot be written as JSON is a `TypeError`.
+        """
+        if self._emit is None:
+            self.log.info("task.progress", progress=progress)
+        else:
+            self._emit(self, progress)
 
     async def run(self, agent_type: "str | type[Agent]", input: Any, *, timeout: float | None = None) -> Any:
-        """Run a task by type in the same pool for the same tenant and return its result."""
+        """Run a task by type in the same pool for the same tenant and return its result.
+
+        The present task lends its slot to it while it waits; at most 8 tasks may wait for one another.
+        """
         if self._run is None:
             raise RuntimeError("this context belongs to no pool, so it cannot run tasks")
-        return await self._run(agent_type, input, timeout=timeout)
+        return await self._run(self, agent_type, input, timeout=timeout)
 
 
 class Agent:
@@ -92,6 +117,7 @@ class Agent:
     on_redis_loss: ClassVar[Literal["continue", "stop"]] = "continue"
     labels: ClassVar[frozenset[str] | tuple[str, ...]] = ()
     start_timeout: ClassVar[float | None] = None
+    retry: ClassVar[RetryPolicy | None] = None
 
     async def start(self, ctx: Context) -> None:
         """Make the agent ready."""
@@ -156,6 +182,11 @@ def check_agent_class(spec: str, cls: Any) -> type[Agent]:
         raise ConfigError(f'{spec}.scope is {cls.scope!r}: it may be "tenant" or "shared"')
     if cls.on_redis_loss not in ("continue", "stop"):
         raise ConfigError(f'{spec}.on_redis_loss is {cls.on_redis_loss!r}: it may be "continue" or "stop"')
+    if cls.retry is not None and not isinstance(cls.retry, RetryPolicy):
+        raise ConfigError(f"{spec}.retry is {cls.retry!r}: it may be a RetryPolicy, or None")
+    for label in (cls.labels,) if isinstance(cls.labels, str) else cls.labels:
+        if not valid_name(label):
+            raise ConfigError(f"{spec}.labels holds {label!r}: a label is 1 to 64 letters, digits, '_', '.' or '-'")
     return cls
 
 

@@ -246,7 +246,8 @@ def _prepare_data_dir(settings: Settings) -> Path:
     data_dir = Path(settings.data_dir)
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (data_dir / "stacks").mkdir(mode=0o700, exist_ok=True)
+        for folder in ("stacks", "marks", "audit"):
+            (data_dir / folder).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"data_dir {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir or "

@@ -6,6 +6,7 @@ line prints it with `--json`, and a border (HTTP, say) maps classes to statuses 
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import ClassVar
 
 __all__ = [
     "AgentFailed",
@@ -32,6 +33,7 @@ __all__ = [
     "UnknownPool",
     "UnknownTask",
     "UnknownWorker",
+    "Unplaceable",
     "UnsupportedPlatform",
     "WorkerLost",
     "WorkersNeeded",
@@ -185,21 +187,51 @@ class PoolClosed(AgentPoolError):
 
 
 class QueueFull(AgentPoolError):
-    """A bounded queue is at its bound; nothing was added."""
+    """A bounded queue is at its bound; nothing was added. `retry_after`: seconds until there should be room, at the
+    rate at which tasks end; None where that is not known.
+    """
 
     code = "QUEUE_FULL"
 
-    def __init__(self, queue: str, depth: int, bound: int) -> None:
-        self.queue, self.depth, self.bound = queue, depth, bound
-        super().__init__(f"{queue} is full: {depth} waiting, bound {bound}. Try again later, or raise the bound.")
+    def __init__(self, queue: str, depth: int, bound: int, retry_after: float | None = None) -> None:
+        self.queue, self.depth, self.bound, self.retry_after = queue, depth, bound, retry_after
+        when = "later" if retry_after is None else f"in about {retry_after:.1f} s"
+        super().__init__(f"{queue} is full: {depth} waiting, bound {bound}. Try again {when}, or raise the bound.")
 
 
 class AgentLimitError(AgentPoolError):
-    """A tenant's limit was reached; `code` names which: CONCURRENT_LIMIT, TOTAL_LIMIT, TOKEN_RATE_LIMIT, …"""
+    """A tenant's limit was reached; `code` names which: CONCURRENT_LIMIT, TOTAL_LIMIT, TOKEN_RATE_LIMIT,
+    REQUEST_RATE_LIMIT, or TASK_TOKEN_LIMIT. `retry_after`: seconds after which to try again, None where time alone
+    does not help.
+    """
 
-    def __init__(self, code: str, limit: int, detail: str = "") -> None:
-        self.code, self.limit = code, limit
-        super().__init__(f"{code}: the limit is {limit}. {detail}".rstrip())
+    _TEXTS: ClassVar[dict[str, str]] = {
+        "CONCURRENT_LIMIT": "tasks of this tenant running at once",
+        "TOTAL_LIMIT": "what this tenant holds in this pool",
+        "TOKEN_RATE_LIMIT": "tokens a minute of this tenant",
+        "REQUEST_RATE_LIMIT": "tasks a minute of this tenant",
+        "TASK_TOKEN_LIMIT": "tokens of one task",
+    }
+
+    def __init__(self, code: str, limit: int, detail: str = "", retry_after: float | None = None) -> None:
+        self.code, self.limit, self.retry_after = code, limit, retry_after
+        what = self._TEXTS.get(code, "this tenant")
+        when = f" Try again in about {retry_after:.1f} s." if retry_after else ""
+        super().__init__(f"{code}: the limit of {what} is {limit}.{' ' + detail if detail else ''}{when}")
+
+
+class Unplaceable(AgentPoolError):
+    """No worker can ever run this: no host of the pool has workers with a label that it needs."""
+
+    code = "UNPLACEABLE"
+
+    def __init__(self, what: str, label: str, offers: Sequence[str]) -> None:
+        self.label, self.offers = label, tuple(offers)
+        known = ", ".join(sorted({word for offer in offers for word in offer.split()})) or "none"
+        super().__init__(
+            f'{what} needs workers with the label "{label}", and no host of this pool has them. Labels there are: '
+            f'{known}. Give a host\'s master `labels = ["{label}"]`, or ask for others.'
+        )
 
 
 class InvalidInput(AgentPoolError):

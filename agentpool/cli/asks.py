@@ -9,6 +9,7 @@ from typing import Any
 from agentpool.cli import output
 from agentpool.client import AgentHandle, Client
 from agentpool.client.raw import raw_command
+from agentpool.client.requests import TaskOptions
 from agentpool.errors import AgentPoolError, InvalidInput, UnknownAgent
 
 __all__ = ["print_result", "raw", "run", "spawn", "terminate"]
@@ -78,7 +79,7 @@ async def run(
     if agent_id is not None:
         return await client.pool(pool).agent(agent_id).run(input, timeout=timeout)
     assert agent_type is not None
-    more = {} if priority is None else {"priority": priority}
+    more: TaskOptions = {} if priority is None else {"priority": priority}
     return await client.pool(pool).run(agent_type, input, tenant=tenant or "default", timeout=timeout, **more)
 
 

@@ -4,12 +4,13 @@ Everything above it is the same wherever that is: names and numbers are checked,
 there. A backend gets whole requests and answers with records or with errors of `agentpool.errors`.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentpool.client.requests import Request, Spawn
-from agentpool.protocol.events import Event
-from agentpool.protocol.records import AgentRecord, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.events import Event, TaskEvent
+from agentpool.protocol.limits import TenantUsage
+from agentpool.protocol.records import AgentRecord, DeadLetter, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 
 __all__ = ["Backend"]
 
@@ -53,12 +54,14 @@ class Backend(Protocol):
 
     # -- tasks: ids are `<pool>/<id>` ---------------------------------------------------------------------------
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        """Return when the tasks are accepted: all of one pool, agent or type, tenant and priority, in their order.
+    async def submit(self, requests: Sequence[Request]) -> list[str]:
+        """Return the ids of the tasks when they are accepted: they share everything but their inputs and keys. A key
+        that is known already gives the id of its task.
 
         When one cannot be, those before it are taken back. Raises `UnknownPool`, `UnknownAgentType`, `UnknownAgent`,
-        `AgentTerminated`, `InputTooLarge`, `QueueFull`.
+        `AgentTerminated`, `InputTooLarge`, `QueueFull`, `AgentLimitError`, `Unplaceable`, `IdempotencyConflict`.
         """
+        ...
 
     async def run(self, request: Request) -> Outcome:
         """Submit a task and return its outcome; a task that was not finished in time or whose caller is gone is
@@ -80,11 +83,47 @@ class Backend(Protocol):
         ...
 
     async def task_info(self, task_id: str) -> dict[str, Any]:
-        """Return a task as plain data: `task_id`, `status`, and its `process_id` or the fields of its outcome.
+        """Return a task as plain data: `task_id`, `status`, `attempts`, and its `process_id` or the fields of its
+        outcome.
 
         Raises `UnknownTask`.
         """
         ...
+
+    def follow_task(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
+        """Yield what the task is and what happens to it, up to `task.finished`; raises `UnknownTask`."""
+        ...
+
+    # -- dead letters and tenants -------------------------------------------------------------------------------
+
+    def dead_letters(
+        self, pool: str, *, older_than_ms: int, agent_type: str, tenant: str
+    ) -> AsyncGenerator[DeadLetter, None]:
+        """Yield the dead letters that fit, oldest first; what is 0 or '' fits all."""
+        ...
+
+    async def dead_letter(self, task_id: str) -> DeadLetter:
+        """Return a dead letter; raises `UnknownTask`."""
+        ...
+
+    async def replay(self, task_id: str) -> str:
+        """Submit a dead task anew; returns the id of the new one. Raises `UnknownTask`, `UnknownAgent`."""
+        ...
+
+    async def purge(self, task_ids: Sequence[str]) -> int:
+        """Throw dead letters of one pool away; returns how many there were."""
+        ...
+
+    async def tenants(self, pool: str) -> list[TenantUsage]:
+        """Return what each tenant of a pool uses, in the order of their names."""
+        ...
+
+    async def tenant(self, pool: str, tenant: str) -> TenantUsage:
+        """Return what one tenant uses; one that uses nothing is no error."""
+        ...
+
+    async def limit_tenant(self, pool: str, tenant: str, limits: Mapping[str, float | None]) -> None:
+        """Set limits of a tenant live; None takes one back. Raises `UnknownPool`."""
 
     # -- pools: what is asked of one that is not there may be empty, but `pool_info` always says so ----------------
 

@@ -3,20 +3,21 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from agentpool.agent import Agent
 from agentpool.client.acquiring import Acquiring
 from agentpool.client.agents import AgentHandle
 from agentpool.client.kinds import UNTYPED, check_count, kind_of, milliseconds
 from agentpool.client.mapping import PARALLEL, map_tasks
-from agentpool.client.requests import PRIORITY, Spawn, new_request
+from agentpool.client.requests import PRIORITY, Spawn, TaskOptions, new_request, new_requests
 from agentpool.client.tasks import TaskHandle, run_task, submit_tasks
 from agentpool.errors import InvalidInput, UnknownPool, UnknownWorker
 from agentpool.protocol.codec import check_name, new_id
 from agentpool.protocol.events import Event
 from agentpool.protocol.keys import split_id
-from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.limits import TenantUsage, check_limits
+from agentpool.protocol.records import AgentRecord, DeadLetter, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 
 if TYPE_CHECKING:
     from agentpool.client.client import Client
@@ -133,57 +134,62 @@ class Pool:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    async def run(
-        self,
-        agent_type: str | type[Agent],
-        input: Any,
-        *,
-        tenant: str = "default",
-        priority: int = PRIORITY,
-        timeout: float | None = None,
-    ) -> Any:
-        """Have any agent of the type do one task, and return its result.
-
-        `priority` is 0 (most urgent) to 9, among the tenant's tasks for the type; those that wait grow urgent.
+    async def run(self, agent_type: str | type[Agent], input: Any, **options: Unpack[TaskOptions]) -> Any:
+        """Have any agent of the type do one task, and return its result. `options` are those of `TaskOptions`.
 
         `timeout` is in seconds: first the task's, and a second later the end of this wait, which cancels the task.
         """
         kind = kind_of(agent_type)
-        request = new_request(self.name, kind, input, tenant=tenant, priority=priority, timeout=timeout)
+        request = new_request(self.name, kind, input, **options)
         return await self._known(run_task(self._client, request, kind))
 
-    async def submit(
-        self,
-        agent_type: str | type[Agent],
-        input: Any,
-        *,
-        tenant: str = "default",
-        priority: int = PRIORITY,
-        timeout: float | None = None,
-    ) -> TaskHandle:
-        """Hand in a task for any agent of the type; `timeout` is what its run may take, in seconds."""
-        handles = await self.submit_many(agent_type, [input], tenant=tenant, priority=priority, timeout=timeout)
+    async def submit(self, agent_type: str | type[Agent], input: Any, **options: Unpack[TaskOptions]) -> TaskHandle:
+        """Hand in a task for any agent of the type: when this returns, the server has it.
+
+        Raises `QueueFull`, `AgentLimitError`, `Unplaceable`, `IdempotencyConflict` and what else `TaskOptions` can lead
+        to; then nothing was accepted.
+        """
+        handles = await self.submit_many(agent_type, [input], **options)
         return handles[0]
 
     async def submit_many(
-        self,
-        agent_type: str | type[Agent],
-        inputs: Iterable[Any],
-        *,
-        tenant: str = "default",
-        priority: int = PRIORITY,
-        timeout: float | None = None,
+        self, agent_type: str | type[Agent], inputs: Iterable[Any], **options: Unpack[TaskOptions]
     ) -> list[TaskHandle]:
         """Hand in a task for each input, with as few round trips as their size allows; handles are in their order.
 
-        All or none: when one is refused, those before it are cancelled, and the error is raised. `priority` and
-        `timeout` are each task's, as with `submit`.
+        All or none: when one is refused, those before it are cancelled, and the error is raised. `options` are each
+        task's, as with `submit`; with a `key` each gets `<key>/<its place>`.
         """
         kind = kind_of(agent_type)
-        requests = [
-            new_request(self.name, kind, input, tenant=tenant, priority=priority, timeout=timeout) for input in inputs
-        ]
+        requests = new_requests(self.name, kind, inputs, **options)
         return await self._known(submit_tasks(self._client, requests, kind)) if requests else []
+
+    async def schedule_agent(
+        self,
+        tenant_id: str,
+        agent_id: str,
+        agent_type: str | type[Agent],
+        input: Any,
+        priority: int = PRIORITY,
+        timeout: float | None = 300.0,
+    ) -> TaskHandle:
+        """Hand in one execution for a tenant, or refuse it at once at any of the tenant's limits.
+
+        `agent_id` is the caller's own name for the execution: the same one means the same execution. What the tenant
+        has queued and running counts against its total. Raises `AgentLimitError`.
+        """
+        kind = kind_of(agent_type)
+        request = new_request(
+            self.name,
+            kind,
+            input,
+            tenant=tenant_id,
+            key=agent_id,
+            priority=priority,
+            timeout=timeout,
+            limits="total",
+        )
+        return (await self._known(submit_tasks(self._client, [request], kind)))[0]
 
     def map(
         self,
@@ -192,9 +198,7 @@ class Pool:
         *,
         max_parallel: int | None = None,
         ordered: bool = True,
-        tenant: str = "default",
-        priority: int = PRIORITY,
-        timeout: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> AsyncGenerator[Any, None]:
         """Yield the result of a task for each input, in the order of the inputs or, with `ordered=False`, as they come.
 
@@ -204,7 +208,7 @@ class Pool:
         """
 
         async def submit(batch: list[Any]) -> list[TaskHandle]:
-            return await self.submit_many(agent_type, batch, tenant=tenant, priority=priority, timeout=timeout)
+            return await self.submit_many(agent_type, batch, **options)
 
         parallel = PARALLEL if max_parallel is None else check_count("max_parallel", max_parallel)
         return map_tasks(submit, inputs, parallel, ordered=ordered, cleanup=self._client.cleanup)
@@ -215,6 +219,53 @@ class Pool:
         if pool != self.name or not name:
             raise InvalidInput(f'{id} is no task of pool "{self.name}": ids are <pool>/<id>.', "$.id")
         return TaskHandle(self._client, id, UNTYPED if agent_type is None else kind_of(agent_type))
+
+    # -- dead letters and tenants -------------------------------------------------------------------------------
+
+    async def dead_letters(
+        self, *, older_than: float | None = None, agent_type: str = "", tenant: str = ""
+    ) -> AsyncGenerator[DeadLetter, None]:
+        """Yield the tasks that are not tried again, oldest first: all, or those older than so many s, of a type, of a
+        tenant.
+        """
+        await self.info()
+        older_than_ms = milliseconds("older_than", older_than)
+        letters = self._client.backend.dead_letters(
+            self.name, older_than_ms=older_than_ms, agent_type=agent_type, tenant=tenant
+        )
+        async with contextlib.aclosing(letters):
+            async for letter in letters:
+                yield letter
+
+    async def dead_letter(self, task_id: str) -> DeadLetter:
+        """Return a dead letter; raises `UnknownTask`."""
+        return await self._client.backend.dead_letter(self.task(task_id).id)
+
+    async def replay(self, task_id: str) -> TaskHandle:
+        """Submit a dead task anew, as another task; the dead letter is gone then. Raises `UnknownTask`."""
+        return self.task(await self._client.backend.replay(self.task(task_id).id))
+
+    async def purge(self, task_ids: Iterable[str]) -> int:
+        """Throw dead letters away; returns how many there were."""
+        return await self._client.backend.purge([self.task(task_id).id for task_id in task_ids])
+
+    async def tenants(self) -> list[TenantUsage]:
+        """Return what each tenant uses, and its limits, in the order of their names."""
+        await self.info()
+        return await self._client.backend.tenants(self.name)
+
+    async def tenant(self, name: str) -> TenantUsage:
+        """Return what one tenant uses, and its limits."""
+        await self.info()
+        return await self._client.backend.tenant(self.name, check_name("tenant", name))
+
+    async def limit_tenant(self, name: str, **limits: float | None) -> TenantUsage:
+        """Set limits of a tenant, by the names of `TenantLimits`, while the pool runs; None takes one back to what is
+        configured. Returns what stands then.
+        """
+        check_limits(limits)
+        await self._known(self._client.backend.limit_tenant(self.name, check_name("tenant", name), limits))
+        return await self._client.backend.tenant(self.name, name)
 
     # -- the pool itself ----------------------------------------------------------------------------------------
 

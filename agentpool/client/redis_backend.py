@@ -5,7 +5,7 @@ Nothing above imports this before a client opens, because it costs what loading 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from agentpool.client.cleanup import Cleanup
@@ -14,8 +14,9 @@ from agentpool.client.redis_tasks import RedisTasks
 from agentpool.client.replies import Replies
 from agentpool.client.requests import Request, Spawn
 from agentpool.periodic import end_task
-from agentpool.protocol.events import Event
-from agentpool.protocol.records import AgentRecord, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.events import Event, TaskEvent
+from agentpool.protocol.limits import TenantUsage
+from agentpool.protocol.records import AgentRecord, DeadLetter, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 from agentpool.store import Store
 
 __all__ = ["RedisBackend"]
@@ -65,8 +66,8 @@ class RedisBackend:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        await self._tasks.submit(requests)
+    async def submit(self, requests: Sequence[Request]) -> list[str]:
+        return await self._tasks.submit(requests)
 
     async def run(self, request: Request) -> Outcome:
         return await self._tasks.run(request)
@@ -79,6 +80,34 @@ class RedisBackend:
 
     async def task_info(self, task_id: str) -> dict[str, Any]:
         return await self.store.tasks.info(task_id)
+
+    def follow_task(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
+        return self._tasks.follow(task_id)
+
+    # -- dead letters and tenants -------------------------------------------------------------------------------
+
+    def dead_letters(
+        self, pool: str, *, older_than_ms: int, agent_type: str, tenant: str
+    ) -> AsyncGenerator[DeadLetter, None]:
+        return self.store.letters.all(pool, older_than_ms=older_than_ms, agent_type=agent_type, tenant=tenant)
+
+    async def dead_letter(self, task_id: str) -> DeadLetter:
+        return await self.store.letters.get(task_id)
+
+    async def replay(self, task_id: str) -> str:
+        return await self.store.letters.replay(task_id)
+
+    async def purge(self, task_ids: Sequence[str]) -> int:
+        return await self.store.letters.purge(task_ids)
+
+    async def tenants(self, pool: str) -> list[TenantUsage]:
+        return [await self.store.tenants.usage(pool, name) for name in await self.store.tenants.names(pool)]
+
+    async def tenant(self, pool: str, tenant: str) -> TenantUsage:
+        return await self.store.tenants.usage(pool, tenant)
+
+    async def limit_tenant(self, pool: str, tenant: str, limits: Mapping[str, float | None]) -> None:
+        await self.store.tenants.limit(pool, tenant, limits)
 
     # -- pools --------------------------------------------------------------------------------------------------
 

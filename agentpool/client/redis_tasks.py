@@ -2,16 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+
+import msgspec
 
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.replies import Answer, Replies, Waiter
 from agentpool.client.requests import Request
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
+from agentpool.protocol.events import TaskEvent
+from agentpool.protocol.keys import pool_of
 from agentpool.protocol.records import Outcome
+from agentpool.protocol.states import OUTCOMES
 from agentpool.store import Store
+from agentpool.store.tasks import SubmitOptions
 
 __all__ = ["RedisTasks"]
+
+
+_FIRST = {"queued": "task.queued", "delayed": "task.delayed", "leased": "task.started"}
+_ENDS = frozenset(f"task.{status}" for status in OUTCOMES)
 
 
 class RedisTasks:
@@ -20,10 +30,12 @@ class RedisTasks:
     def __init__(self, store: Store, replies: Replies, cleanup: Cleanup) -> None:
         self._store, self._replies, self._cleanup = store, replies, cleanup
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        """Return when Redis has the tasks; cancelling this, or an error, withdraws those that it has by then."""
+    async def submit(self, requests: Sequence[Request]) -> list[str]:
+        """Return when Redis has the tasks, with their ids; cancelling this, or an error, withdraws those that it has by
+        then, but not what a key named already.
+        """
         try:
-            await self._send(requests)
+            return await self._send(requests)
         except asyncio.CancelledError:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
@@ -36,7 +48,9 @@ class RedisTasks:
         """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
         with self._replies.task(request.task_id) as waiter:
             try:
-                await self._send([request])
+                (task_id,) = await self._send([request])
+                if task_id != request.task_id:
+                    return await self.outcome(task_id, request.patience)  # another asked for it with the same key
                 self._replies.accept(waiter)
                 outcome = await self._wait_or_stop(request, waiter)
             except (asyncio.CancelledError, PoolClosed):
@@ -58,22 +72,61 @@ class RedisTasks:
         assert isinstance(outcome, Outcome)
         return outcome
 
-    async def _send(self, requests: Sequence[Request]) -> None:
+    async def follow(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
+        """Yield what the task is now, what it reported and what happens to it, up to its end."""
+        status, worker = await self._store.tasks.follow(task_id)
+        if status != "finished":
+            yield TaskEvent(_FIRST[status], task_id, detail=worker)
+        async with contextlib.aclosing(self._store.tasks.trail(task_id)) as trail:
+            async for fields in trail:
+                if fields is None:
+                    if await self._store.tasks.settled([task_id]):
+                        break
+                elif fields["type"].startswith("task.finished") or fields["type"] in _ENDS:
+                    break
+                else:
+                    yield _event(task_id, fields)
+        yield TaskEvent("task.finished", task_id)
+
+    async def _send(self, requests: Sequence[Request]) -> list[str]:
         """Send tasks, and see it through though the caller is cancelled: only then can they be cancelled in Redis."""
-        first = requests[0]
-        sending = asyncio.ensure_future(
-            self._store.tasks.submit_many(
-                [(request.task_id, request.envelope) for request in requests],
-                first.header(self._replies.reply_to),
-                later_us=first.later_us,
-                timeout=first.timeout,
-            )
-        )
+        sending = asyncio.ensure_future(self._send_all(requests))
         try:
-            await asyncio.shield(sending)
+            return await asyncio.shield(sending)
         except asyncio.CancelledError:
             await asyncio.wait([sending], timeout=self._store.connection.timeout)
             raise
+
+    async def _send_all(self, requests: Sequence[Request]) -> list[str]:
+        """Hand in tasks that share everything but their inputs; those with keys one by one."""
+        first = requests[0]
+        if not first.key:
+            header, options = first.header(self._replies.reply_to), await self._options(first)
+            tasks = [(request.task_id, request.envelope) for request in requests]
+            await self._store.tasks.submit_many(tasks, header, options, timeout=first.timeout)
+            return [request.task_id for request in requests]
+        ids = []
+        for request in requests:
+            header, options = request.header(self._replies.reply_to), await self._options(request)
+            id = await self._store.tasks.submit(
+                request.task_id, header, request.envelope, options, timeout=first.timeout
+            )
+            ids.append(id)
+        return ids
+
+    async def _options(self, request: Request) -> SubmitOptions:
+        batch = 0
+        if request.is_batch:
+            batch = (await self._store.pools.info(pool_of(request.task_id))).batch_max_wait_ms
+        return SubmitOptions(
+            delay=request.delay_ms,
+            expires=request.expires_ms,
+            batch=batch,
+            key=request.key,
+            input=request.input_digest,
+            parent=request.parent,
+            limits=request.limits,
+        )
 
     async def _withdraw(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -94,3 +147,10 @@ class RedisTasks:
         if answer == "finished" and (outcome := await self._store.tasks.read(request.task_id)):
             return outcome
         raise request.timed_out(while_it_ran=answer == "asked") from None
+
+
+def _event(task_id: str, fields: dict[str, str]) -> TaskEvent:
+    kind, detail = fields["type"], fields.get("detail", "")
+    if kind == "task.progress":
+        return TaskEvent(kind, task_id, int(fields["at"]), data=msgspec.json.decode(detail))
+    return TaskEvent(kind, task_id, int(fields["at"]), detail)

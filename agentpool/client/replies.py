@@ -21,7 +21,7 @@ from agentpool.clock import monotonic
 from agentpool.errors import PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.periodic import Periodic
 from agentpool.protocol.codec import new_id
-from agentpool.protocol.commands import AgentEnded, AgentReady, TaskDone, decode_reply
+from agentpool.protocol.commands import AgentEnded, AgentReady, TasksDone, decode_reply
 from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import AgentStatus
 from agentpool.store import Store
@@ -152,12 +152,13 @@ class Replies:
         except msgspec.DecodeError:
             return  # of a later release, and a hint only
         match reply:
-            case TaskDone(task_id=task_id, outcome=None):
-                if task_id in self._tasks:
-                    self._due.add(task_id)
-                    self._lookups.wake()
-            case TaskDone(task_id=task_id, outcome=raw):
-                self._settle(self._tasks, task_id, msgspec.json.decode(raw, type=Outcome))
+            case TasksDone(tasks=tasks):
+                for task_id, outcome in tasks:
+                    if outcome is not None:
+                        self._settle(self._tasks, task_id, outcome)
+                    elif task_id in self._tasks:
+                        self._due.add(task_id)
+                        self._lookups.wake()
             case AgentReady() | AgentEnded():
                 self._settle(self._agents, reply.agent_id, reply)
 

@@ -1,19 +1,37 @@
 """What may be asked for, as plain data that says the same to every backend: an agent, a task."""
 
-from typing import Any
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
 from agentpool.client.kinds import Kind, milliseconds
+from agentpool.clock import wall_ms
 from agentpool.errors import AgentFailed, AgentPoolError, AgentTerminated, InvalidInput, TaskTimedOut
 from agentpool.protocol.codec import check_name, new_id
 from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import AgentStatus
 
-__all__ = ["PRIORITY", "Request", "Spawn", "new_request"]
+__all__ = [
+    "NESTED_MAX",
+    "PRIORITY",
+    "AgentTaskOptions",
+    "Request",
+    "Spawn",
+    "TaskOptions",
+    "new_request",
+    "new_requests",
+]
 
 PRIORITY_MAX = 9
 PRIORITY = 5
+URGENT = 2
+"""Tasks of this priority and below go before others."""
+NESTED_MAX = 8
+"""Tasks that may wait for one another, one within the other."""
 AGE_STEP_US = 10_000_000
 """A task waits at most this much longer than one that is one priority more urgent: so none waits for ever."""
 
@@ -38,22 +56,73 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True):
         return error(f"Agent {self.agent_id} has ended before it was ready: {detail or status}")
 
 
+class AgentTaskOptions(TypedDict, total=False):
+    """What may be said of a task for one agent, beside its input. Times are in seconds."""
+
+    timeout: float | None
+    """What its run may take."""
+    key: str | None
+    """The same key, of one tenant and type or agent, means the same task while that is unfinished and `key_ttl` after.
+    """
+    delay: float | None
+    """Time until it may begin."""
+    at: datetime | float | None
+    """When it may begin: a time with a zone, or seconds since 1970; by this machine's clock. Not with `delay`."""
+    expires: float | None
+    """Time in which it must have begun; otherwise it ends as expired."""
+    retry: RetryPolicy | None
+    """Instead of the one of the agent's class or of the pool."""
+    when_limited: Literal["queue", "reject"]
+    """At a limit of its tenant: wait, or raise `AgentLimitError`."""
+
+
+class TaskOptions(AgentTaskOptions, total=False):
+    """What may be said of a task by type."""
+
+    tenant: str
+    project: str | None
+    priority: int
+    """0 (most urgent) to 9; up to 2 goes before what others wait for. Those that wait grow urgent."""
+    batch: bool
+    """Run only when nothing else can, for `batch_max_wait` at most."""
+    requires: Iterable[str]
+    """Labels that its worker must have."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that is asked for: of one pinned agent, or of any agent of a type; the other of the two is empty."""
+    """A task that is asked for: of one pinned agent, or of any agent of a type; the other of the two is empty.
+
+    Times are in whole ms where they say so. Tasks that are handed in together share everything but id and envelope.
+    """
 
     task_id: str
     agent_name: str
     agent_type: str
     tenant: str
-    priority: int
     timeout: float | None
     """Seconds that its run may take; in whole milliseconds in the envelope too, for whoever runs it."""
     envelope: TaskEnvelope
+    priority: int = PRIORITY
+    lane: str = "normal"
+    options: str = ""
+    delay_ms: int = 0
+    expires_ms: int = 0
+    key: str = ""
+    """Digest of the idempotency key."""
+    input_digest: str = ""
+    parent: str = ""
+    limits: str = ""
+    """`reject` or `total`: refuse at a limit, instead of waiting."""
 
     @property
     def later_us(self) -> int:
         """Microseconds by which a task of priority 0 may come later and still be taken before this one."""
         return self.priority * AGE_STEP_US
+
+    @property
+    def is_batch(self) -> bool:
+        """Tell whether it waits until nothing else can run."""
+        return self.lane.startswith("batch")
 
     @property
     def patience(self) -> float | None:
@@ -62,7 +131,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def header(self, reply_to: str = "") -> TaskHeader:
         """Return what is read of the task without its input."""
-        return TaskHeader(reply_to, self.agent_name, self.agent_type, self.tenant)
+        return TaskHeader(
+            reply_to, self.agent_name, self.agent_type, self.tenant, self.lane, self.later_us, self.options
+        )
 
     def timed_out(self, *, while_it_ran: bool) -> TaskTimedOut:
         """Return the error for a run that was cancelled because its patience is over."""
@@ -70,26 +141,132 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return TaskTimedOut(f"Task {self.task_id} did not finish within {self.timeout} s and was cancelled {where}.")
 
 
-def new_request(
+def new_request(pool: str, kind: Kind, input: Any, *, agent_name: str = "", **options: Any) -> Request:
+    """Check a task for one agent (by name) or for any agent of the kind; raises `InvalidInput`."""
+    return new_requests(pool, kind, [input], agent_name=agent_name, **options)[0]
+
+
+def new_requests(
     pool: str,
     kind: Kind,
-    input: Any,
+    inputs: Iterable[Any],
     *,
     agent_name: str = "",
+    parent: str = "",
+    depth: int = 0,
+    limits: str = "",
     tenant: str = "default",
+    project: str | None = None,
     priority: int = PRIORITY,
     timeout: float | None = None,
-) -> Request:
-    """Check a task for one agent (by name) or for any agent of the kind; raises `InvalidInput`."""
-    return Request(
-        task_id=f"{pool}/{new_id()}",
-        agent_name=agent_name,
-        agent_type="" if agent_name else kind.name,
-        tenant=check_name("tenant", tenant),
-        priority=_check_priority(priority),
-        timeout=timeout,
-        envelope=TaskEnvelope(input=kind.encode(input), timeout_ms=milliseconds("timeout", timeout)),
-    )
+    key: str | None = None,
+    delay: float | None = None,
+    at: datetime | float | None = None,
+    expires: float | None = None,
+    batch: bool = False,
+    retry: RetryPolicy | None = None,
+    requires: Iterable[str] = (),
+    when_limited: str = "queue",
+) -> list[Request]:
+    """Check tasks that share everything but their inputs; raises `InvalidInput`.
+
+    With a `key`, each of several inputs gets `<key>/<its place>`. `parent` waits for the tasks, `depth` above them.
+    """
+    if depth > NESTED_MAX:
+        raise InvalidInput(f"Tasks may wait for one another {NESTED_MAX} deep, and this one would be the next.")
+    check_name("tenant", tenant)
+    _check_priority(priority)
+    expires_ms = milliseconds("expires", expires)
+    lane = "-" if agent_name else _lane(priority, requires, batch=_check_flag("batch", batch), nested=bool(parent))
+    words = {
+        "parent": parent,
+        "depth": str(depth) if depth else "",
+        "expires": "1" if expires_ms else "",
+        "batch": "1" if lane.startswith("batch") else "",
+    }
+    options = ",".join(f"{name}={value}" for name, value in words.items() if value)
+    shared: dict[str, Any] = {
+        "agent_name": agent_name,
+        "agent_type": "" if agent_name else kind.name,
+        "tenant": tenant,
+        "timeout": timeout,
+        "priority": priority,
+        "lane": lane,
+        "options": options,
+        "delay_ms": _delay_ms(delay, at),
+        "expires_ms": expires_ms,
+        "parent": parent,
+        "limits": limits or _limits(when_limited),
+    }
+    timeout_ms = milliseconds("timeout", timeout)
+    project = "" if project is None else check_name("project", project)
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise InvalidInput(f"retry is {retry!r}: it must be a RetryPolicy, or None.", "$.retry")
+    envelopes = [TaskEnvelope(kind.encode(input), timeout_ms, project, retry) for input in inputs]
+    if key is not None:
+        return _with_keys(pool, kind, key, envelopes, shared)
+    return [Request(task_id=f"{pool}/{new_id()}", envelope=envelope, **shared) for envelope in envelopes]
+
+
+def _with_keys(pool: str, kind: Kind, key: str, envelopes: list[TaskEnvelope], shared: dict[str, Any]) -> list[Request]:
+    if not isinstance(key, str) or not 1 <= len(key) <= 512:
+        raise InvalidInput(f"key is {key!r}: it must be text of 1 to 512 characters.", "$.key")
+    requests = []
+    for place, envelope in enumerate(envelopes):
+        own = key if len(envelopes) == 1 else f"{key}/{place}"
+        digest = _digest(shared["tenant"], shared["agent_name"] or kind.name, own)
+        words = ",".join(word for word in (shared["options"], f"key={digest}") if word)
+        input_digest = _digest(bytes(envelope.input))
+        fields = {**shared, "options": words, "key": digest, "input_digest": input_digest}
+        requests.append(Request(task_id=f"{pool}/{new_id()}", envelope=envelope, **fields))
+    return requests
+
+
+def _digest(*parts: str | bytes) -> str:
+    """Return 32 hex digits that stand for the parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
+
+
+def _lane(priority: int, requires: Iterable[str], *, batch: bool, nested: bool) -> str:
+    """Return the lane of a task by type: its level, and the labels that its worker must have."""
+    labels = (requires,) if isinstance(requires, str) else requires
+    if nested:
+        level = "child"
+    elif batch:
+        level = "batch"
+    else:
+        level = "urgent" if priority <= URGENT else "normal"
+    return "+".join([level, *sorted({check_name("label", label) for label in labels})])
+
+
+def _delay_ms(delay: float | None, at: datetime | float | None) -> int:
+    """Return in how many ms a task may begin, 0 for at once."""
+    if delay is not None and at is not None:
+        raise InvalidInput("delay and at both say when the task may begin: give one of them.", "$.at")
+    if at is None:
+        return 0 if delay == 0 else milliseconds("delay", delay)
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise InvalidInput(f"at is {at}, without a zone: use datetime.now(timezone.utc) or the like.", "$.at")
+        at = at.timestamp()
+    seconds = milliseconds("at", at) - wall_ms()
+    return max(0, seconds)
+
+
+def _limits(when_limited: str) -> str:
+    if when_limited not in ("queue", "reject"):
+        raise InvalidInput(f'when_limited is {when_limited!r}: it may be "queue" or "reject".', "$.when_limited")
+    return "reject" if when_limited == "reject" else ""
+
+
+def _check_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} is {value!r}: it must be True or False.", f"$.{name}")
+    return value
 
 
 def _check_priority(priority: int) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["NAME_PATTERN", "LogSettings", "PoolSettings", "RedisSettings", "Settings"]
+__all__ = ["NAME_PATTERN", "LogSettings", "PoolSettings", "RedisSettings", "Settings", "TenantOverrides"]
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
@@ -29,6 +29,20 @@ class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Embedded server: when its append-only file reaches the disk."""
 
 
+class TenantOverrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What one tenant of a pool may use, where it differs from the others; 0 is no limit, None as the others."""
+
+    weight: float | None = None
+    """Its share of the slots against other tenants with work to do; 1 unless given."""
+    agents: int | None = None
+    running: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_task: int | None = None
+    requests_per_minute: int | None = None
+    queued: int | None = None
+    """Tasks by type that wait."""
+
+
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One pool. Times are in seconds."""
 
@@ -48,7 +62,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     scale_cooldown: float = 60.0
     worker_idle_timeout: float = 60.0
     """A worker above the floor with nothing on it for this long is drained."""
-    placement: Literal["least_loaded", "pack"] = "least_loaded"
+    placement: Literal["least_loaded", "pack", "round_robin", "tenant_affinity", "project_affinity"] = "least_loaded"
     max_starting: int = 16
     """Workers that may be starting at once."""
     start_timeout: float = 30.0
@@ -71,7 +85,38 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_pending: int = 10_000
     """Bound of agents waiting for a place."""
     max_queued: int = 100_000
-    """Bound of tasks waiting in one queue: those of a tenant for a type, or the mailbox of one agent."""
+    """Bound of tasks waiting in one queue: those by type of one tenant, or the mailbox of one agent."""
+    max_queued_pool: int = 1_000_000
+    """Bound of all tasks by type that wait; 0 is no bound."""
+    max_dead: int = 10_000
+    """Dead letters that are kept; the oldest go first."""
+    key_ttl: float = 3600.0
+    """How long an idempotency key still means its task after that has ended."""
+    batch_max_wait: float = 60.0
+    """A batch task that waited so long waits like others from then on."""
+    retry_attempts: int = 3
+    """How often a task is tried in all whose `run()` raises, unless it or its agent's class says otherwise."""
+    retry_delay: float = 1.0
+    """Delay before the first retry; each further one is `retry_backoff` times longer, up to `retry_max_delay`."""
+    retry_backoff: float = 2.0
+    retry_max_delay: float = 60.0
+    audit: bool = True
+    """Write every execution to the audit; `audit_payload` puts inputs and results there too."""
+    audit_payload: bool = False
+    audit_file_mb: float = 64.0
+    """An audit file of this size is closed and a new one begun; `audit_files` are kept."""
+    audit_files: int = 16
+    tenant_agents: int = 10
+    """Limits of each tenant but `default`, unless `tenants` says otherwise; 0 is no limit. Pinned agents, live and
+    pending."""
+    tenant_running: int = 5
+    """Tasks of a tenant at once."""
+    tenant_tokens_per_minute: int = 100_000
+    tenant_tokens_per_task: int = 8_000
+    tenant_requests_per_minute: int = 0
+    """Tasks of a tenant that begin within a minute."""
+    tenants: dict[str, TenantOverrides] = {}
+    """Limits and weights of single tenants, `default` too."""
     agent_idle_timeout: float = 300.0
     """Warm agents for tasks by type end when nobody has used them for this long."""
     recycle_threshold: int = 1000
@@ -104,6 +149,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Identity of this host; empty: generated once and kept in the data directory."""
     app_dir: str = "."
     """Folder from which agent modules are imported."""
+    labels: tuple[str, ...] = ()
+    """What the workers of this host have that others may lack, as "gpu": tasks and agent classes can ask for it."""
     leader_lease: float = 5.0
     """A pool without a living leader gets a new one within this time."""
     redis: RedisSettings = RedisSettings()

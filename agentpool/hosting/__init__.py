@@ -7,7 +7,7 @@ by type, `run.py` one task.
 """
 
 from agentpool.hosting.host import Host
-from agentpool.hosting.place import HostSettings, Place, Registry
-from agentpool.hosting.run import Run
+from agentpool.hosting.place import HostSettings, Marks, Place, Registry
+from agentpool.hosting.run import GIVE_BACK, Ending, Run
 
-__all__ = ["Host", "HostSettings", "Place", "Registry", "Run"]
+__all__ = ["GIVE_BACK", "Ending", "Host", "HostSettings", "Marks", "Place", "Registry", "Run"]

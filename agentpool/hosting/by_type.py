@@ -29,12 +29,33 @@ class ByType:
     def __init__(self, place: Place, pinned: Callable[[], int]) -> None:
         self._place, self._pinned = place, pinned
         self._pools: OrderedDict[tuple[str, str], AgentPool] = OrderedDict()
+        self._is_over = False
+        """More agents than the capacity were there at the last look, and none of them could be ended."""
         self._closing: set[asyncio.Task[object]] = set()
 
     @property
     def count(self) -> int:
         """Pooled agents of this host; those that have ended and clean up do not count."""
         return sum(pool.total - pool.leaving for pool in self._pools.values())
+
+    def take_idle(self, type: AgentType, tenant: str) -> Lease | None:
+        """Return a warm agent that can be had without more ado, or None."""
+        pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
+        return pool.take_idle() if pool else None
+
+    def has_idle(self, type: AgentType, tenant: str) -> bool:
+        """Tell whether `take_idle` would return one."""
+        pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
+        return pool is not None and pool.oldest_idle() is not None
+
+    def has_agents(self, type: AgentType, tenant: str) -> bool:
+        """Tell whether there are agents, idle or not."""
+        pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
+        return pool is not None and pool.total > pool.leaving
+
+    def types(self) -> set[str]:
+        """Return the types of which there are agents."""
+        return {name for (name, _), pool in self._pools.items() if pool.total > pool.leaving}
 
     async def acquire(self, type: AgentType, tenant: str) -> Lease:
         """Return a started agent for one task; raises what `AgentPool.acquire` does."""
@@ -46,7 +67,8 @@ class ByType:
     def release(self, lease: Lease) -> None:
         """Keep an agent for the next task, unless it is broken."""
         lease.release()
-        self.make_room()
+        if self._is_over:
+            self.make_room()
 
     def make_room(self) -> None:
         """Evict idle agents until the capacity is kept."""
@@ -78,6 +100,7 @@ class ByType:
         excess = self._pinned() + self.count - most
         while excess > 0 and self._evict_one():
             excess -= 1
+        self._is_over = excess > 0
 
     def _evict_one(self) -> bool:
         """End the agent that was idle for longest, or else one that is being made and is no longer wanted."""

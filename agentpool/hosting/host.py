@@ -2,19 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
-
-from agentpool.errors import AgentPoolError
+from agentpool.agent import AgentType
+from agentpool.errors import AgentFailed, AgentPoolError
 from agentpool.hosting.agents import Agents
 from agentpool.hosting.by_type import ByType
 from agentpool.hosting.place import Place
-from agentpool.hosting.run import Run, failed
-from agentpool.pool import StartFailed
-from agentpool.pool.calls import describe
-from agentpool.protocol.records import Outcome, TaskError
-from agentpool.protocol.states import TaskStatus
+from agentpool.hosting.run import Run
 
 __all__ = ["Host"]
 
@@ -42,20 +38,42 @@ class Host:
         self.by_type.make_room()
         self._on_change()
 
-    async def carry_out(self, run: Run) -> Outcome:
-        """Run a task on the agent that it names, or on one of its type, to its outcome, whatever happens.
+    def begin(self, run: Run) -> None:
+        """Begin a task on the agent that it names, or on one of its type; `run.done` is told of its end.
 
-        When the outcome is recorded, `finish` must be called: until then a pinned agent takes no other task.
+        When that is recorded, `finish` must be called: until then a pinned agent takes no other task.
         """
         name = run.task.header.agent_name
-        agent_id = f"{self.place.pool}/{name}" if name else ""
-        if name and (pinned := self.agents.get(agent_id)):
-            pinned.begin(run)
-        outcome = await self._to_an_outcome(run, lambda: self._on_pinned(run) if name else self._on_any(run))
-        return msgspec.structs.replace(outcome, process_id=self.place.settings.worker_id, agent_id=agent_id)
+        try:
+            if run.why:
+                raise AgentPoolError(run.why)  # it was told to stop before it began
+            if name:
+                self._begin_on_pinned(run, f"{self.place.pool}/{name}")
+            else:
+                self._begin_on_any(run)
+        except Exception as error:
+            if not isinstance(error, AgentPoolError):
+                log.exception("task.broke", extra={"task_id": run.task.id})
+            run.fail(error)
+
+    def is_warm(self, agent_type: str, tenant: str) -> bool:
+        """Tell whether an agent of this type is idle, or will be when another task of this tenant ends."""
+        type = self.place.types.get(agent_type)
+        return type is not None and self.by_type.has_agents(type, tenant)
+
+    def has_idle(self, agent_type: str, tenant: str) -> bool:
+        """Tell whether a warm agent of this type can take a task now."""
+        type = self.place.types.get(agent_type)
+        return type is not None and self.by_type.has_idle(type, tenant)
+
+    def release(self, run: Run) -> None:
+        """Keep the agent of a run by type that has ended for the next one."""
+        lease, run.lease = run.lease, None
+        if lease:
+            self.by_type.release(lease)
 
     def finish(self, run: Run, *, has_mail: bool) -> None:
-        """The outcome of a task is recorded: its agent can take the next one."""
+        """The end of a task is recorded: its agent can take the next one."""
         if run.pinned:
             run.pinned.finish(run, has_mail)
 
@@ -63,38 +81,37 @@ class Host:
         """Stop the agents kept by type; pinned ones are stopped or handed over one by one."""
         await self.by_type.close()
 
-    async def _on_pinned(self, run: Run) -> Outcome:
-        pinned = run.pinned
-        if pinned is None or pinned.instance is None:
-            return failed(TaskStatus.FAILED, TaskError(type="AgentFailed", message="the agent is not running"))
-        instance = pinned.instance
-        input = run.decode(instance.type)
-        return await run.perform(instance.run, input, agent_id=instance.id, fence=pinned.incarnation)
+    def _begin_on_pinned(self, run: Run, agent_id: str) -> None:
+        if held := self.agents.get(agent_id):
+            held.begin(run)
+        instance = run.pinned.instance if run.pinned else None
+        if run.pinned is None or instance is None:
+            raise AgentFailed("the agent is not running")
+        run.perform(instance.run, run.decode(instance.type), agent_id=instance.id, fence=run.pinned.incarnation)
 
-    async def _on_any(self, run: Run) -> Outcome:
-        type = self.place.type(run.task.header.agent_type)
+    def _begin_on_any(self, run: Run) -> None:
+        header = run.task.header
+        type = self.place.type(header.agent_type)
         input = run.decode(type)
-        with run.cancelling_this_task():
-            lease = await self.by_type.acquire(type, run.task.header.tenant)
-        try:
-            return await run.perform(lease.begin, input, agent_id=lease.agent_id)
-        finally:
-            self.by_type.release(lease)
+        lease = self.by_type.take_idle(type, header.tenant)
+        if lease:
+            run.lease = lease
+            run.perform(lease.begin, input, agent_id=lease.agent_id)
+        else:
+            making = asyncio.create_task(self._make_and_begin(run, type, input), name=f"agent for {run.task.id}")
+            run.wait_for_agent(making)
 
-    @staticmethod
-    async def _to_an_outcome(run: Run, perform: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def _make_and_begin(self, run: Run, type: AgentType, input: Any) -> None:
         try:
-            return run.stopped_early() or await perform()
-        except StartFailed as error:
-            word = TaskError(type="AgentFailed", message=str(error), traceback=error.traceback)
-            return run.stopped_early() or failed(TaskStatus.FAILED, word)
-        except AgentPoolError as error:
-            return run.stopped_early() or run.refused(error)
+            run.lease = await self.by_type.acquire(type, run.task.header.tenant)
         except asyncio.CancelledError:
-            early = run.stopped_early()
-            if early is None:
+            if not run.why:
                 raise
-            return early
-        except Exception as error:
-            log.exception("task.broke", extra={"task_id": run.task.id})
-            return failed(TaskStatus.FAILED, describe(error))
+            run.fail(AgentPoolError(run.why))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the task must come to an end)
+            run.fail(error)
+        else:
+            if run.why:
+                run.fail(AgentPoolError(run.why))
+            else:
+                run.perform(run.lease.begin, input, agent_id=run.lease.agent_id)

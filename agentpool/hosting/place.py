@@ -9,9 +9,11 @@ from agentpool.agent import AgentType, Context
 from agentpool.config import PoolSettings
 from agentpool.errors import UnknownAgentType
 from agentpool.pool import PoolConfig
+from agentpool.protocol.records import ClaimedTask
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.zygote import WorkerSettings
 
-__all__ = ["HostSettings", "Place", "Registry"]
+__all__ = ["HostSettings", "Marks", "Place", "Registry"]
 
 
 NEVER = 2**31
@@ -26,6 +28,8 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     agents: PoolConfig
     task_timeout: float
     max_result_bytes: int
+    retry: RetryPolicy
+    """Of tasks that say nothing, and whose agent's class does not either."""
     boot_failures_max: int
     boot_backoff: float
     boot_backoff_max: float
@@ -58,6 +62,12 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
             ),
             task_timeout=source.task_timeout,
             max_result_bytes=source.max_result_bytes,
+            retry=RetryPolicy(
+                attempts=source.retry_attempts,
+                delay=source.retry_delay,
+                backoff=source.retry_backoff,
+                max_delay=source.retry_max_delay,
+            ),
             boot_failures_max=source.boot_failures_max,
             boot_backoff=source.boot_backoff,
             boot_backoff_max=source.boot_backoff_max,
@@ -89,8 +99,21 @@ class Registry(Protocol):
         """Return for how many s an agent that came from elsewhere has been idle."""
 
 
+class Marks:
+    """Where it is marked which tasks have begun. This one marks nothing: who shares the process dies with it."""
+
+    def begin(self, task_id: str) -> int:
+        """A task begins; returns the number of its mark, 0 for none."""
+        return 0
+
+    def end(self, mark: int) -> None:
+        """The task with this mark has ended."""
+
+
 class Place:
-    """Shared by the parts of one host. `run_by_type(tenant, type, input, timeout=…)` is what `ctx.run` calls."""
+    """Shared by the parts of one host. `run_by_type(context, type, input, timeout=…)` is what `ctx.run` calls, and
+    `emit(context, progress)` what `ctx.emit` does.
+    """
 
     def __init__(
         self,
@@ -98,9 +121,13 @@ class Place:
         types: Mapping[str, AgentType],
         registry: Registry,
         run_by_type: Callable[..., Awaitable[Any]],
+        *,
+        emit: Callable[[Context, Any], None] | None = None,
+        marks: Marks | None = None,
     ) -> None:
-        self.settings, self.types, self.registry, self.run_by_type = settings, types, registry, run_by_type
-        self.pool = settings.pool
+        self.settings, self.types, self.registry = settings, types, registry
+        self.pool, self.marks = settings.pool, marks or Marks()
+        self._run_by_type, self._emit = run_by_type, emit
 
     def type(self, name: str) -> AgentType:
         """Return a known type; nothing is ever imported because a message names it."""
@@ -112,11 +139,7 @@ class Place:
     def context(
         self, agent_id: str, task_id: str | None = None, *, tenant: str, project: str = "", fence: int = 0
     ) -> Context:
-        """Return what an agent is told of itself, for one task or for its life."""
-
-        async def run(agent_type: Any, input: Any, *, timeout: float | None = None) -> Any:
-            return await self.run_by_type(tenant, agent_type, input, timeout=timeout)
-
+        """Return what an agent is told of itself for its life."""
         return Context(
             agent_id=agent_id,
             pool=self.pool,
@@ -124,5 +147,23 @@ class Place:
             project=project or None,
             task_id=task_id,
             fence=fence,
-            run=run,
+            run=self._run_by_type,
+        )
+
+    def context_of(self, task: ClaimedTask, agent_id: str, *, fence: int, mark: int) -> Context:
+        """Return what an agent is told of itself for one task."""
+        header, envelope = task.header, task.envelope
+        return Context(
+            agent_id=agent_id,
+            pool=self.pool,
+            tenant=header.tenant,
+            project=(envelope.project if envelope else "") or None,
+            task_id=task.id,
+            attempt=task.attempt,
+            fence=fence,
+            tokens_max=task.tokens_max,
+            depth=int(header.option("depth") or 0) if header.options else 0,
+            mark=mark,
+            run=self._run_by_type,
+            emit=self._emit,
         )

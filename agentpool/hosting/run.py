@@ -1,30 +1,242 @@
-"""One task: its input decoded, the agent's `run()` called, the outcome written down as data."""
+"""One task: its input decoded, the agent's `run()` called, what came of it written down as data."""
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from agentpool.agent import AgentType, Context
 from agentpool.clock import monotonic
-from agentpool.errors import AgentPoolError, InvalidInput
+from agentpool.errors import AgentLimitError, AgentPoolError, InvalidInput
 from agentpool.hosting.place import Place
+from agentpool.policy.retries import next_retry
+from agentpool.pool import StartFailed
 from agentpool.pool.calls import MESSAGE_CHARACTERS_MAX, Call, Ended, brief, describe
+from agentpool.protocol.codec import encode_json
 from agentpool.protocol.records import ClaimedTask, Outcome, TaskError
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import TaskStatus
 
 if TYPE_CHECKING:
     from agentpool.hosting.pinned import Pinned
 
-__all__ = ["Run", "failed", "stopped"]
+__all__ = ["GIVE_BACK", "Ending", "Run"]
+
+GIVE_BACK = "the task is given back"
+"""A run that is told to stop for this goes back to where it waited, as if it had not begun."""
 
 STOPPED = {
     "terminated": (TaskStatus.TERMINATED, "AgentTerminated", "the agent was terminated"),
     "agent_failed": (TaskStatus.FAILED, "AgentFailed", "the agent failed while the task ran; see its last_error"),
 }
 """What a run that was told to stop comes to; for all other reasons, given in words, it was cancelled."""
+
+Verdict = Literal["done", "dead", "retry", "back"]
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a run ended, and what becomes of its task: done, dead (a dead letter), retry after `delay` s, or back to
+    where it waited, after `delay` s, without that it counts.
+    """  # fmt: skip
+
+    verdict: Verdict
+    outcome: Outcome
+    delay: float = 0.0
+
+
+class Run:
+    """A task that this host shall carry out, from its claim to its end; it can be stopped at any moment.
+
+    `done(run, ending)` is called once, in the loop, never from within `Host.begin`. `pinned` is the agent that it was
+    begun on, if it names one.
+    """
+
+    __slots__ = (
+        "_call",
+        "_context",
+        "_place",
+        "_raised",
+        "_starting",
+        "began",
+        "done",
+        "duration_ms",
+        "lease",
+        "mark",
+        "pinned",
+        "policy",
+        "runaway",
+        "taken",
+        "task",
+        "why",
+    )
+
+    def __init__(self, place: Place, task: ClaimedTask, done: "Callable[[Run, Ending], object]") -> None:
+        self.task, self.done, self.why = task, done, ""
+        self.pinned: Pinned | None = None
+        self.lease: Any = None
+        """The lease of an agent by type, while the run has one."""
+        self.policy: RetryPolicy | None = None
+        """That of the agent's class."""
+        self.taken = self.began = monotonic()
+        """When it came to this host, and when its `run()` began."""
+        self.duration_ms = 0.0
+        self.mark = 0
+        self.runaway = False
+        """The agent ignored that it was cancelled, and goes on."""
+        self._place = place
+        self._call: Call | None = None
+        self._context: Context | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._raised: tuple[str, ...] | None = None
+
+    # -- its course ---------------------------------------------------------------------------------------------
+
+    def stop(self, why: str) -> None:
+        """Cancel the run; the first reason counts. `why` is a key of `STOPPED`, `GIVE_BACK`, or a reason in words."""
+        if self.why:
+            return
+        self.why = why
+        if self._call:
+            self._call.stop(why)
+        elif self._starting:
+            self._starting.cancel()
+
+    def wait_for_agent(self, starting: "asyncio.Task[None]") -> None:
+        """An agent is being made for it, in this task, which is cancelled when the run is told to stop."""
+        self._starting = starting
+
+    @property
+    def has_begun(self) -> bool:
+        """Tell whether the agent's `run()` was called."""
+        return self._call is not None
+
+    def decode(self, type: AgentType) -> Any:
+        """Return the typed input; raises `InvalidInput`."""
+        self.policy = type.cls.retry
+        if self.task.envelope is None:
+            raise InvalidInput("the task's record cannot be read: it was not written by agentpool's client")
+        return type.decode(self.task.envelope.input)
+
+    def perform(
+        self, begin: Callable[[Context, Any, float | None], Call], input: Any, *, agent_id: str, fence: int = 0
+    ) -> None:
+        """Call the agent's `run()`; what it comes to is told to `done`."""
+        task, place = self.task, self._place
+        envelope = task.envelope
+        assert envelope is not None
+        self._starting = None
+        self.mark = place.marks.begin(task.id)
+        self._context = place.context_of(task, agent_id, fence=fence, mark=self.mark)
+        timeout = envelope.timeout_ms / 1000 or place.settings.task_timeout or None
+        self.began = monotonic()
+        self._call = begin(self._context, input, timeout)
+        self._call.then(self._ended)
+
+    def conclude(self, outcome: Outcome) -> None:
+        """End a run that did not reach an agent, in the loop's next step."""
+        asyncio.get_running_loop().call_soon(self._tell, self._complete(outcome))
+
+    def fail(self, error: BaseException) -> None:
+        """End a run for which there was no agent."""
+        if self.why:
+            self.conclude(stopped(self.why))
+        elif isinstance(error, InvalidInput):
+            word = TaskError(type=type(error).__name__, message=str(error), path=error.path)
+            self.conclude(failed(TaskStatus.INVALID, word))
+        elif isinstance(error, StartFailed):
+            word = TaskError(type="AgentFailed", message=str(error), traceback=error.traceback)
+            ending = self._after_failed_start(self._complete(failed(TaskStatus.FAILED, word)))
+            asyncio.get_running_loop().call_soon(self.done, self, ending)
+        elif isinstance(error, AgentPoolError):
+            self.conclude(failed(TaskStatus.FAILED, TaskError(type=type(error).__name__, message=str(error))))
+        else:
+            self.conclude(failed(TaskStatus.FAILED, describe(error)))
+
+    # -- its end ------------------------------------------------------------------------------------------------
+
+    def _ended(self, ended: Ended) -> None:
+        self.duration_ms = round(1000 * (monotonic() - self.began), 3)
+        self._place.marks.end(self.mark)
+        self._tell(self._outcome(ended))
+
+    def _tell(self, outcome: Outcome) -> None:
+        self.done(self, self._ending(outcome))
+
+    def _ending(self, outcome: Outcome) -> Ending:
+        if self.why == GIVE_BACK:
+            return Ending("back", outcome)
+        if outcome.status is not TaskStatus.FAILED:
+            return Ending("done", outcome)
+        delay = self._retry_delay() if self._raised else None
+        return Ending("dead", outcome) if delay is None else Ending("retry", outcome, delay)
+
+    def _retry_delay(self) -> float | None:
+        envelope = self.task.envelope
+        policy = (envelope.retry if envelope else None) or self.policy or self._place.settings.retry
+        chance = random.random()  # noqa: S311 (jitter, no secret)
+        return next_retry(policy, self.task.attempt, self._raised or (), chance)
+
+    def _after_failed_start(self, outcome: Outcome) -> Ending:
+        settings = self._place.settings
+        if self.task.starts + 1 >= settings.boot_failures_max:
+            return Ending("dead", outcome)
+        delay: float = min(settings.boot_backoff * 2**self.task.starts, settings.boot_backoff_max)
+        return Ending("back", outcome, max(delay, 0.001))
+
+    def _outcome(self, ended: Ended) -> Outcome:
+        context, task = self._context, self.task
+        assert context is not None
+        if ended.kind == "returned" and not ended.why:
+            error = None
+            try:
+                result = encode_json(ended.value)
+            except Exception as problem:  # noqa: BLE001 (an agent's own classes may raise anything here)
+                text = f"run() returned a {type(ended.value).__name__}, which has no JSON form: {brief(problem)}"
+                error = TaskError(type="InvalidResult", message=text[:MESSAGE_CHARACTERS_MAX])
+                result = b"null"
+            bound = self._place.settings.max_result_bytes
+            if len(result) > bound:
+                text = f"The result has {len(result)} bytes; the bound is {bound}. Return a reference to it instead."
+                error = TaskError(type="ResultTooLarge", message=text)
+                result = b"null"
+            status = TaskStatus.FAILED if error else TaskStatus.SUCCEEDED
+            return Outcome(
+                status=status, process_id=self._place.settings.worker_id, agent_id=self._agent_id,
+                result=msgspec.Raw(result), error=error, duration_ms=self.duration_ms, tokens=context.token_count,
+                attempts=task.attempt,
+            )  # fmt: skip
+        return self._complete(self._failure(ended), context.token_count)
+
+    def _failure(self, ended: Ended) -> Outcome:
+        self.runaway = ended.kind == "abandoned"
+        if ended.timed_out:
+            return failed(TaskStatus.TIMED_OUT, TaskError(type="TaskTimedOut", message=f"the task {ended.why}"))
+        if ended.why:
+            if ended.why == "agent_failed":
+                self._raised = ("AgentFailed",)
+            return stopped(ended.why)
+        error = ended.error
+        assert error is not None
+        # What a task may not use it may not use the next time either.
+        self._raised = () if isinstance(error, AgentLimitError) else tuple(c.__name__ for c in type(error).__mro__)
+        return failed(TaskStatus.FAILED, describe(error))
+
+    @property
+    def _agent_id(self) -> str:
+        name = self.task.header.agent_name
+        return f"{self._place.pool}/{name}" if name else ""
+
+    def _complete(self, outcome: Outcome, tokens: int = 0) -> Outcome:
+        return msgspec.structs.replace(
+            outcome,
+            process_id=self._place.settings.worker_id,
+            agent_id=self._agent_id,
+            duration_ms=self.duration_ms,
+            tokens=tokens,
+            attempts=self.task.attempt,
+        )
 
 
 def failed(status: TaskStatus, error: TaskError) -> Outcome:
@@ -36,93 +248,3 @@ def stopped(why: str) -> Outcome:
     """Return the outcome of a task whose run was told to stop."""
     status, name, text = STOPPED.get(why, (TaskStatus.CANCELLED, "TaskCancelled", why))
     return failed(status, TaskError(type=name, message=text))
-
-
-class Run:
-    """A task that this host shall carry out, from its claim to its outcome; it can be stopped at any moment.
-
-    `pinned` is the agent that it was begun on, if it names one.
-    """
-
-    def __init__(self, place: Place, task: ClaimedTask) -> None:
-        self.task, self.why = task, ""
-        self.pinned: Pinned | None = None
-        self._place, self._settings = place, place.settings
-        self._stop: Callable[[str], object] | None = None
-
-    def stop(self, why: str) -> None:
-        """Cancel the run; the first reason counts. `why` is a key of `STOPPED`, or a reason in words."""
-        if not self.why:
-            self.why = why
-            if self._stop:
-                self._stop(why)
-
-    @contextlib.contextmanager
-    def cancelling_this_task(self) -> Iterator[None]:
-        """Within the block, stopping the run cancels the asyncio task that carries it out."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._stop = lambda _: task.cancel()
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.why:
-                task.uncancel()
-            raise
-        finally:
-            self._stop = None
-
-    def decode(self, type: AgentType) -> Any:
-        """Return the typed input; raises `InvalidInput`."""
-        if self.task.envelope is None:
-            raise InvalidInput("the task's record cannot be read: it was not written by agentpool's client")
-        return type.decode(self.task.envelope.input)
-
-    async def perform(
-        self, begin: Callable[[Context, Any, float | None], Call], input: Any, *, agent_id: str, fence: int = 0
-    ) -> Outcome:
-        """Run the task on a started agent; never raises what the agent raises."""
-        envelope, header = self.task.envelope, self.task.header
-        assert envelope is not None
-        if self.why:
-            return stopped(self.why)
-        context = self._place.context(
-            agent_id, self.task.id, tenant=header.tenant, project=envelope.project, fence=fence
-        )
-        timeout = envelope.timeout_ms / 1000 or self._settings.task_timeout or None
-        began = monotonic()
-        call = begin(context, input, timeout)
-        self._stop = call.stop
-        ended = await call.ended()
-        duration_ms = round(1000 * (monotonic() - began), 3)
-        return msgspec.structs.replace(self._outcome(ended), tokens=context.token_count, duration_ms=duration_ms)
-
-    def _outcome(self, ended: Ended) -> Outcome:
-        if ended.timed_out:
-            return failed(TaskStatus.TIMED_OUT, TaskError(type="TaskTimedOut", message=f"the task {ended.why}"))
-        if ended.why:
-            return stopped(ended.why)
-        if ended.error is not None:
-            return failed(TaskStatus.FAILED, describe(ended.error))
-        try:
-            result = msgspec.json.encode(ended.value)
-        except Exception as error:  # noqa: BLE001 (an agent's own classes may raise anything here)
-            text = f"run() returned a {type(ended.value).__name__}, which has no JSON form: {brief(error)}"
-            return failed(TaskStatus.FAILED, TaskError(type="InvalidResult", message=text[:MESSAGE_CHARACTERS_MAX]))
-        bound = self._settings.max_result_bytes
-        if len(result) > bound:
-            text = f"The result has {len(result)} bytes; the bound is {bound}. Return a reference to the data instead."
-            return failed(TaskStatus.FAILED, TaskError(type="ResultTooLarge", message=text))
-        return Outcome(status=TaskStatus.SUCCEEDED, result=msgspec.Raw(result))
-
-    def stopped_early(self) -> Outcome | None:
-        """Return the outcome if the run was told to stop before it began."""
-        return stopped(self.why) if self.why else None
-
-    @staticmethod
-    def refused(error: AgentPoolError) -> Outcome:
-        """Return the outcome of a task that never reached an agent."""
-        if isinstance(error, InvalidInput):
-            detail = TaskError(type=type(error).__name__, message=str(error), path=error.path)
-            return failed(TaskStatus.INVALID, detail)
-        return failed(TaskStatus.FAILED, TaskError(type=type(error).__name__, message=str(error)))

@@ -15,12 +15,15 @@ import structlog
 from agentpool.clock import monotonic
 from agentpool.config import PoolSettings
 from agentpool.errors import AgentPoolError, ConfigError, UnknownWorker
+from agentpool.master import auditor, timekeeper
+from agentpool.master.auditor import Auditor
 from agentpool.master.autoscaler import INTERVAL, Autoscaler, Order
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.leadership import Leadership
 from agentpool.master.reaper import Reaper
 from agentpool.master.scope import PoolScope
+from agentpool.master.timekeeper import Timekeeper
 from agentpool.master.watcher import DRAIN_MARGIN, Watcher
 from agentpool.master.zygotes import Zygote, ZygoteGone
 from agentpool.periodic import Periodic
@@ -53,6 +56,8 @@ class PoolKeeper:
             f"autoscaler {scope.pool}", Autoscaler(scope, self.boots, self._carry_out).scale_once, INTERVAL
         )
         self._reaping = Periodic(f"reaper {scope.pool}", Reaper(scope, self.crew, self.boots).reap_once, INTERVAL)
+        self._timing = Periodic(f"timers {scope.pool}", Timekeeper(scope).fire_once, timekeeper.INTERVAL)
+        self._auditing = Periodic(f"audit {scope.pool}", Auditor(scope).drain_once, auditor.INTERVAL)
         self._watching = Periodic(
             f"watcher {scope.pool}", Watcher(scope, self.crew, self.boots).watch_once, WATCH_INTERVAL
         )
@@ -60,7 +65,7 @@ class PoolKeeper:
     @property
     def loops(self) -> tuple[Periodic, ...]:
         """The loops whose turning shows that this master lives."""
-        return (self._leading, self._reaping, self._scaling, self._watching)
+        return (self._leading, self._reaping, self._scaling, self._watching, self._timing, self._auditing)
 
     async def open(self) -> None:
         """Import the agent modules; raises `ConfigError` with the traceback."""
@@ -72,14 +77,23 @@ class PoolKeeper:
         for record in await self.scope.store.workers.all(self.scope.pool):
             if record.master == self.scope.master:
                 self.crew.adopt(record, self.scope.host)
+        await self._offer_labels()
         await self.leadership.lead_once()
         for loop in self.loops:
             loop.start()
+
+    async def _offer_labels(self) -> None:
+        scope = self.scope
+        await scope.store.pools.offer_labels(scope.pool, scope.host.host_id, scope.root.labels)
 
     def wake(self) -> None:
         """Something changed: look now."""
         self._reaping.wake()
         self._scaling.wake()
+
+    def wake_timers(self) -> None:
+        """A timer was set that is due before all others."""
+        self._timing.wake()
 
     def wake_leadership(self) -> None:
         """The leader resigned: see at once whether to lead."""
@@ -94,6 +108,7 @@ class PoolKeeper:
         self.boots.failures_max = settings.boot_failures_max
         self.boots.backoff, self.boots.backoff_max = settings.boot_backoff, settings.boot_backoff_max
         self.boots.reset()
+        await self._offer_labels()
         if self.scope.token:
             await self._write_settings(self.scope.token)
         self.wake()
@@ -103,6 +118,9 @@ class PoolKeeper:
         await self._scaling.stop()
         try:
             await self._leading.stop()
+            await self._timing.stop()
+            await self._auditing.stop()
+            await self._withdraw_labels()
             if remove and self.scope.token:
                 await self.scope.store.pools.remove(self.scope.pool, self.scope.token)
             await self.leadership.resign()
@@ -115,6 +133,9 @@ class PoolKeeper:
             await loop.stop()
         await self._bury_last()
         await self._zygote.close()
+
+    async def _withdraw_labels(self) -> None:
+        await self.scope.store.pools.withdraw_labels(self.scope.pool, self.scope.host.host_id)
 
     async def abandon(self) -> None:
         """Stop supervising and leave all workers running."""

@@ -5,14 +5,19 @@ nothing is given away while the process may still run. Workers of other hosts ar
 beats for long enough; the script itself checks that, and that the leader was not away meanwhile.
 """
 
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
 import structlog
 
 from agentpool.clock import monotonic
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.scope import PoolScope
-from agentpool.protocol.deaths import Exited, Silent
+from agentpool.protocol.deaths import Death, Exited, Killed, Silent
 from agentpool.protocol.events import EventName
+from agentpool.protocol.marks import blame, mark_path, read_marks
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Exit
 from agentpool.store.workers import Proof
@@ -45,7 +50,11 @@ class Reaper:
         """Give back what processes of this host held that ended; repeated until Redis has taken it."""
         for worker_id, death in list(self._crew.dead.items()):
             await self._note_failed_boot(worker_id, death)
-            result = await self._reap(worker_id, "owner", self._scope.master, str(death))
+            marks = mark_path(self._scope.mark_dir, worker_id)
+            result = await self._reap(
+                worker_id, "owner", self._scope.master, str(death), blame=_read_blame(marks, death)
+            )
+            marks.unlink(missing_ok=True)
             self._crew.dead.pop(worker_id, None)
             self._crew.registered.discard(worker_id)
             if result == "done":
@@ -70,7 +79,15 @@ class Reaper:
             if result == "done":
                 log.warning(EventName.WORKER_REAPED, pool=self._pool, process_id=worker_id, reason=str(Silent(timeout)))
 
-    async def _reap(self, worker_id: str, proof: Proof, authority: str, reason: str, timeout: float = 0) -> str:
+    async def _reap(
+        self,
+        worker_id: str,
+        proof: Proof,
+        authority: str,
+        reason: str,
+        timeout: float = 0,
+        blame: Mapping[str, str] | None = None,
+    ) -> str:
         return await self._store.workers.reap(
             self._pool,
             worker_id,
@@ -80,6 +97,7 @@ class Reaper:
             timeout_ms=int(timeout * 1000),
             crashes_max=self._boots.failures_max,
             backoff_ms=int(self._boots.backoff * 1000),
+            blame=blame,
         )
 
     async def _note_failed_boot(self, worker_id: str, death: object) -> None:
@@ -92,3 +110,21 @@ class Reaper:
         self._boots.failed(str(death), counts=death != Exited(Exit.NOT_REGISTERED))
         await self._store.events.add(self._pool, EventName.WORKER_BOOT_FAILED, process_id=worker_id, detail=str(death))
         log.warning(EventName.WORKER_BOOT_FAILED, pool=self._pool, process_id=worker_id, reason=str(death))
+
+
+def _read_blame(path: Path, death: Death) -> Mapping[str, str]:
+    """Say of each task that had begun in a process that died whether it may have killed it; nothing is known of one
+    that left no marks.
+    """
+    try:
+        begun, on_cpu = read_marks(path.read_bytes())
+    except OSError:
+        return {}
+    match death:
+        case Killed(signal=number):
+            by_itself = number not in (signal.SIGKILL, signal.SIGTERM)
+        case Exited():
+            by_itself = True
+        case _:
+            by_itself = False
+    return blame(begun, on_cpu, by_itself=by_itself)

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
+
 from agentpool.config import PoolSettings, Settings
 from agentpool.master.host import Host
 from agentpool.policy.liveness import Deadlines
 from agentpool.policy.reconcile import Limits
 from agentpool.policy.scaling import Thresholds
+from agentpool.protocol.limits import encode_limits
 from agentpool.protocol.zygote import WorkerSettings
 from agentpool.store import Store
 
@@ -35,6 +38,16 @@ class PoolScope:
     def stack_dir(self) -> str:
         """Folder of stack dumps."""
         return str(Path(self.root.data_dir) / "stacks")
+
+    @property
+    def mark_dir(self) -> str:
+        """Folder in which workers mark what has begun."""
+        return str(Path(self.root.data_dir) / "marks")
+
+    @property
+    def audit_dir(self) -> str:
+        """Folder of the pool's audit files."""
+        return str(Path(self.root.data_dir) / "audit" / self.pool)
 
     def limits(self) -> Limits:
         """Return what plans obey."""
@@ -73,6 +86,20 @@ class PoolScope:
             "heartbeat_interval_ms": int(settings.heartbeat_interval * 1000),
             "heartbeat_timeout_ms": int(settings.heartbeat_timeout * 1000),
             "result_ttl_ms": int(settings.result_ttl * 1000),
+            "key_ttl_ms": int(settings.key_ttl * 1000),
+            "batch_max_wait_ms": int(settings.batch_max_wait * 1000),
+            "max_queued_pool": settings.max_queued_pool,
+            "max_dead": settings.max_dead,
+            "tenant_limits": encode_limits(
+                {
+                    "agents": settings.tenant_agents,
+                    "running": settings.tenant_running,
+                    "tokens_per_minute": settings.tenant_tokens_per_minute,
+                    "tokens_per_task": settings.tenant_tokens_per_task,
+                    "requests_per_minute": settings.tenant_requests_per_minute,
+                }
+            ),
+            **{f"={tenant}": encode_limits(msgspec.to_builtins(own)) for tenant, own in settings.tenants.items()},
             "types_hash": self.types_hash,
             "restarts": "",
         }
@@ -96,5 +123,7 @@ class PoolScope:
             log_format=root.log.format,
             types_hash=self.types_hash,
             stack_dir=self.stack_dir,
+            mark_dir=self.mark_dir,
+            labels=root.labels,
             **{name: getattr(settings, name) for name in OF_THE_POOL},
         )

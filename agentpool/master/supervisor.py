@@ -144,6 +144,8 @@ class Supervisor:
             return
         if text == "leader resigned":
             keeper.wake_leadership()
+        elif text == "timer":
+            keeper.wake_timers()
         else:
             keeper.wake()
 

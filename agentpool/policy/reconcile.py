@@ -29,7 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 def workers_needed(view: PoolView, per_worker: int) -> int:
     """Return how many workers the backlog needs beyond free slots and those already ordered."""
-    uncovered = view.due + view.waiting_tasks - view.free_slots - view.starting * per_worker
+    uncovered = view.due + view.runnable_tasks - view.free_slots - view.starting * per_worker
     return max(0, -(-uncovered // per_worker))
 
 

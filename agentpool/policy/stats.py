@@ -25,6 +25,8 @@ def sum_up(info: PoolInfo, view: PoolView, workers: list[WorkerRecord], timeout_
         "pending_agents": view.pending,
         "queued_tasks": view.waiting_tasks,
         "running_tasks": view.running_tasks,
+        "delayed_tasks": view.delayed,
+        "dead_tasks": view.dead,
         "utilization": round(used / total, 4) if total else 0.0,
         "starting_workers": view.starting,
         "draining_workers": view.draining,

@@ -8,6 +8,7 @@ that still runs then is given up, and its agent must be replaced.
 import asyncio
 import contextvars
 import traceback
+import weakref
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from time import thread_time
@@ -18,7 +19,7 @@ import msgspec
 
 from agentpool.protocol.records import TaskError
 
-__all__ = ["Begin", "Call", "Ended", "Meter", "brief", "describe"]
+__all__ = ["Begin", "Call", "Ended", "Meter", "OnCpu", "brief", "describe"]
 
 Begin = Callable[[], Coroutine[Any, Any, Any]]
 """Makes the coroutine of a call."""
@@ -69,25 +70,36 @@ class Meter:
         self.cpu_s = 0.0
 
 
+class OnCpu:
+    """The number of the task whose code has the CPU, in memory that others may read when this process has ended.
+
+    One for the process; `view` is a private byte array until a worker gives it a shared one. 0: no task.
+    """
+
+    view: memoryview = memoryview(bytearray(4)).cast("I")
+
+
 class _Metered:
-    """Await a coroutine, adding the CPU time of each of its steps to a meter."""
+    """Await a coroutine, adding the CPU time of each of its steps to a meter and marking whose steps they are."""
 
-    __slots__ = ("_code", "_meter")
+    __slots__ = ("_code", "_mark", "_meter")
 
-    def __init__(self, code: Coroutine[Any, Any, Any], meter: Meter) -> None:
-        self._code, self._meter = code, meter
+    def __init__(self, code: Coroutine[Any, Any, Any], meter: Meter, mark: int) -> None:
+        self._code, self._meter, self._mark = code, meter, mark
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        code, meter = self._code, self._meter
+        code, meter, mark, view = self._code, self._meter, self._mark, OnCpu.view
         value: Any = None
         error: BaseException | None = None
         while True:
             began = thread_time()
+            view[0] = mark
             try:
                 waits_for = code.send(value) if error is None else code.throw(error)
             except StopIteration as stop:
                 return stop.value
             finally:
+                view[0] = 0
                 meter.cpu_s += thread_time() - began
             try:
                 value, error = (yield waits_for), None
@@ -98,6 +110,47 @@ class _Metered:
                 value, error = None, thrown
 
 
+class _Deadlines:
+    """Long deadlines of calls, looked at together: a timer of its own for each would cost more than a short task."""
+
+    __slots__ = ("_calls", "_loop", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._timer = loop, False
+        self._calls: dict[Call, float] = {}
+
+    def add(self, call: "Call", timeout: float) -> None:
+        self._calls[call] = self._loop.time() + timeout
+        if not self._timer:
+            self._timer = True
+            self._loop.call_later(DEADLINE_STEP, self._look)
+
+    def drop(self, call: "Call") -> None:
+        self._calls.pop(call, None)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for call in [call for call, deadline in self._calls.items() if deadline <= now]:
+            del self._calls[call]
+            call.expire()
+        self._timer = bool(self._calls)
+        if self._timer:
+            self._loop.call_later(DEADLINE_STEP, self._look)
+
+
+DEADLINE_STEP = 0.25
+LONG_TIMEOUT = 10.0
+"""Deadlines as far away as this one, in s, may be `DEADLINE_STEP` late."""
+_deadlines: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Deadlines]" = weakref.WeakKeyDictionary()
+
+
+def _deadlines_of(loop: asyncio.AbstractEventLoop) -> _Deadlines:
+    found = _deadlines.get(loop)
+    if found is None:
+        found = _deadlines[loop] = _Deadlines(loop)
+    return found
+
+
 class Call:
     """One call into an agent; `label` names it. `then` and `ended` tell of its end.
 
@@ -105,7 +158,19 @@ class Call:
     the context variables of the call, those of the caller when it is not given.
     """
 
-    __slots__ = ("_grace", "_loop", "_over", "_task", "_timed_out", "_timer", "label", "why")
+    __slots__ = (
+        "_ended",
+        "_grace",
+        "_loop",
+        "_over",
+        "_task",
+        "_tells",
+        "_timed_out",
+        "_timeout",
+        "_timer",
+        "label",
+        "why",
+    )
 
     def __init__(
         self,
@@ -116,14 +181,24 @@ class Call:
         grace: float,
         meter: Meter,
         context: contextvars.Context | None = None,
+        mark: int = 0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.label, self.why = label, ""
-        self._grace, self._timed_out = grace, False
-        self._over: asyncio.Future[Ended] = self._loop.create_future()
-        self._task = self._loop.create_task(_guard(begin, meter), name=label, context=context)
+        self._grace, self._timed_out, self._timeout = grace, False, timeout
+        self._over: asyncio.Future[Ended] | None = None
+        self._ended: Ended | None = None
+        self._tells: list[Callable[[Ended], object]] = []
+        self._task = self._loop.create_task(_guard(begin, meter, mark), name=label, context=context)
         self._task.add_done_callback(self._finished)
-        self._timer = None if timeout is None else self._loop.call_later(timeout, self._expire, timeout)
+        self._timer: asyncio.TimerHandle | _Deadlines | None = None
+        if timeout is None:
+            pass
+        elif timeout < LONG_TIMEOUT:
+            self._timer = self._loop.call_later(timeout, self.expire)
+        else:
+            self._timer = _deadlines_of(self._loop)
+            self._timer.add(self, timeout)
 
     def stop(self, why: str) -> None:
         """Cancel the call; the first reason counts."""
@@ -140,29 +215,43 @@ class Call:
         return not self._task.done()
 
     def then(self, tell: Callable[[Ended], object]) -> None:
-        """Have `tell` called, in the loop, when the call ended."""
-        self._over.add_done_callback(lambda over: tell(over.result()))
+        """Have `tell` called, in the loop, when the call ended; those told first are called first."""
+        if self._ended is None:
+            self._tells.append(tell)
+        else:
+            self._loop.call_soon(tell, self._ended)
 
     async def ended(self) -> Ended:
         """Wait for the end; cancelling the waiter leaves the call alone."""
-        return await asyncio.shield(self._over)
+        if self._ended is not None:
+            return self._ended
+        return await asyncio.shield(self._future())
 
     async def result(self) -> Ended:
         """Wait for the end; cancelling the waiter stops the call, and is passed on when the call has ended."""
+        if self._ended is not None:
+            return self._ended
+        over = self._future()
         try:
-            return await asyncio.shield(self._over)
+            return await asyncio.shield(over)
         except asyncio.CancelledError:
             self.stop("cancelled")
-            while not self._over.done():
+            while not over.done():
                 try:
-                    await asyncio.shield(self._over)
+                    await asyncio.shield(over)
                 except asyncio.CancelledError:  # again: the first one is passed on below
                     continue
             raise
 
-    def _expire(self, timeout: float) -> None:
+    def _future(self) -> "asyncio.Future[Ended]":
+        if self._over is None:
+            self._over = self._loop.create_future()
+        return self._over
+
+    def expire(self) -> None:
+        """The call's own time is over."""
         self._timed_out = not self.why
-        self.stop(f"took longer than {timeout:g} s")
+        self.stop(f"took longer than {self._timeout:g} s")
 
     def _finished(self, task: "asyncio.Task[Ended]") -> None:
         self._disarm()
@@ -172,21 +261,28 @@ class Call:
         self._end(Ended("abandoned"))
 
     def _end(self, ended: Ended) -> None:
-        if self._over.done():
+        if self._ended is not None:
             return
         if self.why:
             ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out)
-        self._over.set_result(ended)
+        self._ended = ended
+        for tell in self._tells:
+            tell(ended)
+        self._tells.clear()
+        if self._over is not None:
+            self._over.set_result(ended)
 
     def _disarm(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        timer, self._timer = self._timer, None
+        if isinstance(timer, _Deadlines):
+            timer.drop(self)
+        elif timer is not None:
+            timer.cancel()
 
 
-async def _guard(begin: Begin, meter: Meter) -> Ended:
+async def _guard(begin: Begin, meter: Meter, mark: int) -> Ended:
     try:
-        return Ended("returned", await _Metered(begin(), meter))
+        return Ended("returned", await _Metered(begin(), meter, mark))
     except BaseException as error:  # noqa: BLE001 (whatever an agent raises, SystemExit too, is its failure alone)
         return Ended("raised", error=error)
 

@@ -122,9 +122,8 @@ class Instance:
     def run(self, context: Context, input: Any, timeout: float | None) -> Call:
         """Begin one task."""
         self.requests += 1
-        call = self._call("run()", partial(self._agent.run, context, input), timeout, context.task_id)
+        call = self._call("run()", partial(self._agent.run, context, input), timeout, context.task_id, context.mark)
         self._runs.add(call)
-        call.then(lambda _: self._runs.discard(call))
         return call
 
     def ask_health(self, timeout: float) -> Call:
@@ -178,7 +177,7 @@ class Instance:
             log.exception("agent.memory_failed", extra={"agent_id": self.id})
             return None
 
-    def _call(self, what: str, begin: Begin, timeout: float | None, task_id: str | None = None) -> Call:
+    def _call(self, what: str, begin: Begin, timeout: float | None, task_id: str | None = None, mark: int = 0) -> Call:
         context = contextvars.copy_context()
         context.run(structlog.contextvars.bind_contextvars, agent_id=self.id, task_id=task_id)
         call = Call(
@@ -188,11 +187,13 @@ class Instance:
             grace=self._config.cancel_grace,
             meter=self.meter,
             context=context,
+            mark=mark,
         )
         self._calls.add(call)
 
         def over(ended: Ended) -> None:
             self._calls.discard(call)
+            self._runs.discard(call)
             if ended.kind == "abandoned":
                 self._deaf.append(call)
                 problem = f"{call.label} ignored its cancellation ({ended.why})"

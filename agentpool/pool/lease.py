@@ -40,6 +40,13 @@ class Lease:
         self._member: Member | None = None
         self._asked = False
 
+    @classmethod
+    def holding(cls, pool: "AgentPool", member: "Member") -> "Lease":
+        """Return a lease of an agent that was taken already."""
+        lease = cls(pool, None, 0)
+        lease._member, lease._asked = member, True
+        return lease
+
     def __await__(self) -> Generator[Any, Any, "Lease"]:
         if self._asked:
             raise RuntimeError("a lease can be acquired once: call pool.acquire() again")

@@ -7,6 +7,8 @@ to clients; a client that missed one reads the record.
 
 import msgspec
 
+from agentpool.protocol.records import Outcome
+
 __all__ = [
     "AgentEnded",
     "AgentReady",
@@ -16,7 +18,7 @@ __all__ = [
     "Reply",
     "Shutdown",
     "Spawn",
-    "TaskDone",
+    "TasksDone",
     "Terminate",
     "Wake",
     "decode_command",
@@ -89,15 +91,13 @@ class AgentEnded(_Reply, frozen=True, tag="agent_ended"):
     detail: str = ""
 
 
-class TaskDone(_Reply, frozen=True, tag="task_done"):
-    """The task has an outcome; it comes along when it is small, else it is to be fetched."""
+class TasksDone(_Reply, frozen=True, tag="tasks_done"):
+    """Tasks have outcomes: (id, outcome) each; one that is too large to come along is null and to be fetched."""
 
-    task_id: str
-    outcome: msgspec.Raw = None  # type: ignore[assignment]
-    """None when it is to be fetched; not declared as `Raw | None`, which msgspec reads as null and nothing else."""
+    tasks: tuple[tuple[str, Outcome | None], ...]
 
 
-Reply = AgentReady | AgentEnded | TaskDone
+Reply = AgentReady | AgentEnded | TasksDone
 
 _commands: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)

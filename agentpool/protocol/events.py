@@ -1,10 +1,11 @@
 """The names of everything that happens: one list for the event stream and for log lines."""
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
-__all__ = ["Event", "EventName"]
+__all__ = ["Event", "EventName", "TaskEvent"]
 
 
 class EventName(StrEnum):
@@ -19,6 +20,9 @@ class EventName(StrEnum):
     AGENT_MOVED = "agent.moved"
     AGENT_TERMINATED = "agent.terminated"
     AGENT_FAILED = "agent.failed"
+    TASK_DEAD = "task.dead"
+    TASK_REPLAYED = "task.replayed"
+    TENANT_LIMITED = "tenant.limited"
     WORKER_ORDERED = "worker.ordered"
     WORKER_STARTING = "worker.starting"
     WORKER_READY = "worker.ready"
@@ -48,3 +52,13 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     agent_id: str = ""
     process_id: str = ""
     detail: str = ""
+
+
+class TaskEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that happened to one task. `at` is Redis time in ms; `data` is what the agent emitted."""
+
+    type: str
+    task_id: str
+    at: int = 0
+    detail: str = ""
+    data: Any = None

@@ -83,12 +83,84 @@ class Keys:
         return f"{self.pool(pool)}:pending"
 
     def lanes(self, pool: str) -> str:
-        """ZSET: `<type>:<tenant>` -> turn, of the lanes that hold waiting tasks."""
+        """SET: every lane in which tasks ever waited: `<level>`, and after `+` each label that a worker must have."""
         return f"{self.pool(pool)}:lanes"
 
-    def lane(self, pool: str, type: str, tenant: str) -> str:
-        """ZSET: task id -> rank, of one tenant's tasks for one type."""
-        return f"{self.pool(pool)}:lane:{type}:{tenant}"
+    def lane(self, pool: str, lane: str, tenant: str) -> str:
+        """ZSET: task id -> rank, of one tenant's tasks in one lane."""
+        return f"{self.pool(pool)}:lane:{lane}:{tenant}"
+
+    def turns(self, pool: str, lane: str) -> str:
+        """ZSET: tenant -> start tag in virtual ms, of the tenants whose tasks in this lane may be taken."""
+        return f"{self.pool(pool)}:turns:{lane}"
+
+    def tenants(self, pool: str) -> str:
+        """ZSET: tenant -> finish tag: the virtual ms up to which it was served, as far as that is still ahead."""
+        return f"{self.pool(pool)}:tenants"
+
+    def held(self, pool: str) -> str:
+        """SET: tenants at a limit, which have no turn until one of their tasks ends or their time comes."""
+        return f"{self.pool(pool)}:held"
+
+    def limits(self, pool: str) -> str:
+        """HASH: tenant -> limits that were set live, `=<tenant>` -> those of the configuration; `name=value` words."""
+        return f"{self.pool(pool)}:limits"
+
+    def labels(self, pool: str) -> str:
+        """HASH: host id -> the labels of its workers, as words."""
+        return f"{self.pool(pool)}:labels"
+
+    def affinity(self, pool: str) -> str:
+        """HASH: tenant, or `<tenant>/<project>` -> the worker that its agents go to."""
+        return f"{self.pool(pool)}:affinity"
+
+    def served(self, pool: str) -> str:
+        """ZSET: worker id -> time in us at which it last got an agent, where they are placed round robin."""
+        return f"{self.pool(pool)}:served"
+
+    def suspects(self, pool: str) -> str:
+        """ZSET: task id -> time in ms, of tasks by type that may have killed a worker and shall run alone."""
+        return f"{self.pool(pool)}:suspects"
+
+    def due(self, pool: str) -> str:
+        """ZSET: `<kind> <id>` -> time in ms: start, expire or promote a task, let a tenant go on."""
+        return f"{self.pool(pool)}:due"
+
+    def attempts(self, pool: str) -> str:
+        """HASH: task id -> `attempts crashes alone starts suspect`, of tasks that did not end well the first time."""
+        return f"{self.pool(pool)}:attempts"
+
+    def errors(self, pool: str, id: str) -> str:
+        """HASH: number of the attempt, or `crash <n>` -> JSON of what went wrong, while the task is unfinished."""
+        return f"{self.pool(pool)}:errors:{id}"
+
+    def dead(self, pool: str) -> str:
+        """ZSET: task id -> time in ms, of the dead letters."""
+        return f"{self.pool(pool)}:dead"
+
+    def letter(self, pool: str, id: str) -> str:
+        """HASH: one dead letter: the task as submitted, its outcome, and `error:<n>` of each attempt."""
+        return f"{self.pool(pool)}:letter:{id}"
+
+    def key(self, pool: str, digest: str) -> str:
+        """STRING: `<task id> <digest of the input>` of an idempotency key; expires some time after the task ended."""
+        return f"{self.pool(pool)}:key:{digest}"
+
+    def children(self, pool: str, id: str) -> str:
+        """SET: unfinished tasks that this one waits for."""
+        return f"{self.pool(pool)}:children:{id}"
+
+    def followed(self, pool: str) -> str:
+        """HASH: task id -> time in ms, of tasks whose changes someone follows."""
+        return f"{self.pool(pool)}:followed"
+
+    def trail(self, pool: str, id: str) -> str:
+        """STREAM with expiry: what a task reported, and its changes since it is followed."""
+        return f"{self.pool(pool)}:trail:{id}"
+
+    def audit(self, pool: str) -> str:
+        """STREAM: executions, a batch an entry, `lines` of JSON; the leader takes them to files and trims."""
+        return f"{self.pool(pool)}:audit"
 
     def mailbox(self, pool: str, name: str) -> str:
         """ZSET: task id -> rank, of the tasks for one pinned agent."""
@@ -117,6 +189,26 @@ class Keys:
     def tenant_tasks(self, pool: str, tenant: str) -> str:
         """SET: ids of the tenant's leased tasks."""
         return f"{self.prefix}tenant:{pool}:{tenant}:tasks"
+
+    def tenant_waits(self, pool: str, tenant: str) -> str:
+        """SET: ids of the tenant's leased tasks that wait for tasks of their own."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:waits"
+
+    def tenant_mail(self, pool: str, tenant: str) -> str:
+        """SET: names of the tenant's agents whose mail waits because the tenant is at a limit."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:mail"
+
+    def tenant_tokens(self, pool: str, tenant: str) -> str:
+        """HASH with expiry: second -> tokens, used or reserved, of the last minute."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:tokens"
+
+    def tenant_requests(self, pool: str, tenant: str) -> str:
+        """HASH with expiry: second -> tasks begun, of the last minute."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:requests"
+
+    def tenant_usage(self, pool: str, tenant: str) -> str:
+        """HASH with expiry: mean run time and tokens of the tenant's tasks, in all and by type."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:usage"
 
     def leader_lock(self, pool: str) -> str:
         """STRING with expiry: `<fence> <master id>` of the master that leads the pool."""
@@ -148,8 +240,12 @@ class Keys:
         """SET: ids of running tasks that the worker shall cancel."""
         return f"{self.pool(pool)}:worker:{worker_id}:cancels"
 
+    def worker_waits(self, pool: str, worker_id: str) -> str:
+        """SET: ids of leased tasks that wait for tasks of their own; each lends its slot to such tasks."""
+        return f"{self.pool(pool)}:worker:{worker_id}:waits"
+
     def leases(self, pool: str) -> str:
-        """HASH: task id -> worker id, of all tasks that are running."""
+        """HASH: task id -> `<worker> <rank> <estimated ms> <reserved tokens>`, of all tasks that are leased."""
         return f"{self.pool(pool)}:leases"
 
     def agent(self, agent_id: str) -> str:

@@ -3,19 +3,26 @@
 A task's string begins with one header line of plain words, which scripts read, and goes on with JSON that they never
 touch::
 
-    task <reply channel or -> <agent name or -> <agent type or -> <tenant>
+    task <reply channel or -> <agent name or -> <agent type or -> <tenant> <lane> <later_us> <options or ->
     {"input": …, "timeout_ms": …}
+
+Options are `name=value`, with commas between: `key` is the digest of an idempotency key, `parent` the task that waits
+for this one and `depth` how many wait above it, `expires` and `batch` say that there is such a timer, `replays` names
+the dead letter that this task was.
 
 Its outcome replaces it and is JSON alone, so the first byte tells the two apart.
 """
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from agentpool.errors import DamagedRecord
+from agentpool.protocol.codec import encode_json
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import AgentStatus, TaskStatus, WorkerStatus
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ __all__ = [
     "AgentRecord",
     "Beat",
     "ClaimedTask",
+    "DeadLetter",
     "DesiredAgent",
     "Outcome",
     "PoolInfo",
@@ -36,10 +44,12 @@ __all__ = [
     "TypeInfo",
     "WorkerRecord",
     "WorkerView",
+    "decode_claimed",
     "decode_hash",
     "decode_hashes",
     "decode_header",
     "decode_task",
+    "encode_header",
     "encode_task",
     "plain",
 ]
@@ -92,6 +102,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Grows with each change of what the worker shall hold."""
     release: str = ""
     types_hash: str = ""
+    labels: str = ""
+    """What its host has that others may lack, as words."""
     ordered_at: int = 0
     started_at: int = 0
     last_beat: int = 0
@@ -170,8 +182,10 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     status: WorkerStatus
-    lanes: int
-    """Lanes that hold waiting tasks."""
+    turns: int
+    """Tenants whose tasks by type may be taken."""
+    next_due_ms: int
+    """Time until the next timer is due; -1 without one."""
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,9 +201,15 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
     due: int
     """Of the pending, those that may be placed now."""
     waiting_tasks: int
+    runnable_tasks: int
+    """Of the waiting, as far as they matter, those that could begin if there were room."""
     running_tasks: int
     free_slots: int
     lost: int
+    delayed: int = 0
+    """Timers that are set."""
+    dead: int = 0
+    """Dead letters."""
 
 
 class TypeInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -213,6 +233,9 @@ class PoolInfo(msgspec.Struct, frozen=True, kw_only=True):
     agents_per_worker: int = 0
     placement: str = "least_loaded"
     max_input_bytes: int = 0
+    max_queued: int = 0
+    batch_max_wait_ms: int = 60_000
+    tenant_limits: str = ""
     floor: int = 0
     desired: int = 0
     leader: str = ""
@@ -239,6 +262,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     pending_agents: int = 0
     queued_tasks: int = 0
     running_tasks: int = 0
+    delayed_tasks: int = 0
+    dead_tasks: int = 0
     utilization: float = 0.0
     starting_workers: int = 0
     draining_workers: int = 0
@@ -256,6 +281,16 @@ class TaskHeader(msgspec.Struct, frozen=True):
     agent_name: str
     agent_type: str
     tenant: str
+    lane: str = "normal"
+    """`urgent`, `normal`, `batch` or `child`, and after `+` each label that its worker must have."""
+    later_us: int = 0
+    """Added to the time by which the task has its turn among its tenant's."""
+    options: str = ""
+    """`name=value`, with commas between."""
+
+    def option(self, name: str) -> str:
+        """Return the value of an option, or ''."""
+        return next((word[len(name) + 1 :] for word in self.options.split(",") if word.startswith(f"{name}=")), "")
 
 
 class TaskEnvelope(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -264,6 +299,8 @@ class TaskEnvelope(msgspec.Struct, frozen=True, omit_defaults=True):
     input: msgspec.Raw
     timeout_ms: int = 0
     project: str = ""
+    retry: RetryPolicy | None = None
+    """None: as the agent's class or the pool says."""
 
 
 class ClaimedTask(msgspec.Struct, frozen=True):
@@ -273,6 +310,29 @@ class ClaimedTask(msgspec.Struct, frozen=True):
     header: TaskHeader
     envelope: TaskEnvelope | None
     """None when it cannot be read: it must come to an outcome all the same."""
+    attempt: int = 1
+    starts: int = 0
+    """How often it was given back because no agent could be started for it."""
+    tokens_max: int = 0
+    """Tokens that it may use; 0: no limit."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that is not tried again. Times are Redis time in ms."""
+
+    task_id: str
+    kind: str
+    """`failed`: its attempts are used up; `poison`: workers died of it."""
+    tenant: str
+    agent_type: str = ""
+    agent_name: str = ""
+    died_at: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    outcome: msgspec.Raw = msgspec.Raw(b"null")
+    input: msgspec.Raw = msgspec.Raw(b"null")
+    errors: dict[str, msgspec.Raw] = {}
+    """By the number of the attempt, or `crash <n>`: worker, time and error."""
 
 
 class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -294,6 +354,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     error: TaskError | None = None
     duration_ms: float = 0.0
     tokens: int = 0
+    attempts: int = 1
 
 
 _envelope_decoder = msgspec.json.Decoder(TaskEnvelope)
@@ -302,8 +363,13 @@ _outcome_decoder = msgspec.json.Decoder(Outcome)
 
 def encode_task(header: TaskHeader, envelope: TaskEnvelope) -> bytes:
     """Return the string under `task:<id>` before there is an outcome."""
-    words = f"task {header.reply_to or '-'} {header.agent_name or '-'} {header.agent_type or '-'} {header.tenant}\n"
-    return words.encode() + msgspec.json.encode(envelope)
+    return encode_header(header) + encode_json(envelope)
+
+
+def encode_header(header: TaskHeader) -> bytes:
+    """Return the line that a task begins with."""
+    who = f"{header.reply_to or '-'} {header.agent_name or '-'} {header.agent_type or '-'} {header.tenant}"
+    return f"task {who} {header.lane} {header.later_us} {header.options or '-'}\n".encode()
 
 
 def decode_task(raw: bytes | str) -> tuple[TaskHeader, TaskEnvelope] | Outcome:
@@ -315,10 +381,28 @@ def decode_task(raw: bytes | str) -> tuple[TaskHeader, TaskEnvelope] | Outcome:
     return decode_header(words.decode()), _envelope_decoder.decode(body)
 
 
+@lru_cache(maxsize=1024)
+def _header_of(line: str) -> TaskHeader:
+    words = ["" if word == "-" else word for word in line.split(" ")[1:]]
+    words += [""] * (7 - len(words))
+    reply_to, agent_name, agent_type, tenant, lane, later_us, options = words[:7]
+    later = int(later_us) if later_us.isdigit() else 0
+    return TaskHeader(reply_to, agent_name, agent_type, tenant, lane or "-", later, options)
+
+
 def decode_header(record: str) -> TaskHeader:
     """Read the plain words that a task begins with; scripts have checked that they are there."""
-    words = record.partition("\n")[0].split(" ")[1:]
-    return TaskHeader(*("" if word == "-" else word for word in words))
+    return _header_of(record.partition("\n")[0])
+
+
+def decode_claimed(id: str, record: str, attempt: int = 1, starts: int = 0, tokens_max: int = 0) -> ClaimedTask:
+    """Read a task that was claimed; one whose JSON cannot be read has no envelope."""
+    line, _, body = record.partition("\n")
+    try:
+        envelope = _envelope_decoder.decode(body)
+    except (msgspec.DecodeError, ValueError):
+        envelope = None
+    return ClaimedTask(id, _header_of(line), envelope, attempt, starts, tokens_max)
 
 
 def plain(record: msgspec.Struct) -> dict[str, Any]:

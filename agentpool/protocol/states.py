@@ -47,12 +47,15 @@ class TaskStatus(StrEnum):
     """A task; everything from `succeeded` on is an outcome, recorded once."""
 
     QUEUED = "queued"
+    DELAYED = "delayed"
     LEASED = "leased"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     INVALID = "invalid_input"
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
+    EXPIRED = "expired"
+    DEAD = "dead"
     LOST = "worker_lost"
     TERMINATED = "agent_terminated"
 
@@ -78,11 +81,14 @@ AGENT_MOVES: Mapping[AgentStatus, frozenset[AgentStatus]] = {
     A.FAILED: frozenset(),
 }
 
-OUTCOMES = frozenset({T.SUCCEEDED, T.FAILED, T.INVALID, T.CANCELLED, T.TIMED_OUT, T.LOST, T.TERMINATED})
+OUTCOMES = frozenset(
+    {T.SUCCEEDED, T.FAILED, T.INVALID, T.CANCELLED, T.TIMED_OUT, T.EXPIRED, T.DEAD, T.LOST, T.TERMINATED}
+)
 
 TASK_MOVES: Mapping[TaskStatus, frozenset[TaskStatus]] = {
-    T.QUEUED: frozenset({T.LEASED, T.CANCELLED, T.TERMINATED}),
-    T.LEASED: OUTCOMES,
+    T.QUEUED: frozenset({T.LEASED, T.CANCELLED, T.EXPIRED, T.TERMINATED}),
+    T.DELAYED: frozenset({T.QUEUED, T.LEASED, T.CANCELLED, T.EXPIRED, T.TERMINATED}),
+    T.LEASED: OUTCOMES | {T.QUEUED, T.DELAYED},
     **{outcome: frozenset() for outcome in OUTCOMES},
 }
 

@@ -70,6 +70,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     boot_backoff: float = 0.5
     boot_backoff_max: float = 30.0
     max_result_bytes: int = 1_048_576
+    retry_attempts: int = 3
+    retry_delay: float = 1.0
+    retry_backoff: float = 2.0
+    retry_max_delay: float = 60.0
+    audit: bool = True
+    audit_payload: bool = False
+    batch_max_wait: float = 60.0
+    labels: tuple[str, ...] = ()
     agent_idle_timeout: float = 300.0
     recycle_threshold: int = 1000
     requests_per_quota: int = 5000
@@ -82,6 +90,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     log_format: str = "auto"
     types_hash: str = ""
+    mark_dir: str = ""
+    """Folder in which a worker marks the tasks that have begun; `<worker id>.marks`."""
     stack_dir: str = ""
     """Folder in which a worker's stack dump is written; `<worker id>.stack`."""
 

@@ -66,8 +66,10 @@ class Pools:
 
     async def apply(self, pool: str, token: str, types: Iterable[TypeInfo], settings: Mapping[str, object]) -> bool:
         """Write settings and types; False when the leader's token is no longer held."""
+        types = tuple(types)
         pairs = [word for info in types for word in (info.name, msgspec.json.encode(info))]
-        values = {**settings, "release": __version__, "status": "active"}
+        labels = {f"labels:{info.name}": "+".join(sorted(info.labels)) for info in types}
+        values = {**settings, **labels, "release": __version__, "status": "active"}
         words = [word for pair in values.items() for word in pair]
         answer = await self._connection.call("apply_pool", pool, token, SCHEMA_VERSION, len(pairs) // 2, *pairs, *words)
         if answer[0] == "newer":
@@ -88,6 +90,16 @@ class Pools:
         """Record one of the leader's decisions; False when its token is no longer held."""
         answer = await self._connection.call("update_pool", pool, token, field, value, event)
         return bool(answer[0] == "ok")
+
+    async def offer_labels(self, pool: str, host_id: str, labels: Iterable[str]) -> None:
+        """Say which labels the workers of a host have."""
+        key, words = self._keys.labels(pool), " ".join(sorted(labels))
+        await self._connection.repeat(lambda: self._connection.redis.hset(key, host_id, words))
+
+    async def withdraw_labels(self, pool: str, host_id: str) -> None:
+        """A host has no workers of the pool any more."""
+        key = self._keys.labels(pool)
+        await self._connection.repeat(lambda: self._connection.redis.hdel(key, host_id))
 
     async def scale(self, pool: str, workers: int) -> None:
         """Set floor and wanted size; raises `UnknownPool`, or `InvalidInput` outside the pool's bounds."""

@@ -3,18 +3,21 @@
 from typing import Any
 
 from agentpool.store.agents import Agents
+from agentpool.store.audit import Audit
 from agentpool.store.connection import Connection
 from agentpool.store.events import Events
+from agentpool.store.letters import Letters
 from agentpool.store.locks import Locks
 from agentpool.store.pools import Pools
 from agentpool.store.tasks import Tasks
+from agentpool.store.tenants import Tenants
 from agentpool.store.workers import Workers
 
 __all__ = ["Store"]
 
 
 class Store:
-    """Agents, workers, tasks, pools, locks and events of one installation."""
+    """Everything of one installation that stands in Redis."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -22,6 +25,9 @@ class Store:
         self.agents = Agents(connection)
         self.workers = Workers(connection)
         self.tasks = Tasks(connection)
+        self.letters = Letters(connection)
+        self.tenants = Tenants(connection)
+        self.audit = Audit(connection)
         self.pools = Pools(connection)
         self.locks = Locks(connection)
         self.events = Events(connection)

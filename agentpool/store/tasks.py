@@ -1,39 +1,88 @@
-"""Tasks in Redis: submitted, claimed, completed, cancelled, read."""
+"""Tasks in Redis: submitted, exchanged with workers, cancelled, followed, read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from agentpool.errors import UnknownTask
+from agentpool.protocol.codec import encode_json
 from agentpool.protocol.keys import pool_of
 from agentpool.protocol.records import (
     ClaimedTask,
     Outcome,
     TaskEnvelope,
     TaskHeader,
-    decode_header,
+    decode_claimed,
     decode_task,
-    encode_task,
+    encode_header,
 )
 from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import TaskStatus
 from agentpool.store.connection import Connection
 
-__all__ = ["Claim", "Tasks"]
+__all__ = ["EndedTask", "Exchange", "SubmitOptions", "Tasks"]
 
 PAGE = 500
 TASKS_PER_CALL = 100
 BYTES_PER_CALL = 262_144
 """Of what is submitted by one call, unless it is a single task."""
+TIMERS_PER_CALL = 100
+TRAIL_WAITS_MS = 500
 
 
-class Claim(msgspec.Struct, frozen=True):
-    """What a claim brought; `lanes` still hold tasks by type."""
+class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is asked beside the tasks themselves; times are in ms."""
+
+    delay: int = 0
+    """Until the tasks may begin."""
+    expires: int = 0
+    """In which they must have begun."""
+    batch: int = 0
+    """After which a batch task waits like others."""
+    key: str = ""
+    """Digest of the idempotency key; only with a single task."""
+    input: str = ""
+    """Digest of what the key stands for."""
+    parent: str = ""
+    """The task that waits for these."""
+    limits: str = ""
+    """`reject`: refuse at a limit instead of waiting; `total`: and count all that the tenant has against its total."""
+
+    def words(self) -> str:
+        """Return them as the script takes them."""
+        return " ".join(f"{name}={value}" for name in self.__struct_fields__ if (value := getattr(self, name)))
+
+
+NO_OPTIONS = SubmitOptions()
+
+
+class EndedTask(msgspec.Struct, frozen=True):
+    """What a worker says of a task that it had: `verdict` is done, dead, retry or back."""
+
+    id: str
+    agent_name: str
+    verdict: str
+    outcome: bytes
+    """The outcome, or for a task that is tried again what went wrong, as JSON."""
+    delay_ms: int = 0
+    run_ms: float = 0.0
+    tokens: int = 0
+    attempt: int = 1
+    audit: bytes = b""
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """The answer to an exchange."""
 
     tasks: tuple[ClaimedTask, ...]
-    lanes: int
+    turns: int
+    """Tenants whose tasks by type may still be taken."""
+    stale: tuple[str, ...]
+    """Ids of what ended too late: another holds the task, or it has its outcome."""
+    mail: dict[str, int]
+    """Tasks that wait in the mailbox of each agent whose task ended."""
 
 
 class Tasks:
@@ -43,68 +92,52 @@ class Tasks:
         self._connection = connection
         self._keys = connection.keys
 
+    # -- clients ------------------------------------------------------------------------------------------------
+
     async def submit(
         self,
         task_id: str,
         header: TaskHeader,
         envelope: TaskEnvelope,
+        options: SubmitOptions = NO_OPTIONS,
         *,
-        later_us: int = 0,
         timeout: float | None = None,
-    ) -> None:
+    ) -> str:
         """Accept a task: when this returns, the server has it. The channel to reply to is without its prefix.
 
-        `later_us` puts a task by type behind those of its tenant that come within that time.
+        Returns its id, or that of the task which has the key already.
         """
-        await self.submit_many([(task_id, envelope)], header, later_us=later_us, timeout=timeout)
+        return await self.submit_many([(task_id, envelope)], header, options, timeout=timeout) or task_id
 
     async def submit_many(
         self,
         tasks: Sequence[tuple[str, TaskEnvelope]],
         header: TaskHeader,
+        options: SubmitOptions = NO_OPTIONS,
         *,
-        later_us: int = 0,
         timeout: float | None = None,
-    ) -> None:
+    ) -> str:
         """Accept tasks of one pool with one header, in order, in as few calls as the bounds of a script allow.
 
-        Each call is all or nothing: when one is refused, those before it were accepted.
+        Each call is all or nothing: when one is refused, those before it were accepted. Returns the id of the task
+        that has the key of a single one already, else ''.
         """
-        for chunk in _chunks([(task_id, encode_task(header, envelope)) for task_id, envelope in tasks]):
-            pool = pool_of(chunk[0][0])
-            words = [word for pair in chunk for word in pair]
+        line, words = encode_header(header), options.words()
+        for chunk in _chunks([(task_id, line + encode_json(envelope)) for task_id, envelope in tasks]):
+            pool = pool_of(chunk[0])
             answer = await self._connection.call(
-                "submit_tasks", pool, header.agent_name, header.agent_type, header.tenant, later_us, *words,
-                timeout=timeout,
+                "submit_tasks", pool, header.agent_name, header.agent_type, header.tenant, header.lane,
+                header.later_us, words, *chunk, timeout=timeout,
             )  # fmt: skip
+            if answer[0] == "known":
+                return str(answer[1])
             if answer[0] != "ok":
                 target = header.agent_name or header.agent_type
-                what = {"full": f"tasks for {target}"}.get(answer[0], target)
+                what = {"full": f"tasks for {target}", "limited": f'tenant "{header.tenant}"'}.get(answer[0], target)
+                if answer[0] == "full" and not header.agent_name:
+                    what = f'tasks of tenant "{header.tenant}"'
                 raise refusal(pool, what, answer)
-
-    async def claim(self, pool: str, worker: str, number: int, *, by_type: int, names: Sequence[str]) -> Claim | None:
-        """Take tasks for idle agents and free slots; None when the worker was given up."""
-        answer = await self._connection.call("claim_tasks", pool, worker, number, by_type, *names)
-        if answer[0] == "gone":
-            return None
-        _, lanes, *rest = answer
-        tasks = (self._claimed(id, record) for id, record in zip(rest[::2], rest[1::2], strict=True))
-        return Claim(tuple(task for task in tasks if task), int(lanes))
-
-    @staticmethod
-    def _claimed(id: str, record: str | None) -> ClaimedTask | None:
-        try:
-            decoded = decode_task(record) if record else None
-        except msgspec.DecodeError:
-            return ClaimedTask(id, decode_header(record or ""), None)
-        return ClaimedTask(id, *decoded) if isinstance(decoded, tuple) else None
-
-    async def complete(self, worker: str, task_id: str, agent_name: str, outcome: Outcome) -> tuple[int, int] | None:
-        """Record an outcome; returns (tasks in the agent's mailbox, lanes with tasks), or None for a late holder."""
-        answer = await self._connection.call(
-            "complete_task", pool_of(task_id), worker, task_id, agent_name, msgspec.json.encode(outcome)
-        )
-        return (int(answer[1]), int(answer[2])) if answer[0] == "ok" else None
+        return ""
 
     async def cancel(self, task_id: str) -> str:
         """Cancel a task; returns cancelled, asked (its worker was told) or finished. Raises `UnknownTask`."""
@@ -139,25 +172,115 @@ class Tasks:
             return result
 
     async def info(self, task_id: str) -> dict[str, Any]:
-        """Return the task's state as plain data: status, and while it runs its worker, afterwards its outcome."""
+        """Return the task's state as plain data: status and attempts, and while it runs its worker, afterwards its
+        outcome.
+        """
         outcome = await self.read(task_id)
         if outcome:
-            return {"task_id": task_id, "result": None, **msgspec.json.decode(msgspec.json.encode(outcome))}
-        leases = self._keys.leases(pool_of(task_id))
-        worker = await self._connection.repeat(lambda: self._connection.redis.hget(leases, task_id))
-        status = TaskStatus.LEASED if worker else TaskStatus.QUEUED
-        return {"task_id": task_id, "status": str(status), "process_id": worker or ""}
+            return {"task_id": task_id, "result": None, "attempts": 1, **msgspec.json.decode(encode_json(outcome))}
+        keys, redis, pool = self._keys, self._connection.redis, pool_of(task_id)
+
+        async def read() -> list[Any]:
+            async with redis.pipeline(transaction=True) as pipe:
+                pipe.hget(keys.leases(pool), task_id)
+                pipe.hget(keys.attempts(pool), task_id)
+                pipe.zscore(keys.due(pool), f"start {task_id}")
+                result: list[Any] = await pipe.execute()
+                return result
+
+        lease, tried, delayed = await self._connection.repeat(read)
+        status = TaskStatus.LEASED if lease else TaskStatus.QUEUED if delayed is None else TaskStatus.DELAYED
+        attempts, crashes = (tried or "0 0").split(" ")[:2]
+        return {
+            "task_id": task_id,
+            "status": str(status),
+            "process_id": (lease or "").partition(" ")[0],
+            "attempts": int(attempts) + bool(lease),
+            "crashes": int(crashes),
+        }
+
+    # -- following ----------------------------------------------------------------------------------------------
+
+    async def follow(self, task_id: str) -> tuple[str, str]:
+        """Have the task's changes written down from now on; returns its state (or `finished`) and its worker."""
+        answer = await self._connection.call("follow_task", pool_of(task_id), task_id)
+        if answer[0] == "unknown":
+            raise refusal(pool_of(task_id), task_id, ["unknown_task"])
+        return str(answer[1]), str(answer[2])
+
+    async def trail(self, task_id: str) -> AsyncGenerator[dict[str, str] | None, None]:
+        """Yield what is written of a task, first what was written already; None when nothing came for a while."""
+        key, last = self._keys.trail(pool_of(task_id), task_id), "0"
+        redis = self._connection.dedicated()
+        try:
+            while True:
+                read = partial(redis.xread, {key: last}, count=100, block=TRAIL_WAITS_MS)
+                answer = await self._connection.repeat(read)
+                for _, entries in answer or ():
+                    for last, fields in entries:
+                        yield fields
+                if not answer:
+                    yield None
+        finally:
+            await redis.aclose()
+
+    # -- workers ------------------------------------------------------------------------------------------------
+
+    async def exchange(
+        self,
+        pool: str,
+        worker: str,
+        number: int,
+        *,
+        room: int,
+        prefetch: int = 0,
+        ended: Sequence[EndedTask] = (),
+        names: Sequence[str] = (),
+    ) -> Exchange | None:
+        """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up."""
+        words: list[Any] = []
+        for task in ended:
+            words += (
+                task.id, task.agent_name, task.verdict, task.delay_ms, round(task.run_ms, 3), task.tokens, task.attempt,
+                task.outcome, task.audit,
+            )  # fmt: skip
+        answer = await self._connection.call(
+            "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *words, *names
+        )
+        if answer[0] == "gone":
+            return None
+        _, turns, stale, mail, *rest = answer
+        tasks = tuple(
+            decode_claimed(rest[i], rest[i + 1], int(rest[i + 2]), int(rest[i + 3]), int(rest[i + 4]))
+            for i in range(0, len(rest), 5)
+        )
+        waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
+        return Exchange(tasks, int(turns), tuple(stale), waiting)
+
+    async def report(self, pool: str, worker: str, reports: Sequence[tuple[str, bytes]]) -> None:
+        """Write down what running tasks report, as JSON; at most 50."""
+        await self._connection.call("report_progress", pool, worker, *(word for pair in reports for word in pair))
+
+    # -- timers -------------------------------------------------------------------------------------------------
+
+    async def fire_timers(self, pool: str) -> int:
+        """Do everything that is due; returns the ms until the next timer, or -1 when none is set."""
+        while True:
+            _, fired, next_due_ms = await self._connection.call("fire_timers", pool, TIMERS_PER_CALL)
+            if int(fired) < TIMERS_PER_CALL:
+                return int(next_due_ms)
 
 
-def _chunks(records: Sequence[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    """Split records so that no script has too many, nor too much to write at once."""
-    chunk: list[tuple[str, bytes]] = []
+def _chunks(records: Sequence[tuple[str, bytes]]) -> Iterator[list[Any]]:
+    """Split records so that no script has too many, nor too much to write at once: ids and records in turn."""
+    chunk: list[Any] = []
     size = 0
     for task_id, record in records:
-        if chunk and (len(chunk) == TASKS_PER_CALL or size + len(record) > BYTES_PER_CALL):
+        if chunk and (len(chunk) == 2 * TASKS_PER_CALL or size + len(record) > BYTES_PER_CALL):
             yield chunk
             chunk, size = [], 0
-        chunk.append((task_id, record))
+        chunk.append(task_id)
+        chunk.append(record)
         size += len(record)
     if chunk:
         yield chunk

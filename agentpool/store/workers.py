@@ -41,7 +41,9 @@ def beat_worker(
     answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1))
     if answer[0] == "gone":
         return None
-    return Beat(version=int(answer[1]), status=WorkerStatus(answer[2]), lanes=int(answer[3]))
+    return Beat(
+        version=int(answer[1]), status=WorkerStatus(answer[2]), turns=int(answer[3]), next_due_ms=int(answer[4])
+    )
 
 
 class Workers:
@@ -111,11 +113,16 @@ class Workers:
         timeout_ms: int = 0,
         crashes_max: int = 5,
         backoff_ms: int = 500,
+        blame: Mapping[str, str] | None = None,
     ) -> str:
-        """Fence a dead worker and give back all it held; returns done, gone, fenced, alive or held."""
+        """Fence a dead worker and give back all it held; returns done, gone, fenced, alive or held.
+
+        `blame`: for each task that had begun there, `suspect` if it may have killed the worker, else `started`.
+        """
+        words = _pairs(blame or {})
         while True:
             answer = await self._connection.call(
-                "reap_worker", pool, worker, proof, authority, timeout_ms, reason, 100, crashes_max, backoff_ms
+                "reap_worker", pool, worker, proof, authority, timeout_ms, reason, 100, crashes_max, backoff_ms, *words
             )
             if answer[0] != "more":
                 return str(answer[0])

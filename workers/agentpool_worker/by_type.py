@@ -3,8 +3,10 @@
 from typing import Any
 
 import agentpool.client.redis_backend  # noqa: F401 (imported before the fork, so that all workers share its pages)
+from agentpool.agent import Context
 from agentpool.client import RedisClient
-from agentpool.store import Store
+from agentpool.client.tasks import run_nested
+from agentpool_worker.place import WorkPlace
 
 __all__ = ["RunByType"]
 
@@ -12,12 +14,16 @@ __all__ = ["RunByType"]
 class RunByType:
     """Opens a client on the worker's connections at the first use."""
 
-    def __init__(self, store: Store, pool: str) -> None:
-        self._store, self._pool = store, pool
+    def __init__(self, place: WorkPlace) -> None:
+        self._place = place
         self._client: RedisClient | None = None
 
-    async def __call__(self, tenant: str, agent_type: Any, input: Any, *, timeout: float | None = None) -> Any:
-        """Run a task by type for a tenant and return its result."""
+    async def __call__(self, context: Context, agent_type: Any, input: Any, *, timeout: float | None = None) -> Any:
+        """Run a task by type for the tenant of a context and return its result; its task lends its slot meanwhile."""
         if self._client is None:
-            self._client = RedisClient(self._store)
-        return await self._client.pool(self._pool).run(agent_type, input, tenant=tenant, timeout=timeout)
+            self._client = RedisClient(self._place.store)
+        self._place.waits += 1
+        try:
+            return await run_nested(self._client, context, agent_type, input, timeout=timeout)
+        finally:
+            self._place.waits -= 1

@@ -65,7 +65,7 @@ class Drain:
                 await self._hurried.wait()
         except TimeoutError:
             log.warning("worker.drain_deadline", running=len(self._executor.running()))
-        self._executor.cancel_all("the worker had to leave before the task was done")
+        self._executor.give_back_all()
 
     async def _leave(self, reason: str, known: bool) -> None:
         began = monotonic()

@@ -1,17 +1,27 @@
-"""Takes tasks and runs them: from the mailboxes of idle pinned agents, and by type for free slots.
+"""Takes tasks, has the host run them, and hands in what came of them: all in one exchange with Redis at a time.
 
-One claim is in flight at a time, and claims are numbered: after a lost reply the same number gets the same tasks, so
-none is held by a worker that does not know of it.
+Each exchange hands in what ended since the last one and takes new tasks, from the mailboxes of idle pinned agents and
+by type for free slots. Exchanges are numbered: after a lost reply the same one is sent again and gets the same tasks,
+so none is held by a worker that does not know of it. Where a worker's tasks are short it takes more than it has slots,
+so that it has work while an exchange is under way; what has not begun after a moment goes back.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
+from typing import Any
 
+import msgspec
 import structlog
 
+from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
-from agentpool.hosting import Host, Run
-from agentpool.protocol.records import ClaimedTask, Outcome
+from agentpool.hosting import GIVE_BACK, Ending, Host, Run
+from agentpool.protocol.codec import encode_json
+from agentpool.protocol.records import ClaimedTask
+from agentpool.store.tasks import EndedTask, Exchange
+from agentpool_worker.auditing import audit_line
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.turns import Turns
 
@@ -19,23 +29,64 @@ __all__ = ["Executor"]
 
 log = structlog.get_logger("worker")
 
-NAMES_PER_CLAIM = 100
-CLAIM_RETRY_DELAY = 0.5
+NAMES_PER_EXCHANGE = 50
+ENDED_PER_EXCHANGE = 50
+REPORTS_PER_CALL = 50
+REPORTS_MAX = 1000
+RETRY_DELAY = 0.5
+PREFETCH = 40
+"""Tasks beyond the slots, where they are short."""
+SHORT_MS = 5.0
+"""Mean run time below which tasks are short."""
+SOON_S = 0.01
+"""How long a task waits for a warm agent rather than that another is made, where tasks are short."""
+PATIENCE_S = 0.05
+"""How long a task that was taken may wait for its agent here before it goes back."""
+
+NO_ROOM = (-1, 0)
+
+Key = tuple[str, str]
+"""Agent type and tenant: tasks of one key can use one another's agents."""
 
 
 class Executor:
-    """`on_gone()` is called when a claim shows that this worker was given up."""
+    """`on_gone()` is called when an exchange shows that this worker was given up, `on_runaway(agent)` when an agent
+    ignores its cancellation.
+    """
 
-    def __init__(self, place: WorkPlace, host: Host, turns: Turns, *, on_gone: Callable[[], None]) -> None:
-        self._place, self._host, self._agents, self._on_gone = place, host, host.agents, on_gone
+    def __init__(
+        self,
+        place: WorkPlace,
+        host: Host,
+        turns: Turns,
+        *,
+        on_gone: Callable[[], None],
+        on_runaway: Callable[[str], None],
+    ) -> None:
+        self._place, self._host, self._agents = place, host, host.agents
+        self._on_gone, self._on_runaway = on_gone, on_runaway
+        self._settings = place.settings
         self._turn = turns.of("executor", self.poke)
         self._woken = asyncio.Event()
         self._mail: set[str] = set()
-        self._lanes = self._lanes_left = False
+        self._turns_wait = self._turns_left = False
+        """There are tasks by type to ask for; there were some left at the last answer."""
         self._number, self._unanswered = 0, False
         self._cancelled_early: dict[str, str] = {}
         self._open = True
-        self._runs: dict[str, tuple[Run, asyncio.Task[None]]] = {}
+        self._runs: dict[str, Run] = {}
+        self._ended: dict[str, tuple[Run, EndedTask]] = {}
+        """What ended and is not handed in yet; what is being handed in stays until that is answered."""
+        self._waiting: OrderedDict[Key, deque[Run]] = OrderedDict()
+        self._waiting_count = 0
+        self._busy: dict[Key, int] = {}
+        self._by_type = 0
+        self._mean_ms: float | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._reports: list[tuple[str, bytes]] = []
+        self._reporting: asyncio.Task[None] | None = None
+        self._all_recorded = asyncio.Event()
+        self._all_recorded.set()
 
     # -- what others tell it ------------------------------------------------------------------------------------
 
@@ -50,148 +101,329 @@ class Executor:
 
     def wake_lanes(self) -> None:
         """There are tasks by type."""
-        self._lanes = True
+        self._turns_wait = True
         self.poke()
 
     def slots_changed(self) -> None:
-        """A slot may be free: look again at the lanes that were left full."""
-        if self._lanes_left:
+        """A slot may be free."""
+        self._dispatch()
+        if self._turns_left:
             self.wake_lanes()
 
     def agent_idle(self, name: str, has_mail: bool) -> None:
         """A pinned agent can take a task."""
         if has_mail:
             self._mail.add(name)
-        self.poke()
+            self.poke()
 
     def running(self) -> set[str]:
-        """Return the ids of the running tasks."""
+        """Return the ids of the tasks that this worker has."""
         return set(self._runs)
 
     def cancel(self, task_id: str, why: str = "cancelled on request") -> None:
-        """Cancel a task that runs, or that comes with the claim whose answer is on its way."""
-        if entry := self._runs.get(task_id):
-            entry[0].stop(why)
+        """Cancel a task that is here, or that comes with the exchange whose answer is on its way."""
+        if run := self._runs.get(task_id):
+            self._stop(run, why)
         elif self._unanswered:
             self._cancelled_early[task_id] = why
 
     def cancel_types(self, types: Collection[str], why: str) -> None:
-        """Cancel the running tasks of pooled agents of these types."""
-        for run, _ in self._runs.values():
+        """Stop the tasks of pooled agents of these types."""
+        for run in list(self._runs.values()):
             if run.task.header.agent_type in types:
-                run.stop(why)
+                self._stop(run, why)
 
-    def cancel_all(self, why: str) -> None:
-        """Cancel all running tasks."""
-        for task_id in list(self._runs):
-            self.cancel(task_id, why)
+    def give_back_all(self) -> None:
+        """Stop all tasks; they go back to where they waited."""
+        for run in list(self._runs.values()):
+            self._stop(run, GIVE_BACK)
+
+    def report(self, task_id: str, progress: Any) -> None:
+        """Pass on what a task reports; raises `TypeError` for what has no JSON form."""
+        self._reports.append((task_id, encode_json(progress)))
+        del self._reports[:-REPORTS_MAX]
+        if self._reporting is None:
+            self._reporting = asyncio.create_task(self._send_reports(), name="reports")
 
     async def settle(self) -> None:
-        """Claim nothing new; wait until a claim whose reply was lost is known, so that nothing is held unseen."""
+        """Take nothing new, give back what has not begun, and wait until an exchange without an answer has one, so that
+        nothing is held unseen.
+        """
         self._open = False
+        for run in [run for queue in self._waiting.values() for run in queue]:
+            self._stop(run, GIVE_BACK)
         while self._unanswered:
             self.poke()
             await asyncio.sleep(0.01)
 
     async def finished(self) -> None:
-        """Wait until no task runs and all outcomes are recorded."""
-        while self._runs:
-            await asyncio.wait([task for _, task in self._runs.values()])
+        """Wait until no task is here and what became of each is recorded."""
+        await self._all_recorded.wait()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Claim whenever there is something to claim and someone to do it."""
+        """Exchange whenever something ended, or there is something to take and someone to do it."""
         while True:
             await self._woken.wait()
             self._woken.clear()
-            try:
-                while await self._claim():
-                    pass
-            except RedisUnavailable as error:
-                log.warning("redis.unavailable", doing="claim", error=str(error))
-                asyncio.get_running_loop().call_later(CLAIM_RETRY_DELAY, self.poke)
+            while await self._exchange():
+                self._turn.answer()
             self._turn.answer()
 
-    async def _claim(self) -> bool:
-        """Claim once; False when there was nothing to claim for."""
-        self._mail = {name for name in self._mail if self._agents.holds(name)}
-        names = [name for name in self._mail if self._agents.is_idle(name)][:NAMES_PER_CLAIM] if self._open else []
-        by_type = self._free_slots() if self._lanes and self._open else 0
-        if not (names or by_type or self._unanswered):
+    async def _exchange(self) -> bool:
+        """Exchange once; False when there was nothing to do."""
+        if self._mean_ms is not None and self._mean_ms < 1:
+            await asyncio.sleep(0)  # so that what begins in this step ends before: fewer exchanges do the same
+        names = self._idle_with_mail()
+        room, prefetch = self._room() if self._turns_wait and self._open else NO_ROOM
+        ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
+        if not (ended or names or room >= 0):
             return False
         self._mail.difference_update(names)
-        self._unanswered = True
-        try:
-            with self._turn.away():
-                claim = await self._place.store.tasks.claim(
-                    self._place.pool, self._place.worker_id, self._number + 1, by_type=by_type, names=names
-                )
-        except RedisUnavailable:
-            self._mail.update(names)
-            raise
-        self._number, self._unanswered = self._number + 1, False
-        if claim is None:
+        self._turns_wait = False
+        number = self._number + 1
+        answer = await self._insist(number, room, prefetch, ended, names)
+        self._number = number
+        if answer is None:
             self._on_gone()
             return False
-        if by_type:
-            # What is left in the lanes needs a slot first; the end of a run asks again.
-            self._lanes, self._lanes_left = False, claim.lanes > 0
-        for task in claim.tasks:
+        self._record(ended, answer)
+        for task in answer.tasks:
             self._begin(task)
         self._cancelled_early.clear()
+        self._turns_left = answer.turns > 0
+        if self._turns_left and (room < 0 or any(not task.header.agent_name for task in answer.tasks)):
+            self._turns_wait = True
+        # Else what is left cannot be taken now; the end of a task, a command or a beat looks again.
         return True
 
-    def _free_slots(self) -> int:
-        by_type = sum(1 for run, _ in self._runs.values() if not run.task.header.agent_name)
-        return max(0, self._place.settings.capacity - self._agents.count - by_type)
+    async def _insist(
+        self, number: int, room: int, prefetch: int, ended: Sequence[EndedTask], names: Sequence[str]
+    ) -> Exchange | None:
+        """Send one exchange until it is answered: it may have been carried out, and only its own repeat tells."""
+        self._unanswered = True
+        while True:
+            try:
+                with self._turn.away():
+                    answer = await self._place.store.tasks.exchange(
+                        self._place.pool,
+                        self._place.worker_id,
+                        number,
+                        room=room,
+                        prefetch=prefetch,
+                        ended=ended,
+                        names=names,
+                    )
+            except RedisUnavailable as error:
+                log.warning("redis.unavailable", doing="exchange", error=str(error))
+                await asyncio.sleep(RETRY_DELAY)
+                continue
+            self._unanswered = False
+            return answer
+
+    def _idle_with_mail(self) -> list[str]:
+        if not self._mail:
+            return []
+        self._mail = {name for name in self._mail if self._agents.holds(name)}
+        if not self._open:
+            return []
+        return [name for name in self._mail if self._agents.is_idle(name)][:NAMES_PER_EXCHANGE]
+
+    def _room(self) -> tuple[int, int]:
+        """Return how many tasks by type there is room for: in slots, and beyond them; `NO_ROOM` when none."""
+        slots = self._slots()
+        here = self._by_type + self._waiting_count
+        is_short = self._mean_ms is not None and self._mean_ms < SHORT_MS
+        prefetch = PREFETCH - max(0, here - slots) if is_short and slots > 0 else 0
+        room, prefetch = max(0, slots - here), max(0, prefetch)
+        return (room, prefetch) if room or prefetch or self._place.waits else NO_ROOM
+
+    def _slots(self) -> int:
+        return max(0, self._settings.capacity - self._agents.count)
 
     # -- one task -----------------------------------------------------------------------------------------------
 
     def _begin(self, task: ClaimedTask) -> None:
         if task.id in self._runs:
             return
-        run = Run(self._host.place, task)
+        run = Run(self._host.place, task, self._done)
+        self._runs[task.id] = run
+        self._all_recorded.clear()
         if why := self._cancelled_early.get(task.id):
             run.stop(why)
-        self._runs[task.id] = (run, asyncio.create_task(self._carry_out(run), name=f"task {task.id}"))
+        if task.header.agent_name:
+            self._host.begin(run)
+        elif run.why or not self._open:
+            run.stop(GIVE_BACK)
+            self._start(run)
+        elif not self._try_to_start(run):
+            self._wait(run)
 
-    async def _carry_out(self, run: Run) -> None:
-        """Come to an outcome and record it, whatever happens."""
-        log.debug("task.started", task_id=run.task.id)
-        outcome = await self._host.carry_out(run)
-        try:
-            waiting = await self._record(run.task, outcome)
-        finally:
-            del self._runs[run.task.id]
-            self.poke()
-        self._host.finish(run, has_mail=waiting > 0)
+    def _try_to_start(self, run: Run) -> bool:
+        """Start a task by type if there is a slot, and an agent or a reason to make one."""
+        header = run.task.header
+        key = (header.agent_type, header.tenant)
+        if self._by_type >= self._slots() + self._lent():
+            return False
+        is_nested = header.lane.startswith("child")  # the busy one may be waiting for this very task
+        if not is_nested and not self._host.has_idle(*key) and self._busy.get(key) and self._is_short():
+            return False  # an agent of this tenant will be free sooner than another could be made
+        self._start(run)
+        return True
+
+    def _start(self, run: Run) -> None:
+        header = run.task.header
+        key = (header.agent_type, header.tenant)
+        self._by_type += 1
+        self._busy[key] = self._busy.get(key, 0) + 1
+        self._host.begin(run)
+
+    def _lent(self) -> int:
+        """Slots that are lent: tasks of this worker that wait for tasks of their own."""
+        return self._place.waits
+
+    def _is_short(self) -> bool:
+        return self._mean_ms is not None and self._mean_ms < SHORT_MS
+
+    def _wait(self, run: Run) -> None:
+        header = run.task.header
+        self._waiting.setdefault((header.agent_type, header.tenant), deque()).append(run)
+        self._waiting_count += 1
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
+
+    def _dispatch(self, first: Key | None = None) -> None:
+        """Start tasks that wait here, of the key whose agent has just become free first."""
+        if not self._waiting:
+            return
+        if first and first in self._waiting:
+            self._waiting.move_to_end(first, last=False)
+        for key in list(self._waiting):
+            queue = self._waiting[key]
+            while queue and self._try_to_start(queue[0]):
+                queue.popleft()
+                self._waiting_count -= 1
+            if not queue:
+                del self._waiting[key]
+            if self._by_type >= self._slots() + self._lent():
+                return
+
+    def _look_at_waiting(self) -> None:
+        """Make agents for those for which none became free soon, as far as there are slots; give back what has waited
+        for too long.
+        """
+        self._sweep = None
+        now = monotonic()
+        for run in [run for queue in self._waiting.values() for run in queue if now - run.taken > SOON_S]:
+            if self._by_type < self._slots() + self._lent():
+                self._take_out(run)
+                self._start(run)
+            elif now - run.taken > PATIENCE_S:
+                self._stop(run, GIVE_BACK)
+        if self._waiting:
+            self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
+
+    def _take_out(self, run: Run) -> bool:
+        """Take a run out of those that wait here; False when it is not among them."""
+        header = run.task.header
+        key = (header.agent_type, header.tenant)
+        queue = self._waiting.get(key)
+        if not queue or run not in queue:
+            return False
+        queue.remove(run)
+        self._waiting_count -= 1
+        if not queue:
+            del self._waiting[key]
+        return True
+
+    def _stop(self, run: Run, why: str) -> None:
+        """Stop a run; one that waits here ends at once."""
+        waited = self._take_out(run)
+        run.stop(why)
+        if waited:
+            self._start(run)  # which it does not get far with, but ends like all others
+
+    def _done(self, run: Run, ending: Ending) -> None:
+        """A run has ended: its agent is free, its end is to be handed in."""
+        task, outcome = run.task, ending.outcome
+        if not task.header.agent_name:
+            key = (task.header.agent_type, task.header.tenant)
+            self._by_type -= 1
+            self._busy[key] -= 1
+            if not self._busy[key]:
+                del self._busy[key]
+            self._host.release(run)
+            if run.has_begun:
+                mean = self._mean_ms
+                self._mean_ms = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
+        result = outcome if ending.verdict in ("done", "dead") else outcome.error
+        self._ended[task.id] = (
+            run,
+            EndedTask(
+                id=task.id,
+                agent_name=task.header.agent_name,
+                verdict=ending.verdict,
+                outcome=encode_json(result),
+                delay_ms=round(1000 * ending.delay),
+                run_ms=run.duration_ms,
+                tokens=outcome.tokens,
+                attempt=task.attempt,
+                audit=audit_line(self._settings, run, ending),
+            ),
+        )
+        if self._turns_left:
+            self._turns_wait = True
+        self._woken.set()
+        if self._waiting:
+            self._dispatch((task.header.agent_type, task.header.tenant))
+        if run.runaway:
+            self._on_runaway(task.header.agent_name or task.header.agent_type)
+
+    # -- what is recorded ---------------------------------------------------------------------------------------
+
+    def _record(self, ended: Iterable[EndedTask], answer: Exchange) -> None:
+        for task in ended:
+            run, _ = self._ended.pop(task.id)
+            del self._runs[task.id]
+            if task.verdict != "done" or run.why or answer.stale:
+                self._tell(run, task, late=task.id in answer.stale)
+            if run.pinned:
+                self._host.finish(run, has_mail=answer.mail.get(task.agent_name, 0) > 0)
+        if not self._runs:
+            self._all_recorded.set()
 
     @staticmethod
-    def _tell(task: ClaimedTask, outcome: Outcome, *, late: bool) -> None:
-        """Log an outcome: what failed as a warning, with the agent's own words and traceback."""
+    def _tell(run: Run, ended: EndedTask, *, late: bool) -> None:
+        """Log what did not go well: as a warning, with the agent's own words and traceback."""
+        task = run.task
         bound = log.bind(
             task_id=task.id,
             agent=task.header.agent_name or task.header.agent_type,
-            duration_ms=outcome.duration_ms,
+            duration_ms=run.duration_ms,
+            attempt=task.attempt,
             late=late,
         )
-        error = outcome.error
-        if error is None:
-            bound.debug(f"task.{outcome.status}")
+        outcome = msgspec.json.decode(ended.outcome)
+        error = outcome.get("error", outcome) if isinstance(outcome, dict) else None
+        status = outcome.get("status", ended.verdict) if isinstance(outcome, dict) else ended.verdict
+        if not error or ended.verdict == "back":
+            bound.debug(f"task.{status}")
             return
-        text = f"{error.type}: {error.message}"
-        bound.warning(
-            f"task.{outcome.status}", error=text, **({"exception": error.traceback} if error.traceback else {})
-        )
+        text = f"{error.get('type', '')}: {error.get('message', '')}"
+        traceback = error.get("traceback")
+        again = {"again_in_s": ended.delay_ms / 1000} if ended.verdict == "retry" else {}
+        bound.warning(f"task.{status}", error=text, **again, **({"exception": traceback} if traceback else {}))
 
-    async def _record(self, task: ClaimedTask, outcome: Outcome) -> int:
-        complete, name = self._place.store.tasks.complete, task.header.agent_name
-        reply = await self._place.insist("complete", lambda: complete(self._place.worker_id, task.id, name, outcome))
-        self._tell(task, outcome, late=reply is None)
-        if reply is None:
-            return 0
-        mail, lanes = reply
-        if lanes:
-            self.wake_lanes()
-        return int(mail)
+    async def _send_reports(self) -> None:
+        """Send what tasks report, in their order; what nobody takes for long is given up."""
+        try:
+            while self._reports:
+                reports = self._reports[:REPORTS_PER_CALL]
+                try:
+                    await self._place.store.tasks.report(self._place.pool, self._place.worker_id, reports)
+                except RedisUnavailable as error:
+                    log.warning("redis.unavailable", doing="report", error=str(error))
+                del self._reports[: len(reports)]
+        finally:
+            self._reporting = None

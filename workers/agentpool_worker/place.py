@@ -26,6 +26,8 @@ class WorkPlace:
     def __init__(self, settings: WorkerSettings, worker_id: str, store: Store) -> None:
         self.settings, self.worker_id, self.store = settings, worker_id, store
         self.pool = settings.pool
+        self.waits = 0
+        """Tasks here that wait for tasks of their own."""
 
     async def insist(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """Await `call()` until Redis takes it. A worker that was given up meanwhile is ended by its heartbeat."""

@@ -22,14 +22,14 @@ __all__ = ["warm"]
 SCRIPTS = (
     "beat_agents",
     "beat_worker",
-    "claim_tasks",
-    "complete_task",
     "confirm_agent",
     "drain_worker",
+    "exchange_tasks",
     "fail_agent",
     "read_worker",
     "register_worker",
     "release_agent",
+    "report_progress",
     "retire_worker",
     "terminate_agent",
 )
@@ -83,7 +83,7 @@ async def _warm_loop(settings: WorkerSettings) -> None:
         store = Store(connection)
         await store.workers.view(settings.pool, NOBODY)
         with suppress(RedisUnavailable):
-            await store.tasks.claim(settings.pool, NOBODY, 1, by_type=0, names=[])
+            await store.tasks.exchange(settings.pool, NOBODY, 1, room=0)
             await store.agents.confirm(settings.pool, NOBODY, NOBODY, 0)
         async with connection.dedicated() as client, client.pubsub() as pubsub:
             await pubsub.subscribe(store.keys.worker_channel(NOBODY))

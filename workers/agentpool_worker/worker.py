@@ -43,6 +43,7 @@ from agentpool_worker.exec_worker import read_order
 from agentpool_worker.executor import Executor
 from agentpool_worker.heartbeat import Heartbeat
 from agentpool_worker.inbox import Inbox
+from agentpool_worker.marks import open_marks
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.process import become_worker, catch_stack_dumps, leave, start_time_of, worker_title
 from agentpool_worker.registry import RedisRegistry
@@ -98,6 +99,7 @@ def _identity(settings: WorkerSettings, fork: Fork) -> dict[str, object]:
         "master": fork.master,
         "release": __version__,
         "types_hash": settings.types_hash,
+        "labels": " ".join(settings.labels),
     }
 
 
@@ -136,6 +138,9 @@ class _Worker:
         self._leaving = asyncio.Event()
         self._reason = ""
         self._retiring = self._is_cut_off = False
+        self._is_known = True
+        """Redis says already that this worker drains."""
+        self._firing: asyncio.Task[None] | None = None
         self._terms = 0
 
     async def run(self) -> int:
@@ -152,13 +157,13 @@ class _Worker:
             task.add_done_callback(self._deaf)
         self._inbox.resync()
         await self._leaving.wait()
-        await self._drain.run(self._reason, known=self._terms == 0)
+        await self._drain.run(self._reason, known=self._is_known)
         self._heartbeat.stop()
         return Exit.CLEAN
 
     def _build(self) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
-        store = Store.open(
+        store = self._store = Store.open(
             settings.redis_url,
             namespace=settings.namespace,
             connect_timeout=settings.connect_timeout,
@@ -166,16 +171,23 @@ class _Worker:
         )
         turns = Turns(loop)
         place = WorkPlace(settings, self._worker_id, store)
-        run_by_type = RunByType(store, settings.pool)
+        run_by_type = RunByType(place)
         host_settings = HostSettings.of(settings, settings.pool, self._worker_id, settings.capacity)
         # The host tells the executor and the inbox, which are made after it: hence the lambdas.
         self._host = Host(
-            Place(host_settings, self._types, RedisRegistry(place), run_by_type),
+            Place(
+                host_settings,
+                self._types,
+                RedisRegistry(place),
+                run_by_type,
+                emit=lambda context, progress: self._executor.report(context.task_id or "", progress),
+                marks=open_marks(settings.mark_dir, self._worker_id),
+            ),
             on_idle=lambda name, mail: self._executor.agent_idle(name, mail),
             on_change=lambda: self._executor.slots_changed(),
             resync=lambda: self._inbox.resync(),
         )
-        self._executor = Executor(place, self._host, turns, on_gone=self._gone)
+        self._executor = Executor(place, self._host, turns, on_gone=self._gone, on_runaway=self._leave_runaway)
         self._inbox = Inbox(
             place, self._host, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
         )
@@ -200,8 +212,9 @@ class _Worker:
 
     def _pass_on(self, loop: asyncio.AbstractEventLoop, beat: Beat) -> None:
         """Bring a beat's answer into the loop if there is anything in it; called in the heartbeat's thread."""
-        news = beat.version != self._inbox.version or beat.status is WorkerStatus.DRAINING or beat.lanes
-        if news or self._is_cut_off:
+        is_late = beat.next_due_ms == 0
+        news = beat.version != self._inbox.version or beat.status is WorkerStatus.DRAINING or beat.turns
+        if news or is_late or self._is_cut_off:
             self._in_loop(loop, self._heed, beat)
 
     @staticmethod
@@ -215,8 +228,17 @@ class _Worker:
             self._inbox.resync()
         if beat.status is WorkerStatus.DRAINING:
             self._leave("drained")
-        if beat.lanes:
+        if beat.turns:
             self._executor.wake_lanes()
+        if beat.next_due_ms == 0 and (self._firing is None or self._firing.done()):
+            # Nobody leads, or the leader is late: timers do not wait for it.
+            self._firing = asyncio.create_task(self._fire_timers(), name="timers")
+
+    async def _fire_timers(self) -> None:
+        try:
+            await self._store.tasks.fire_timers(self._settings.pool)
+        except RedisUnavailable as error:
+            log.warning("redis.unavailable", doing="timers", error=str(error))
 
     def _cut_off(self) -> None:
         """The lease is about to end unseen: agents that may not run twice stop, and come back with Redis."""
@@ -241,13 +263,18 @@ class _Worker:
         elif self._terms > 1:
             leave(Exit.CLEAN)
         self._terms += 1
-        self._leave("SIGTERM")
+        self._leave("SIGTERM", known=False)
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self, reason: str, *, known: bool = True) -> None:
         if not self._leaving.is_set():
             log.info("worker.draining", reason=reason)
-            self._reason = reason
+            self._reason, self._is_known = reason, known
             self._leaving.set()
+
+    def _leave_runaway(self, agent: str) -> None:
+        """An agent goes on though its task is over: this process ends for it, when the others are done."""
+        log.error("worker.runaway", agent=agent)
+        self._leave(f"{agent} ignores that its task was cancelled", known=False)
 
     def _expect_end(self) -> None:
         self._retiring = True

@@ -5,8 +5,8 @@
 -- ARGV[4]  token        of the leader
 -- ARGV[5]  schema       version of what this release writes
 -- ARGV[6]  types        number of agent types that follow
--- ARGV[7…] type, JSON   pairs; then field, value pairs of settings
--- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:events
+-- ARGV[7…] type, JSON   pairs; then field, value pairs of settings, of which `=<tenant>` are limits of that tenant
+-- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:limits  pool:{p}:events
 -- RETURNS  {"ok"} | {"fenced"} | {"newer", schema}
 -- AGAIN    the same
 
@@ -22,7 +22,16 @@ redis.call('DEL', POOL .. ':types')
 for i = 7, last_type, 2 do
   redis.call('HSET', POOL .. ':types', ARGV[i], ARGV[i + 1])
 end
-redis.call('HSET', POOL, 'pool_name', pool, 'schema', ARGV[5], unpack(ARGV, last_type + 1))
+redis.call('HSET', POOL, 'pool_name', pool, 'schema', ARGV[5])
+for _, field in ipairs(redis.call('HKEYS', POOL .. ':limits')) do
+  if string.sub(field, 1, 1) == '=' then
+    redis.call('HDEL', POOL .. ':limits', field)
+  end
+end
+for i = last_type + 1, #ARGV, 2 do
+  local of_tenant = string.sub(ARGV[i], 1, 1) == '='
+  redis.call('HSET', of_tenant and POOL .. ':limits' or POOL, ARGV[i], ARGV[i + 1])
+end
 -- A floor stands only where somebody scaled; what is wanted stays within the bounds.
 local low, high, floor, desired = unpack(redis.call('HMGET', POOL, 'min_workers', 'max_workers', 'floor', 'desired'))
 low, high = tonumber(low), tonumber(high)

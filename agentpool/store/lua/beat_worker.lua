@@ -7,8 +7,8 @@
 -- ARGV[5]  loop_lag_ms    age of the oldest turn of its essential loops
 -- ARGV[6]  memory_bytes   private memory, or empty when not measured this time
 -- ARGV[7]  cpu_percent    of one core
--- BUILDS   process:{w}    pool:{p}:workers  pool:{p}:lanes
--- RETURNS  {"ok", version, status, lanes with waiting tasks} | {"gone"} when it was given up: it must exit
+-- BUILDS   process:{w}    pool:{p}:workers  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:suspects  pool:{p}:due
+-- RETURNS  {"ok", version, status, tenants with a turn, ms until the next timer or -1} | {"gone"} when it was given up: it must exit
 -- AGAIN    the same, with a later time
 
 local key = prefix .. 'process:' .. ARGV[4]
@@ -21,4 +21,9 @@ redis.call('HSET', key, 'last_beat', now, 'loop_lag_ms', ARGV[5], 'cpu_percent',
 if ARGV[6] ~= '' then
   redis.call('HSET', key, 'memory_bytes', ARGV[6])
 end
-return {'ok', tonumber(version), status, redis.call('ZCARD', POOL .. ':lanes')}
+local turns = redis.call('ZCARD', POOL .. ':suspects')
+for _, lane in ipairs(redis.call('SMEMBERS', POOL .. ':lanes')) do
+  turns = turns + redis.call('ZCARD', POOL .. ':turns:' .. lane)
+end
+local next_due = redis.call('ZRANGE', POOL .. ':due', 0, 0, 'WITHSCORES')[2]
+return {'ok', tonumber(version), status, turns, next_due and math.max(0, math.ceil(next_due - now)) or -1}

@@ -1,37 +1,28 @@
 -- Cancel a task: at once while it waits; while it runs, its worker is told.
 --
--- @include base workers tasks
+-- @include base workers tenants tasks
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  task           id
--- BUILDS   task:{p}/{id}  pool:{p}:leases  pool:{p}:worker:{w}:cancels  pool:{p}:lane:{type}:{t}  pool:{p}:lanes
---          pool:{p}:mailbox:{n}  process:{w}
+-- BUILDS   task:{p}/{id}  pool:{p}:leases  pool:{p}:worker:{w}:cancels  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes
+--          pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  pool:{p}:due  pool:{p}:suspects  process:{w}
+--          pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed
+--          pool:{p}:trail:{id}  pool:{p}:audit
 -- RETURNS  {"cancelled"} | {"asked", worker} | {"finished"} | {"unknown"}
 -- AGAIN    "finished" after "cancelled"; "asked" until the worker recorded an outcome
 
 local id = ARGV[4]
-local record = redis.call('GETRANGE', task_key(id), 0, 400)
-if record == '' then
-  return {'unknown'}
+local head = read_head(id)
+if not head then
+  return {redis.call('EXISTS', task_key(id)) == 1 and 'finished' or 'unknown'}
 end
-local name, type, tenant = string.match(record, '^task %S+ (%S+) (%S+) (%S+)\n')
-if not name then
-  return {'finished'}
+local lease = read_lease(id)
+if lease then
+  redis.call('SADD', held(lease.worker, 'cancels'), id)
+  command(lease.worker, {type = 'cancel', task_id = id}, true)
+  return {'asked', lease.worker}
 end
-local worker = redis.call('HGET', POOL .. ':leases', id)
-if worker then
-  redis.call('SADD', held(worker, 'cancels'), id)
-  command(worker, {type = 'cancel', task_id = id}, true)
-  return {'asked', worker}
-end
-if name ~= '-' then
-  redis.call('ZREM', POOL .. ':mailbox:' .. name, id)
-else
-  local queue = POOL .. ':lane:' .. type .. ':' .. tenant
-  redis.call('ZREM', queue, id)
-  if redis.call('EXISTS', queue) == 0 then
-    redis.call('ZREM', POOL .. ':lanes', type .. ':' .. tenant)
-  end
-end
-finish_task(id, plain_outcome('cancelled', '', 'TaskCancelled', 'cancelled before it ran'), result_ttl())
+dequeue(id, head)
+local why = 'cancelled before it ran'
+finish_task(id, plain_outcome('cancelled', '', 'TaskCancelled', why), 'cancelled', '', why)
 return {'cancelled'}

@@ -1,6 +1,6 @@
 -- A worker says that an agent's start() finished: it can take tasks. Why it last failed stays in its record.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker

@@ -1,6 +1,6 @@
 -- A worker says that an agent failed: to start, in background(), or its health check.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker

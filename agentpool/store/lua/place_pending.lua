@@ -1,6 +1,6 @@
 -- Place agents that wait, longest first, while there is room: what makes a lost hint harmless.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          at most this many
@@ -16,13 +16,14 @@ end
 local pending = POOL .. ':pending'
 local placed = 0
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', pending, '-inf', now, 'LIMIT', 0, ARGV[4])) do
-  local worker = pick_worker()
-  if not worker then
+  local worker = pick_for(name)
+  if worker then
+    assign(name, worker)
+    rescore(worker)
+    placed = placed + 1
+  elseif #workers_with_room(1) == 0 then
     break
   end
-  assign(name, worker)
-  rescore(worker)
-  placed = placed + 1
 end
 local due = redis.call('ZCOUNT', pending, '-inf', now)
 local later = redis.call('ZRANGEBYSCORE', pending, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)

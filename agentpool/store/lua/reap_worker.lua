@@ -1,6 +1,6 @@
 -- Give back what a dead worker held. The first call fences it; each moves at most `limit` things; any leader may go on.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker
@@ -12,11 +12,15 @@
 -- ARGV[9]  limit          things moved in this call, at most 100
 -- ARGV[10] crashes_max    crashes of one agent while it starts, after which it is given up
 -- ARGV[11] backoff_ms     delay before an agent that was starting is placed again; doubles with each crash
+-- ARGV[12…] id, blame     of each task that had begun: suspect, when it may have killed the worker, or started
 -- BUILDS   process:{w}  pool:{p}:workers  pool:{p}:lost  pool:{p}:processes  pool:{p}:starting  pool:{p}:draining
 --          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
 --          pool:{p}:worker:{w}:cancels  pool:{p}:leases  pool:{p}:pending  pool:{p}:history  pool:{p}:events
 --          pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}  pool:{p}:ended:{n}  agent:{p}/{n}  task:{p}/{id}
---          tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks  lock:pool:{p}:leader
+--          tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  pool:{p}:worker:{w}:waits
+--          pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:tenants  pool:{p}:held
+--          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}
+--          pool:{p}:audit  pool:{p}:followed  pool:{p}:trail:{id}  lock:pool:{p}:leader
 -- RETURNS  {"more", moved} | {"done", moved} | {"gone"} | {"fenced"} | {"alive"} | {"held"}
 -- AGAIN    "more" until everything is moved, then "gone"
 
@@ -63,13 +67,20 @@ if status ~= 'lost' then
   note('worker.lost', '', worker, reason)
 end
 
-local moved = 0
-local outcome = plain_outcome('worker_lost', worker, 'WorkerLost', reason)
+local moved, by_type = 0, 0
+local blame, alone = {}, redis.call('HGET', key, 'alone')
+for i = 12, #ARGV, 2 do
+  blame[ARGV[i]] = ARGV[i + 1]
+end
 for _, set in ipairs({'tasks', 'runs'}) do
   for _, id in ipairs(redis.call('ZRANGE', held(worker, set), 0, limit - moved - 1)) do
-    finish_task(id, outcome, result_ttl())
-    end_lease(worker, id)
+    give_back_after_crash(id, worker, blame[id] or '', alone == id, reason)
     moved = moved + 1
+    by_type = by_type + (set == 'tasks' and 1 or 0)
+  end
+  if by_type > 0 then
+    wake_workers(by_type)
+    by_type = 0
   end
   if moved >= limit then
     rescore(worker)

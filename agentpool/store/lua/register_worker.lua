@@ -1,6 +1,6 @@
 -- A worker is up: it takes its place in the index of free slots, and the agents that wait.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker

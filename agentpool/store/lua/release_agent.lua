@@ -1,6 +1,6 @@
 -- A draining worker hands an agent over: it is placed elsewhere, or waits for a place.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  worker         that gives it up

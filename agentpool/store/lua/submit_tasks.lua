@@ -1,21 +1,34 @@
 -- Accept tasks for one agent or one type, all or none: their records first, then their queue, then hints to workers.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  agent          name of the pinned agent, or empty: any agent of the type
 -- ARGV[5]  type           of the agent, or empty with a pinned one
--- ARGV[6]  tenant
--- ARGV[7]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
--- ARGV[8…] id, record     of each task in order, at most 100; records are header line and JSON, as records.py says
--- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{type}:{t}  pool:{p}:lanes
---          pool:{p}:processes  pool:{p}:ended:{n}  process:{w}
--- RETURNS  {"ok"} | {"unknown_pool"} | {"unknown_type", type…} | {"unknown_agent"} | {"ended", how}
---          | {"too_large", size, bound} | {"full", depth, bound}
+-- ARGV[6]  tenant         of a task by type; for one agent, its own counts
+-- ARGV[7]  lane           urgent, normal, batch or child, and after `+` each label that a worker must have
+-- ARGV[8]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
+-- ARGV[9]  options        `name=value` words: delay, expires, batch in ms; key and input, digests, with one task;
+--                         parent, the task that waits for these; limits: `reject`, or `total` for all that it holds
+-- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
+-- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
+--          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}
+--          pool:{p}:due  pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits
+--          pool:{p}:tenants  pool:{p}:held  pool:{p}:leases  tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks
+--          tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage
+--          pool:{p}:worker:{w}:waits
+-- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
+--          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
+--          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
+--          | {"limited", code, limit, retry_ms} | {"too_deep", depth}
 -- AGAIN    "ok": ids that are known are passed over
 
-local name, type, tenant, later_us = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local name, type, tenant, lane = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local options = {}
+for word, value in string.gmatch(ARGV[9], '(%S+)=(%S+)') do
+  options[word] = value
+end
 local fresh = {}
-for i = 8, #ARGV, 2 do
+for i = 10, #ARGV, 2 do
   if redis.call('EXISTS', task_key(ARGV[i])) == 0 then
     fresh[#fresh + 1] = i
   end
@@ -27,9 +40,12 @@ if not pool_exists() then
   return {'unknown_pool'}
 end
 local agent = agent_key(name)
-local max_bytes, max_queued = unpack(redis.call('HMGET', POOL, 'max_input_bytes', 'max_queued'))
+local max_bytes, max_queued, max_queued_pool, queued, rate, labels = unpack(redis.call('HMGET', POOL,
+  'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type))
+max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
+queued, rate = tonumber(queued) or 0, tonumber(rate) or 0
 if name ~= '' then
-  local status, ending = unpack(redis.call('HMGET', agent, 'status', 'ending'))
+  local status, ending, owner = unpack(redis.call('HMGET', agent, 'status', 'ending', 'tenant'))
   if not status or ending then
     local how, _, _, detail = read_ending(name)
     if not (how or ending) then
@@ -37,24 +53,151 @@ if name ~= '' then
     end
     return {'ended', how and how .. ' ' .. detail or 'it is being terminated'}
   end
+  tenant = owner
 elseif redis.call('HEXISTS', POOL .. ':types', type) == 0 then
   return {'unknown_type', unpack(redis.call('HKEYS', POOL .. ':types'))}
 end
 for _, i in ipairs(fresh) do
-  if #ARGV[i + 1] > tonumber(max_bytes) + 1024 then
-    return {'too_large', #ARGV[i + 1], tonumber(max_bytes)}
+  if #ARGV[i + 1] > max_bytes + 1024 then
+    return {'too_large', #ARGV[i + 1], max_bytes}
   end
 end
-local queue = name ~= '' and POOL .. ':mailbox:' .. name or POOL .. ':lane:' .. type .. ':' .. tenant
-local depth = redis.call('ZCARD', queue)
-if depth + #fresh > tonumber(max_queued) then
-  return {'full', depth, tonumber(max_queued)}
+
+-- -- a key that is known ---------------------------------------------------------------------------------------------
+
+if options.key then
+  local known, input = string.match(redis.call('GET', POOL .. ':key:' .. options.key) or '', '^(%S+) (%S+)$')
+  if known and redis.call('EXISTS', task_key(known)) == 1 then
+    return {input == options.input and 'known' or 'conflict', known}
+  end
 end
-local rank = name ~= '' and next_rank(queue) or now_us + later_us
+
+-- -- workers that could ever run it ----------------------------------------------------------------------------------
+
+-- The lane of a type that needs labels itself names those too, sorted and each once.
+local function merged_lane()
+  local wanted, found = {}, {}
+  for label in string.gmatch((string.match(lane, '%+(.*)') or '') .. '+' .. labels, '[^+]+') do
+    if not found[label] then
+      found[label] = true
+      wanted[#wanted + 1] = label
+    end
+  end
+  table.sort(wanted)
+  return table.concat({string.match(lane, '^%a+'), unpack(wanted)}, '+')
+end
+
+local own_lane = lane
+if name == '' and labels and labels ~= '' then
+  lane = merged_lane()
+end
+local needed = string.match(lane, '%+(.*)')
+if needed and unmatched(needed) then
+  return {'unmatched', unmatched(needed), unpack(redis.call('HVALS', POOL .. ':labels'))}
+end
+
+-- -- bounds and limits -----------------------------------------------------------------------------------------------
+
+-- When a queue will have room again, in ms, at the rate at which the pool has ended tasks of late.
+local function retry_ms(depth, bound)
+  local excess = math.max(depth + #fresh - bound, 1)
+  return math.floor(math.min(math.max(rate > 0 and 1000 * excess / rate or 1000, 100), 60000))
+end
+
+local limits = limits_of(tenant)
+if name ~= '' then
+  local depth = redis.call('ZCARD', POOL .. ':mailbox:' .. name)
+  if depth + #fresh > max_queued then
+    return {'full', depth, max_queued, retry_ms(depth, max_queued)}
+  end
+elseif not options.parent then
+  local depth = queued_of(tenant)
+  if limits.queued > 0 and depth + #fresh > limits.queued then
+    return {'full', depth, limits.queued, retry_ms(depth, limits.queued)}
+  end
+  if max_queued_pool > 0 and queued + #fresh > max_queued_pool then
+    return {'pool_full', queued, max_queued_pool, retry_ms(queued, max_queued_pool)}
+  end
+end
+
+local function over_limit()
+  local again = math.ceil(usage_of(tenant).ms)
+  local waits = queued_of(tenant)
+  if options.limits == 'total' and limits.agents > 0 then
+    local holds = waits + redis.call('SCARD', tenant_key(tenant, 'tasks'))
+    if holds + #fresh > limits.agents then
+      return {'limited', 'TOTAL_LIMIT', limits.agents, again}
+    end
+  end
+  if limits.running > 0 and running_of(tenant) + waits + #fresh > limits.running then
+    return {'limited', 'CONCURRENT_LIMIT', limits.running, again}
+  end
+  if limits.tokens_per_minute > 0 then
+    local used, wait = read_window(tenant, 'tokens', limits.tokens_per_minute, 1)
+    if used >= limits.tokens_per_minute then
+      return {'limited', 'TOKEN_RATE_LIMIT', limits.tokens_per_minute, wait}
+    end
+  end
+  if limits.requests_per_minute > 0 then
+    local used, wait = read_window(tenant, 'requests', limits.requests_per_minute, waits + #fresh)
+    if used + waits + #fresh > limits.requests_per_minute then
+      return {'limited', 'REQUEST_RATE_LIMIT', limits.requests_per_minute, wait}
+    end
+  end
+end
+
+if options.limits then
+  local refused = over_limit()
+  if refused then
+    return refused
+  end
+end
+
+-- -- accepted --------------------------------------------------------------------------------------------------------
+
+local first = parse_head(string.match(ARGV[fresh[1] + 1], '^[^\n]*\n'))
+first.lane = lane
+if options.key then
+  redis.call('SET', POOL .. ':key:' .. options.key, ARGV[fresh[1]] .. ' ' .. options.input)
+end
+if options.parent then
+  local lease = read_lease(options.parent)
+  if lease then
+    for _, i in ipairs(fresh) do
+      redis.call('SADD', POOL .. ':children:' .. options.parent, ARGV[i])
+    end
+    redis.call('SADD', held(lease.worker, 'waits'), options.parent)
+    redis.call('SADD', tenant_key(tenant, 'waits'), options.parent)
+    let_go(tenant)
+    command(lease.worker, {type = 'wake'})
+  end
+end
+local queue = name ~= '' and POOL .. ':mailbox:' .. name or lane_key(lane, tenant)
+local rank = name ~= '' and next_rank(queue) or now_us + ARGV[8]
+local ranked = {}
 for place, i in ipairs(fresh) do
-  redis.call('SET', task_key(ARGV[i]), ARGV[i + 1])
-  redis.call('ZADD', queue, rank + place - 1, ARGV[i])
+  local record = ARGV[i + 1]
+  if lane ~= own_lane or tenant ~= ARGV[6] then
+    record = string.gsub(record, '^(task %S+ %S+ %S+) %S+ %S+', '%1 ' .. tenant .. ' ' .. lane, 1)
+  end
+  redis.call('SET', task_key(ARGV[i]), record)
+  if options.delay then
+    set_timer('start', ARGV[i], now + options.delay)
+  else
+    ranked[#ranked + 1] = rank + place - 1
+    ranked[#ranked + 1] = ARGV[i]
+  end
+  if options.expires then
+    set_timer('expire', ARGV[i], now + options.expires)
+  end
+  if options.batch then
+    set_timer('promote', ARGV[i], now + (options.delay or 0) + options.batch)
+  end
 end
+if options.delay then
+  return {'ok'}
+end
+redis.call('ZADD', queue, unpack(ranked))
 if name ~= '' then
   local worker, status = unpack(redis.call('HMGET', agent, 'process_id', 'status'))
   if status == 'idle' then
@@ -62,15 +205,8 @@ if name ~= '' then
   end
   return {'ok'}
 end
-redis.call('ZADD', POOL .. ':lanes', 'NX', now_us, type .. ':' .. tenant)
-local without_slot = #fresh
-for _, found in ipairs(workers_with_room(10)) do
-  if without_slot > 0 then
-    command(found.worker, {type = 'wake'})
-    without_slot = without_slot - found.free
-  end
-end
-if without_slot > 0 then
-  tell_leader('room wanted')
-end
+redis.call('SADD', POOL .. ':lanes', lane)
+redis.call('HINCRBY', POOL, 'queued', #fresh)
+enlist(lane, tenant)
+wake_workers(#fresh)
 return {'ok'}

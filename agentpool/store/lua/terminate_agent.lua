@@ -1,6 +1,6 @@
 -- End an agent for good; what waits in its mailbox fails, and its slot goes to the next that waits.
 --
--- @include base workers tasks agents
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  name           of the agent

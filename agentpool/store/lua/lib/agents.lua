@@ -1,4 +1,4 @@
--- Pinned agents: placed, waiting, ended. Needs base.lua, workers.lua and tasks.lua.
+-- Pinned agents: placed, waiting, ended. Needs base.lua, workers.lua, tenants.lua and tasks.lua.
 
 local function agent_key(name)
   return prefix .. 'agent:' .. pool .. '/' .. name
@@ -30,9 +30,15 @@ local function queue_agent(name, due)
   note('agent.waiting', name, '')
 end
 
+-- The worker for an agent, by its labels and by the pool's strategy, or nil.
+local function pick_for(name)
+  local type, tenant, project = unpack(redis.call('HMGET', agent_key(name), 'agent_type', 'tenant', 'project'))
+  return pick_worker(redis.call('HGET', POOL, 'labels:' .. (type or '')) or '', tenant or '', project or '')
+end
+
 -- Place an agent where there is room, or let it wait and ask for room.
 local function place_or_queue(name)
-  local worker = pick_worker()
+  local worker = pick_for(name)
   if worker then
     assign(name, worker)
     rescore(worker)
@@ -52,7 +58,10 @@ local function fill(worker, limit)
   if room > 0 then
     local waiting = redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, room)
     for _, name in ipairs(waiting) do
-      assign(name, worker)
+      local labels = redis.call('HGET', POOL, 'labels:' .. (redis.call('HGET', agent_key(name), 'agent_type') or ''))
+      if offers(worker, labels or '') then
+        assign(name, worker)
+      end
     end
     if #waiting > 0 then
       rescore(worker)
@@ -65,7 +74,7 @@ local function empty_mailbox(name, limit, status, detail)
   local mailbox = POOL .. ':mailbox:' .. name
   local outcome = plain_outcome(status, '', 'AgentTerminated', detail)
   for _, id in ipairs(redis.call('ZRANGE', mailbox, 0, limit - 1)) do
-    finish_task(id, outcome, result_ttl())
+    finish_task(id, outcome, status, '', detail)
     redis.call('ZREM', mailbox, id)
   end
   return redis.call('EXISTS', mailbox) == 0
@@ -94,8 +103,9 @@ local function end_agent(name, status, detail)
   redis.call('ZREM', POOL .. ':pending', name)
   leave_ending(name, status, operation, incarnation, detail)
   if task and task ~= '' then
-    finish_task(task, plain_outcome('agent_terminated', worker, 'AgentTerminated', detail), result_ttl())
-    end_lease(worker, task)
+    finish_task(task, plain_outcome('agent_terminated', worker, 'AgentTerminated', detail), 'agent_terminated', worker,
+      detail)
+    end_lease(worker, task, tenant)
   end
   if reply_to and reply_to ~= '' then
     publish(reply_to, to_json({type = 'agent_ended', agent_id = pool .. '/' .. name, status = status,

@@ -1,23 +1,28 @@
--- Tasks: how one ends, and how a waiting one is told. Needs base.lua and workers.lua.
+-- Tasks: what their header says, where they wait, how one ends, and how a waiting one is told.
+-- Needs base.lua, workers.lua and tenants.lua.
 
 local function task_key(id)
   return prefix .. 'task:' .. id
 end
 
--- Record the outcome, once: false when there is one already or the task is unknown.
-local function finish_task(id, outcome, ttl_ms)
-  local head = redis.call('GETRANGE', task_key(id), 0, 400)
-  local reply_to, _, _, tenant = string.match(head, '^task (%S+) (%S+) (%S+) (%S+)\n')
-  if not reply_to then
-    return false
-  end
-  redis.call('SET', task_key(id), outcome, 'PX', ttl_ms)
-  redis.call('SREM', prefix .. 'tenant:' .. pool .. ':' .. tenant .. ':tasks', id)
-  if reply_to ~= '-' then
-    local body = #outcome <= 1400 and ',"outcome":' .. outcome or ''
-    publish(reply_to, '{"type":"task_done","task_id":' .. to_json(id) .. body .. '}')
-  end
-  return true
+local function parse_head(text)
+  local reply_to, agent, type, tenant, lane, later_us, options =
+    string.match(text, '^task (%S+) (%S+) (%S+) (%S+) (%S+) (%d+) (%S+)\n')
+  return reply_to and {reply_to = reply_to, agent = agent, type = type, tenant = tenant, lane = lane,
+    later_us = tonumber(later_us), options = options ~= '-' and ',' .. options}
+end
+
+-- The plain words that a task begins with; nil when it is finished or unknown.
+local function read_head(id)
+  return parse_head(redis.call('GETRANGE', task_key(id), 0, 700))
+end
+
+local function option(head, name)
+  return head.options and string.match(head.options, ',' .. name .. '=([^,]*)')
+end
+
+local function result_ttl()
+  return tonumber(redis.call('HGET', POOL, 'result_ttl_ms')) or 3600000
 end
 
 -- An outcome that no worker wrote: flat words only, so that cjson is safe.
@@ -25,12 +30,45 @@ local function plain_outcome(status, worker, kind, message)
   return to_json({status = status, process_id = worker, error = {type = kind, message = message}})
 end
 
-local function end_lease(worker, id)
-  redis.call('ZREM', held(worker, 'tasks'), id)
-  redis.call('ZREM', held(worker, 'runs'), id)
-  redis.call('SREM', held(worker, 'cancels'), id)
-  redis.call('HDEL', POOL .. ':leases', id)
+-- What an execution's end leaves in the audit, for outcomes that no worker wrote.
+local function audit(id, head, status, worker, why)
+  redis.call('XADD', POOL .. ':audit', '*', 'lines', to_json({task_id = id, status = status, at = now,
+    tenant = head.tenant, agent_type = head.type ~= '-' and head.type or '',
+    agent_id = head.agent ~= '-' and pool .. '/' .. head.agent or '', process_id = worker, error = why}))
 end
+
+-- Tell those who follow a task what became of it.
+local function tell_followers(id, event, detail)
+  if redis.call('EXISTS', POOL .. ':followed') == 1 and redis.call('HEXISTS', POOL .. ':followed', id) == 1 then
+    local trail = POOL .. ':trail:' .. id
+    redis.call('XADD', trail, 'MAXLEN', '~', 1000, '*', 'type', event, 'at', now, 'detail', detail or '')
+    redis.call('PEXPIRE', trail, result_ttl())
+  end
+end
+
+-- -- attempts: `attempts crashes alone starts suspect`, kept only of tasks that did not end well the first time -------
+
+local function read_attempts(id)
+  local words = redis.call('HGET', POOL .. ':attempts', id)
+  if not words then
+    return {attempts = 0, crashes = 0, alone = 0, starts = 0, suspect = 0}, false
+  end
+  local attempts, crashes, alone, starts, suspect = string.match(words, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
+  return {attempts = tonumber(attempts), crashes = tonumber(crashes), alone = tonumber(alone),
+    starts = tonumber(starts), suspect = tonumber(suspect)}, true
+end
+
+local function write_attempts(id, tried)
+  redis.call('HSET', POOL .. ':attempts', id, table.concat({tried.attempts, tried.crashes, tried.alone, tried.starts,
+    tried.suspect}, ' '))
+end
+
+-- Keep what went wrong with one attempt, for the case that the task ends among the dead letters.
+local function note_error(id, number, error)
+  redis.call('HSET', POOL .. ':errors:' .. id, number, error)
+end
+
+-- -- queues ---------------------------------------------------------------------------------------------------------
 
 -- A rank behind everything that waits already, so that order is first in, first out within one microsecond too.
 local function next_rank(queue)
@@ -38,6 +76,214 @@ local function next_rank(queue)
   return last and math.max(now_us, last + 1) or now_us
 end
 
-local function result_ttl()
-  return tonumber(redis.call('HGET', POOL, 'result_ttl_ms')) or 3600000
+-- Put a task where it waits: its agent's mailbox, those that shall run alone, or its tenant's queue in its lane.
+local function enqueue(id, head, rank, suspect)
+  if head.agent ~= '-' then
+    local mailbox = POOL .. ':mailbox:' .. head.agent
+    redis.call('ZADD', mailbox, rank or next_rank(mailbox), id)
+  elseif suspect then
+    redis.call('ZADD', POOL .. ':suspects', now, id)
+  else
+    redis.call('SADD', POOL .. ':lanes', head.lane)
+    redis.call('ZADD', lane_key(head.lane, head.tenant), rank or now_us + head.later_us, id)
+    redis.call('HINCRBY', POOL, 'queued', 1)
+    enlist(head.lane, head.tenant)
+  end
+end
+
+-- Take a task out of the place where it waits, whichever that is.
+local function dequeue(id, head)
+  if redis.call('ZREM', POOL .. ':due', 'start ' .. id) == 1 then
+    return
+  end
+  if head.agent ~= '-' then
+    redis.call('ZREM', POOL .. ':mailbox:' .. head.agent, id)
+    return
+  end
+  if redis.call('ZREM', POOL .. ':suspects', id) == 1 then
+    return
+  end
+  local queue = lane_key(head.lane, head.tenant)
+  if redis.call('ZREM', queue, id) == 1 then
+    redis.call('HINCRBY', POOL, 'queued', -1)
+    if redis.call('EXISTS', queue) == 0 then
+      redis.call('ZREM', POOL .. ':turns:' .. head.lane, head.tenant)
+    end
+  end
+end
+
+-- Let a task wait until a time; whoever watches the timers is told when it is the next one.
+local function set_timer(kind, id, at)
+  redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id)
+  if redis.call('ZRANGE', POOL .. ':due', 0, 0)[1] == kind .. ' ' .. id then
+    tell_leader('timer')
+  end
+end
+
+-- Tell workers with room that there are tasks by type; the leader, when there is not enough of it.
+local function wake_workers(count)
+  for _, found in ipairs(workers_with_room(10)) do
+    if count > 0 then
+      command(found.worker, {type = 'wake'})
+      count = count - found.free
+    end
+  end
+  if count > 0 then
+    local told = tonumber(redis.call('HGET', POOL, 'room_wanted_at')) or 0
+    if now - told >= 100 or now < told then
+      redis.call('HSET', POOL, 'room_wanted_at', now)
+      tell_leader('room wanted')
+    end
+  end
+end
+
+-- -- leases: `worker rank estimated_ms reserved_tokens` ---------------------------------------------------------------
+
+local function parse_lease(text)
+  local worker, rank, ms, tokens = string.match(text or '', '^(%S+) (%S+) (%S+) (%S+)$')
+  return worker and {worker = worker, rank = tonumber(rank), ms = tonumber(ms), tokens = tonumber(tokens)}
+end
+
+local function read_lease(id)
+  return parse_lease(redis.call('HGET', POOL .. ':leases', id))
+end
+
+-- A task waits no longer for tasks of its own.
+local function end_wait(worker, tenant, id)
+  if redis.call('SREM', tenant_key(tenant, 'waits'), id) == 1 then
+    redis.call('SREM', held(worker, 'waits'), id)
+  end
+end
+
+local function end_lease(worker, id, tenant)
+  redis.call('ZREM', held(worker, 'tasks'), id)
+  redis.call('ZREM', held(worker, 'runs'), id)
+  redis.call('SREM', held(worker, 'cancels'), id)
+  redis.call('HDEL', POOL .. ':leases', id)
+  if tenant then
+    redis.call('SREM', tenant_key(tenant, 'tasks'), id)
+    end_wait(worker, tenant, id)
+    let_go(tenant)
+  end
+end
+
+-- -- ends -----------------------------------------------------------------------------------------------------------
+
+-- What hangs on a task's options ends with it: the life of its key, its timer, its parent's wait.
+local function end_options(id, head)
+  local digest, parent = option(head, 'key'), option(head, 'parent')
+  if digest then
+    local ttl = tonumber(redis.call('HGET', POOL, 'key_ttl_ms')) or 3600000
+    redis.call('PEXPIRE', POOL .. ':key:' .. digest, ttl)
+  end
+  if option(head, 'expires') then
+    redis.call('ZREM', POOL .. ':due', 'expire ' .. id)
+  end
+  if option(head, 'batch') then
+    redis.call('ZREM', POOL .. ':due', 'promote ' .. id)
+  end
+  if parent then
+    local children = POOL .. ':children:' .. parent
+    redis.call('SREM', children, id)
+    if redis.call('EXISTS', children) == 0 then
+      local lease = read_lease(parent)
+      if lease then
+        end_wait(lease.worker, head.tenant, parent)
+      end
+    end
+  end
+end
+
+-- Replace a task by its outcome. The caller has checked that there is none, and has taken it out of its place.
+local function conclude(id, head, outcome, ttl_ms, event)
+  redis.call('SET', task_key(id), outcome, 'PX', ttl_ms)
+  if head.options then
+    end_options(id, head)
+  end
+  if redis.call('HDEL', POOL .. ':attempts', id) == 1 then
+    redis.call('DEL', POOL .. ':errors:' .. id)
+  end
+  redis.call('DEL', POOL .. ':children:' .. id)
+  tell_followers(id, event or 'finished')
+end
+
+-- One entry of a reply: the outcome comes along when it is small, else it is fetched.
+local function reply_entry(id, outcome)
+  return '[' .. to_json(id) .. ',' .. (#outcome <= 1400 and outcome or 'null') .. ']'
+end
+
+local function send_reply(reply_to, entries)
+  if reply_to ~= '-' then
+    publish(reply_to, '{"type":"tasks_done","tasks":[' .. table.concat(entries, ',') .. ']}')
+  end
+end
+
+-- Record an outcome that no worker wrote, once: false when there is one already or the task is unknown.
+local function finish_task(id, outcome, status, worker, why)
+  local head = read_head(id)
+  if not head then
+    return false
+  end
+  conclude(id, head, outcome, result_ttl(), 'task.' .. status)
+  audit(id, head, status, worker, why)
+  send_reply(head.reply_to, {reply_entry(id, outcome)})
+  return head
+end
+
+-- Keep a task that will not be tried again, as it was submitted and with what went wrong each time.
+local function bury(id, head, outcome, kind, tried)
+  local letter = POOL .. ':letter:' .. id
+  redis.call('HSET', letter, 'record', redis.call('GET', task_key(id)), 'outcome', outcome, 'kind', kind,
+    'tenant', head.tenant, 'agent_type', head.type, 'agent_name', head.agent, 'died_at', now,
+    'attempts', tried.attempts, 'crashes', tried.crashes)
+  local errors = redis.call('HGETALL', POOL .. ':errors:' .. id)
+  if #errors > 0 then
+    for i = 1, #errors, 2 do
+      errors[i] = 'error:' .. errors[i]
+    end
+    redis.call('HSET', letter, unpack(errors))
+  end
+  redis.call('ZADD', POOL .. ':dead', now, id)
+  local bound = tonumber(redis.call('HGET', POOL, 'max_dead')) or 10000
+  local excess = redis.call('ZCARD', POOL .. ':dead') - bound
+  if excess > 0 then
+    for _, old in ipairs(redis.call('ZRANGE', POOL .. ':dead', 0, math.min(excess, 10) - 1)) do
+      redis.call('ZREM', POOL .. ':dead', old)
+      redis.call('DEL', POOL .. ':letter:' .. old)
+    end
+  end
+  note('task.dead', head.agent ~= '-' and head.agent or '', '', id)
+end
+
+-- A worker died with this task on it: back to where it waits, and apart from others if it is suspect.
+-- `blamed`: it was at work when the process ended. Three deaths that it was alone in are its last.
+local function give_back_after_crash(id, worker, blamed, alone, reason)
+  local head, lease = read_head(id), read_lease(id)
+  end_lease(worker, id, head and head.tenant)
+  if not head then
+    return
+  end
+  local tried = read_attempts(id)
+  if blamed ~= '' then
+    tried.crashes = tried.crashes + 1
+    tried.alone = tried.alone + (alone and 1 or 0)
+    if blamed == 'suspect' or tried.crashes > 1 then
+      tried.suspect = 1
+    end
+    write_attempts(id, tried)
+    note_error(id, 'crash ' .. tried.crashes, to_json({process_id = worker, at = now,
+      error = {type = 'WorkerLost', message = reason}}))
+  end
+  if tried.alone >= 3 then
+    local outcome = to_json({status = 'dead', process_id = worker, attempts = tried.attempts + 1, error = {
+      type = 'PoisonTask', message = 'its worker died ' .. tried.alone .. ' times while it ran there alone: ' .. reason}})
+    bury(id, head, outcome, 'poison', tried)
+    conclude(id, head, outcome, result_ttl(), 'task.dead')
+    audit(id, head, 'dead', worker, reason)
+    send_reply(head.reply_to, {reply_entry(id, outcome)})
+    return
+  end
+  enqueue(id, head, lease and lease.rank, tried.suspect == 1)
+  tell_followers(id, 'task.given_back', reason)
+  audit(id, head, 'given_back', worker, reason)
 end

@@ -52,18 +52,83 @@ local function workers_with_room(limit)
   return found
 end
 
--- The worker that the pool's strategy prefers, or nil when none has room.
-local function pick_worker()
-  local found = workers_with_room(1)[1]
-  return found and found.worker
+local function offers(worker, labels)
+  if labels == '' then
+    return true
+  end
+  local has = ' ' .. (redis.call('HGET', process_key(worker), 'labels') or '') .. ' '
+  for label in string.gmatch(labels, '[^+]+') do
+    if not string.find(has, ' ' .. label .. ' ', 1, true) then
+      return false
+    end
+  end
+  return true
+end
+
+-- The label, of those that must be on one worker, for which no host has workers; nil when some host has them all.
+local function unmatched(labels)
+  local lacks
+  for _, offer in ipairs(redis.call('HVALS', POOL .. ':labels')) do
+    local missing
+    for label in string.gmatch(labels, '[^+]+') do
+      if not string.find(' ' .. offer .. ' ', ' ' .. label .. ' ', 1, true) then
+        missing = label
+      end
+    end
+    if not missing then
+      return nil
+    end
+    lacks = missing
+  end
+  return lacks or labels
+end
+
+-- The worker that the pool's strategy prefers for an agent, or nil when none with its labels has room. Looks at most
+-- at 100. With an affinity, where the tenant's or project's agents are; round robin, who waited longest for one.
+local function pick_worker(labels, tenant, project)
+  local strategy = redis.call('HGET', POOL, 'placement')
+  local found, plain = {}, labels == '' and (strategy == 'least_loaded' or strategy == 'pack')
+  for _, row in ipairs(workers_with_room(plain and 1 or 100)) do
+    if offers(row.worker, labels) then
+      found[#found + 1] = row.worker
+    end
+  end
+  if #found < 2 or strategy == 'least_loaded' or strategy == 'pack' then
+    return found[1]
+  end
+  if strategy == 'round_robin' then
+    local best, served
+    for _, worker in ipairs(found) do
+      local at = tonumber(redis.call('ZSCORE', POOL .. ':served', worker)) or 0
+      if not served or at < served then
+        best, served = worker, at
+      end
+    end
+    redis.call('ZADD', POOL .. ':served', now_us, best)
+    return best
+  end
+  local field = strategy == 'project_affinity' and project ~= '' and tenant .. '/' .. project or tenant
+  local favourite = redis.call('HGET', POOL .. ':affinity', field)
+  for _, worker in ipairs(found) do
+    if worker == favourite then
+      return worker
+    end
+  end
+  redis.call('HSET', POOL .. ':affinity', field, found[1])
+  return found[1]
 end
 
 local function forget_worker(worker, status, reason)
   local key = process_key(worker)
   redis.call('HSET', key, 'status', status, 'reason', reason)
   redis.call('HDEL', key, 'secret')
+  redis.call('ZREM', POOL .. ':served', worker)
   remember('worker', worker, redis.call('HGETALL', key))
-  redis.call('DEL', key, held(worker, 'agents'), held(worker, 'tasks'), held(worker, 'runs'), held(worker, 'cancels'))
+  redis.call('DEL', key, held(worker, 'agents'), held(worker, 'tasks'), held(worker, 'runs'), held(worker, 'cancels'),
+    held(worker, 'waits'))
+  if redis.call('HGET', POOL, 'clearing') == worker then
+    redis.call('HDEL', POOL, 'clearing')
+  end
   for _, index in ipairs({'processes', 'workers', 'starting', 'draining', 'lost'}) do
     redis.call('ZREM', POOL .. ':' .. index, worker)
   end

@@ -1,0 +1,205 @@
+-- Tenants: their limits, their windows, their turn. Needs base.lua, workers.lua.
+--
+-- Start-time fair queueing. A tenant's finish tag F (in pool:{p}:tenants) is the virtual time up to which it was
+-- served: it grows by the slot time of what it takes, in ms, divided by its weight. V is the largest start tag that
+-- was dispatched. Whoever comes starts at max(V, F), so leaving and returning gains nothing; who waits stands in
+-- pool:{p}:turns:{lane} by its tag, and the least one is next. What ran longer or shorter than estimated is corrected
+-- when it ends. A tenant at a limit leaves the index for pool:{p}:held and comes back when it may go on.
+
+local ESTIMATE_MS = 10
+
+local function tenant_key(tenant, what)
+  return prefix .. 'tenant:' .. pool .. ':' .. tenant .. ':' .. what
+end
+
+local function lane_key(lane, tenant)
+  return POOL .. ':lane:' .. lane .. ':' .. tenant
+end
+
+local function read_words(limits, text)
+  for name, value in string.gmatch(text or '', '(%S+)=(%S+)') do
+    limits[name] = tonumber(value)
+  end
+end
+
+local known_limits = {}
+
+-- The limits of a tenant; 0 is none. What was set live is above the configuration, and that above the defaults.
+local function limits_of(tenant)
+  local limits = known_limits[tenant]
+  if not limits then
+    limits = {weight = 1, agents = 0, running = 0, tokens_per_minute = 0, tokens_per_task = 0,
+      requests_per_minute = 0, queued = 0}
+    local defaults, max_queued = unpack(redis.call('HMGET', POOL, 'tenant_limits', 'max_queued'))
+    limits.queued = tonumber(max_queued) or 0
+    if tenant ~= 'default' then
+      read_words(limits, defaults)
+    end
+    local given = redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant)
+    read_words(limits, given[1])
+    read_words(limits, given[2])
+    known_limits[tenant] = limits
+  end
+  return limits
+end
+
+-- What a window of the last minute holds, and the ms until `amount` more fit below `limit`.
+local function read_window(tenant, what, limit, amount)
+  local second, total = math.floor(now / 1000), 0
+  local fields, buckets = redis.call('HGETALL', tenant_key(tenant, what)), {}
+  for i = 1, #fields, 2 do
+    local at = tonumber(fields[i])
+    if at > second - 60 then
+      total = total + fields[i + 1]
+      buckets[#buckets + 1] = {at, tonumber(fields[i + 1])}
+    end
+  end
+  local wait = 0
+  if total + amount > limit then
+    table.sort(buckets, function(a, b) return a[1] < b[1] end)
+    local left = total
+    for _, bucket in ipairs(buckets) do
+      if left + amount > limit then
+        left = left - bucket[2]
+        wait = (bucket[1] + 60) * 1000 - now
+      end
+    end
+    wait = math.max(wait, 100)
+  end
+  return math.max(total, 0), wait
+end
+
+local function add_to_window(tenant, what, amount)
+  if amount ~= 0 then
+    local key, second = tenant_key(tenant, what), math.floor(now / 1000)
+    redis.call('HINCRBY', key, second, amount)
+    redis.call('HDEL', key, second - 60, second - 61, second - 62, second - 63)
+    redis.call('EXPIRE', key, 120)
+  end
+end
+
+-- Tasks of a tenant that run now, without those that wait for tasks of their own.
+local function running_of(tenant)
+  return redis.call('SCARD', tenant_key(tenant, 'tasks')) - redis.call('SCARD', tenant_key(tenant, 'waits'))
+end
+
+local known_usage = {}
+
+-- What is known of a tenant's tasks: mean run time in ms and how many it is from; by type after `type_of`.
+local function usage_of(tenant)
+  local usage = known_usage[tenant]
+  if not usage then
+    local ms, count = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms', 'count'))
+    usage = {ms = tonumber(ms) or ESTIMATE_MS, count = tonumber(count) or 0, types = {}}
+    known_usage[tenant] = usage
+  end
+  return usage
+end
+
+-- Estimates of a task of this tenant and type: ms in its slot, and tokens.
+local function estimate(tenant, type)
+  local usage = usage_of(tenant)
+  local known = usage.types[type]
+  if not known then
+    local ms, tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms:' .. type, 'tokens:' .. type))
+    known = {tonumber(ms) or usage.ms, math.ceil(tonumber(tokens) or 0)}
+    usage.types[type] = known
+  end
+  return known[1], known[2]
+end
+
+-- Weigh in `count` new values of `mean`; each counts a tenth.
+local function blend(old, mean, count)
+  return old and old + (mean - old) * (1 - 0.9 ^ count) or mean
+end
+
+local function virtual_time()
+  return tonumber(redis.call('HGET', POOL, 'virtual_time')) or 0
+end
+
+local function lanes()
+  return redis.call('SMEMBERS', POOL .. ':lanes')
+end
+
+-- Give a tenant with waiting tasks its turn in a lane.
+local function enlist(lane, tenant)
+  if redis.call('SISMEMBER', POOL .. ':held', tenant) == 1 then
+    return
+  end
+  local tag = math.max(virtual_time(), tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant)) or 0)
+  redis.call('ZADD', POOL .. ':turns:' .. lane, 'NX', tag, tenant)
+end
+
+-- Move a tenant's finish tag, and its place in every lane where it waits.
+local function retag(tenant, tag)
+  redis.call('ZADD', POOL .. ':tenants', tag, tenant)
+  for _, lane in ipairs(lanes()) do
+    redis.call('ZADD', POOL .. ':turns:' .. lane, 'XX', tag, tenant)
+  end
+end
+
+-- Take a tenant out of its turns until a task of it ends, or, with `wait_ms`, until then at the latest.
+local function hold(tenant, wait_ms)
+  redis.call('SADD', POOL .. ':held', tenant)
+  for _, lane in ipairs(lanes()) do
+    redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
+  end
+  if wait_ms and wait_ms > 0 then
+    redis.call('ZADD', POOL .. ':due', now + wait_ms, 'tenant ' .. tenant)
+    tell_leader('timer')
+  end
+end
+
+-- Give a held tenant its turns back; true when it was held and has tasks that wait.
+local function let_go(tenant)
+  if redis.call('SREM', POOL .. ':held', tenant) == 0 then
+    return false
+  end
+  local waits = false
+  local mail = tenant_key(tenant, 'mail')
+  for _, name in ipairs(redis.call('SMEMBERS', mail)) do
+    local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. name, 'process_id', 'status'))
+    if status == 'idle' then
+      command(worker, {type = 'wake', agent_id = pool .. '/' .. name}, true)
+    end
+  end
+  redis.call('DEL', mail)
+  for _, lane in ipairs(lanes()) do
+    if redis.call('EXISTS', lane_key(lane, tenant)) == 1 then
+      enlist(lane, tenant)
+      waits = true
+    end
+  end
+  return waits
+end
+
+-- How many tasks a tenant may begin now, and when to look again in ms if that is a matter of time.
+local function allowance(tenant)
+  local limits, most, wait = limits_of(tenant), 1000, 0
+  if limits.running > 0 then
+    most = limits.running - running_of(tenant)
+  end
+  if limits.requests_per_minute > 0 then
+    local used, again = read_window(tenant, 'requests', limits.requests_per_minute, 1)
+    most, wait = math.min(most, limits.requests_per_minute - used), again
+  end
+  if limits.tokens_per_minute > 0 and redis.call('EXISTS', tenant_key(tenant, 'tokens')) == 1 then
+    local tokens = math.max(1, math.ceil(tonumber(redis.call('HGET', tenant_key(tenant, 'usage'), 'tokens')) or 1))
+    local used, again = read_window(tenant, 'tokens', limits.tokens_per_minute, tokens)
+    local fit = math.floor((limits.tokens_per_minute - used) / tokens)
+    if used == 0 then
+      fit = math.max(fit, 1) -- a task that is estimated above the limit could never begin otherwise
+    end
+    most, wait = math.min(most, fit), math.max(wait, again)
+  end
+  return math.max(most, 0), wait
+end
+
+-- Tasks of a tenant that wait, by type and for agents, in lanes.
+local function queued_of(tenant)
+  local depth = 0
+  for _, lane in ipairs(lanes()) do
+    depth = depth + redis.call('ZCARD', lane_key(lane, tenant))
+  end
+  return depth
+end

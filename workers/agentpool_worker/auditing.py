@@ -1,0 +1,61 @@
+"""One line of the audit: who had what done, when, where, and what came of it."""
+
+from typing import Any
+
+import msgspec
+
+from agentpool.clock import wall_ms
+from agentpool.hosting import Ending, Run
+from agentpool.protocol.codec import encode_json
+from agentpool.protocol.zygote import WorkerSettings
+
+__all__ = ["audit_line"]
+
+STATUSES = {"retry": "retried", "back": "given_back"}
+
+
+class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`at` is the time of this host in ms at which the execution ended."""
+
+    at: int
+    task_id: str
+    status: str
+    tenant: str
+    project: str = ""
+    agent_type: str = ""
+    agent_id: str = ""
+    process_id: str = ""
+    attempt: int = 1
+    duration_ms: float = 0.0
+    tokens: int = 0
+    error: str = ""
+    input: msgspec.Raw = msgspec.Raw(b"")
+    result: msgspec.Raw = msgspec.Raw(b"")
+
+
+def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
+    """Return the line as JSON; empty when there is no audit, or when nothing was executed."""
+    if not settings.audit or (ending.verdict == "back" and not run.has_begun):
+        return b""
+    task, outcome = run.task, ending.outcome
+    header, envelope = task.header, task.envelope
+    payload: dict[str, Any] = {}
+    if settings.audit_payload and envelope:
+        payload = {"input": envelope.input, "result": outcome.result}
+    return encode_json(
+        _Line(
+            wall_ms(),
+            task.id,
+            STATUSES.get(ending.verdict) or str(outcome.status.value),
+            header.tenant,
+            envelope.project if envelope else "",
+            header.agent_type,
+            outcome.agent_id,
+            outcome.process_id,
+            task.attempt,
+            run.duration_ms,
+            outcome.tokens,
+            f"{outcome.error.type}: {outcome.error.message}"[:500] if outcome.error else "",
+            **payload,
+        )
+    )

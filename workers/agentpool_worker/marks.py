@@ -1,0 +1,56 @@
+"""Which tasks have begun here, and which has the CPU, in a small file that the master reads when this process died.
+
+The file is mapped into memory, so a mark costs no system call and outlives the process however it ends. Its layout is
+in `agentpool.protocol.marks`.
+"""
+
+import mmap
+from pathlib import Path
+
+import structlog
+
+from agentpool.hosting import Marks
+from agentpool.pool.calls import OnCpu
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, mark_path
+
+__all__ = ["FileMarks", "open_marks"]
+
+log = structlog.get_logger("worker")
+
+
+class FileMarks(Marks):
+    """Marks in a mapped file. Number 0 means that all slots are taken: such a task is not marked, and never blamed."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("w+b") as file:
+            file.truncate(FILE_BYTES)
+            self._memory = mmap.mmap(file.fileno(), FILE_BYTES)
+        OnCpu.view = memoryview(self._memory)[:4].cast("I")
+        self._free = list(range(SLOTS, 0, -1))
+
+    def begin(self, task_id: str) -> int:
+        if not self._free:
+            return 0
+        mark = self._free.pop()
+        text = task_id.encode()[:SLOT_BYTES]
+        start = mark * SLOT_BYTES
+        self._memory[start : start + SLOT_BYTES] = text.ljust(SLOT_BYTES, b"\0")
+        return mark
+
+    def end(self, mark: int) -> None:
+        if mark:
+            start = mark * SLOT_BYTES
+            self._memory[start] = 0
+            self._free.append(mark)
+
+
+def open_marks(mark_dir: str, worker_id: str) -> Marks:
+    """Return marks in the file of this worker, or none where there is no folder for it."""
+    if not mark_dir:
+        return Marks()
+    path = mark_path(mark_dir, worker_id)
+    try:
+        return FileMarks(path)
+    except OSError as error:
+        log.warning("worker.no_marks", path=str(path), error=str(error))
+        return Marks()
