@@ -102,8 +102,8 @@ class Registry(Protocol):
 class Marks:
     """Where it is marked which tasks have begun. This one marks nothing: who shares the process dies with it."""
 
-    def begin(self, task_id: str) -> int:
-        """A task begins; returns the number of its mark, 0 for none."""
+    def begin(self, task_id: str, deadline: float = 0.0) -> int:
+        """A task begins, or an agent is made for it; `deadline` is by the monotonic clock, 0 for none. Returns the number of its mark, 0 for none."""
         return 0
 
     def end(self, mark: int) -> None:

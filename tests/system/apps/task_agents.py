@@ -71,7 +71,7 @@ class Patient(Flaky):
 
 
 class LateStarter(Agent):
-    """Cannot start until a file exists; its name is in the environment of no test, so it stands beside the log."""
+    """Cannot start until a file exists in the folder of its master."""
 
     async def start(self, ctx: Context) -> None:
         if not Path("licence").exists():
@@ -112,3 +112,19 @@ class Spender(Agent):
     async def run(self, ctx: Context, input: int) -> int:
         ctx.tokens(input)
         return ctx.token_count
+
+
+class DiesAtStart(Agent):
+    """Kills its worker while it starts."""
+
+    async def start(self, ctx: Context) -> None:
+        await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def run(self, ctx: Context, input: Any) -> None: ...
+
+
+class Shared(Napper):
+    """Is of no tenant's own."""
+
+    scope = "shared"

@@ -263,6 +263,11 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
   if not head then
     return
   end
+  if blamed == 'overdue' then
+    local why = 'its time was over while it blocked its worker: ' .. reason
+    finish_task(id, plain_outcome('timed_out', worker, 'TaskTimedOut', why), 'timed_out', worker, why)
+    return
+  end
   local tried = read_attempts(id)
   if blamed ~= '' then
     tried.crashes = tried.crashes + 1
