@@ -10,7 +10,7 @@ __all__ = ["check_finished", "check_leases", "check_queues", "check_tasks", "che
 
 
 def check_tasks(survey: Survey) -> Iterator[Violation]:
-    """3: each unfinished task is in one queue, one mailbox, a timer or a lease; nothing names a task that is not there."""
+    """3: each unfinished task is in one queue, mailbox, timer or lease; nothing names a task that is not there."""
     places = _places(survey)
     for id in places.keys() - survey.tasks.keys():
         yield violation(3, id, f"has no record, but is named by {', '.join(places[id])}")

@@ -10,8 +10,8 @@ POOL = "developer_pool"
 AGENTS = [
     f"task_agents:{name}"
     for name in (
-        "Napper", "Poison", "Stubborn", "Blocker", "Flaky", "Patient", "LateStarter", "DiesAtStart", "Emitter", "Parent",
-        "Deep", "Spender", "Shared",
+        "Napper", "Poison", "Stubborn", "Blocker", "Flaky", "Patient", "LateStarter", "DiesAtStart", "Emitter",
+        "Parent", "Deep", "Spender", "Shared",
     )
 ] + ["sample_agents:Counter"]  # fmt: skip
 
