@@ -23,7 +23,8 @@ def settings(**more: Any) -> dict[str, dict[str, Any]]:
 
 def overlap(spans: Iterable[tuple[float, float]]) -> int:
     """How many spans there were at once, at most."""
-    steps = sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans])
+    known = list(spans)
+    steps = sorted([(began, 1) for began, _ in known] + [(ended, -1) for _, ended in known])
     most = now = 0
     for _, step in steps:
         now += step

@@ -233,8 +233,15 @@ local function is_suspect(id)
   return has_attempts and read_attempts(id).suspect == 1
 end
 
+-- Whether anything is at work here; what waits for tasks of its own is not, and those may be what wants to run alone.
 local function is_busy()
-  return redis.call('EXISTS', held(worker, 'tasks'), held(worker, 'runs')) > 0
+  local tasks = redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs'))
+  return tasks > redis.call('SCARD', held(worker, 'waits'))
+end
+
+-- Whether a suspect is at work here, beside which nothing may run.
+local function is_cleared()
+  return alone and alone ~= '' and redis.call('SISMEMBER', held(worker, 'waits'), alone) == 0
 end
 
 local function run_alone(id)
@@ -275,7 +282,7 @@ local function claim_mailbox(name)
   end
 end
 
--- A suspect runs with nothing beside it. One worker at a time is cleared for those that wait, unless one is empty.
+-- A suspect runs with nothing at work beside it. One worker at a time is cleared for those that wait, unless one is empty.
 local function claim_suspect()
   if redis.call('EXISTS', POOL .. ':suspects') == 0 then
     return false
@@ -412,6 +419,9 @@ local function claim_by_type()
   local free = (tonumber(capacity) or 0) - redis.call('SCARD', held(worker, 'agents')) - tasks
   -- Each task that waits for tasks of its own lends its slot to such tasks.
   local got = serve('child', math.min(50, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
+  if alone and alone ~= '' then
+    return -- it waits for such tasks, and runs alone again afterwards
+  end
   local room = math.min(tonumber(ARGV[6]), free, 50) - got
   if room > 0 then
     local count = serve_urgent_and_normal(room)
@@ -456,13 +466,13 @@ elseif number > last then
       fill(worker, 50)
     end
   end
-  if status == 'ready' and not (alone and alone ~= '') then
+  if status == 'ready' and not is_cleared() then
     for i = last_ended + 1, #ARGV do
       if not (alone and alone ~= '') then
         claim_mailbox(ARGV[i])
       end
     end
-    if not (alone and alone ~= '') and tonumber(ARGV[6]) >= 0 and not claim_suspect() then
+    if not is_cleared() and tonumber(ARGV[6]) >= 0 and not claim_suspect() then
       claim_by_type()
       forget_idle_tenants()
     end

@@ -70,6 +70,9 @@ end
 
 local moved, by_type = 0, 0
 local blame, alone = {}, redis.call('HGET', key, 'alone')
+if redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs')) > 1 then
+  alone = false -- it waited for tasks of its own, and may have died of one of them
+end
 for i = 12, #ARGV, 2 do
   blame[ARGV[i]] = ARGV[i + 1]
 end
