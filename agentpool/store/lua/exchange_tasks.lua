@@ -41,7 +41,7 @@ end
 
 -- -- what ended ------------------------------------------------------------------------------------------------------
 
-local replies, tenants, ids, lines, touched = {}, {}, {}, {}, {}
+local replies, tenants, ids, lines, touched, returned = {}, {}, {}, {}, {}, 0
 
 local function count_for(head, lease, i)
   local tally = tenants[head.tenant]
@@ -92,6 +92,7 @@ local function settle(i, lease, cancels)
       set_timer('start', id, now + delay_ms)
     else
       enqueue(id, head, lease.rank)
+      returned = returned + (head.agent == '-' and 1 or 0)
     end
     tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', outcome)
   else
@@ -478,6 +479,9 @@ elseif number > last then
     end
   end
   rescore(worker)
+  if returned > 0 then
+    wake_workers(returned) -- others, who may have room for what this one could not begin
+  end
   local names = {}
   for place, task in ipairs(taken) do
     names[place] = task.id

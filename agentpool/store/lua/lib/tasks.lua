@@ -32,6 +32,9 @@ end
 
 -- What an execution's end leaves in the audit, for outcomes that no worker wrote.
 local function audit(id, head, status, worker, why)
+  if redis.call('HGET', POOL, 'audit') == '0' then
+    return
+  end
   redis.call('XADD', POOL .. ':audit', '*', 'lines', to_json({task_id = id, status = status, at = now,
     tenant = head.tenant, agent_type = head.type ~= '-' and head.type or '',
     agent_id = head.agent ~= '-' and pool .. '/' .. head.agent or '', process_id = worker, error = why}))
