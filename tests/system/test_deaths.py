@@ -139,3 +139,31 @@ async def test_who_ignores_its_cancellation_times_out_and_its_worker_leaves(new_
         await wait_until(lambda: _ready(pool, 1))
         assert master.logged("worker.runaway")
         assert await examine(client.store) == []
+
+
+async def test_a_suspect_of_a_pinned_agent_runs_alone_on_a_busy_worker_in_time(new_master: NewMaster) -> None:
+    master = new_master(settings(max_workers=1)).start()
+    async with master.client() as client:
+        pool = client.pool(POOL)
+        agent = await pool.spawn("Napper", id="pinned")
+        task = await agent.submit(0.7)
+        others = await pool.submit_many("Napper", [0.4] * 3)
+        for crashes in (1, 2):
+            await wait_until(lambda: _status(task, "leased"))
+            await asyncio.sleep(0.3)  # its mark is a moment later than its lease
+            os.kill((await pool.workers())[0].pid, signal.SIGKILL)
+            await wait_until(lambda crashes=crashes: _crashes(task, crashes))
+        others += await pool.submit_many("Napper", [0.4] * 60)
+        result = await task.result(15)
+        for other in others:
+            ran = await other.result(30)
+            assert ran["ended"] <= result["began"] or ran["began"] >= result["ended"], "nothing ran beside it"
+        assert await examine(client.store) == []
+
+
+async def _status(handle, status: str) -> bool:
+    return (await handle.info())["status"] == status
+
+
+async def _crashes(handle, count: int) -> bool:
+    return (await handle.info()).get("crashes") == count
