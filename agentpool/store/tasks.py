@@ -69,7 +69,6 @@ class EndedTask(msgspec.Struct, frozen=True):
     delay_ms: int = 0
     run_ms: float = 0.0
     tokens: int = 0
-    attempt: int = 1
     audit: bytes = b""
 
 
@@ -240,20 +239,17 @@ class Tasks:
         """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up."""
         words: list[Any] = []
         for task in ended:
-            words += (
-                task.id, task.agent_name, task.verdict, task.delay_ms, round(task.run_ms, 3), task.tokens, task.attempt,
-                task.outcome, task.audit,
-            )  # fmt: skip
+            name = task.agent_name or "-"
+            words.append(f"{task.id} {name} {task.verdict} {task.delay_ms} {task.run_ms:.3f} {task.tokens}")
+            words.append(task.outcome)
+            words.append(task.audit)
         answer = await self._connection.call(
             "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *words, *names
         )
         if answer[0] == "gone":
             return None
         _, turns, stale, mail, *rest = answer
-        tasks = tuple(
-            decode_claimed(rest[i], rest[i + 1], int(rest[i + 2]), int(rest[i + 3]), int(rest[i + 4]))
-            for i in range(0, len(rest), 5)
-        )
+        tasks = tuple([_claimed(rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3)])
         waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
         return Exchange(tasks, int(turns), tuple(stale), waiting)
 
@@ -269,6 +265,13 @@ class Tasks:
             _, fired, next_due_ms = await self._connection.call("fire_timers", pool, TIMERS_PER_CALL)
             if int(fired) < TIMERS_PER_CALL:
                 return int(next_due_ms)
+
+
+def _claimed(id: str, record: str, words: str) -> ClaimedTask:
+    if not words:
+        return decode_claimed(id, record)
+    attempt, starts, tokens_max = words.split(" ")
+    return decode_claimed(id, record, int(attempt), int(starts), int(tokens_max))
 
 
 def _chunks(records: Sequence[tuple[str, bytes]]) -> Iterator[list[Any]]:

@@ -368,7 +368,6 @@ class Executor:
                 delay_ms=round(1000 * ending.delay),
                 run_ms=run.duration_ms,
                 tokens=outcome.tokens,
-                attempt=task.attempt,
                 audit=audit_line(self._settings, run, ending),
             ),
         )

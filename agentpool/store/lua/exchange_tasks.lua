@@ -8,8 +8,8 @@
 -- ARGV[6]  room           tasks by type at most, for free slots; -1: none are wanted
 -- ARGV[7]  prefetch       tasks beyond the slots at most, of tenants whose tasks are short
 -- ARGV[8]  ended          how many ended, at most 50
--- ARGV[9…] id, agent's name or '', verdict, delay_ms, run_ms, tokens, attempt, outcome or error, audit line
---                         of each that ended; then names of idle pinned agents, at most 50.
+-- ARGV[9…] words, outcome or error, audit line of each that ended: `id agent-or-- verdict delay_ms run_ms tokens`; then
+--                         names of idle pinned agents, at most 50.
 --                         Verdicts: done; dead, for the dead letters; retry after the delay; back, not counted
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:cancels
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
@@ -20,7 +20,7 @@
 --          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
 --          pool:{p}:events  pool:{p}:pending  pool:{p}:processes
 -- RETURNS  {"ok", tenants with a turn, {ids that ended too late}, {name, tasks in its mailbox, …},
---          id, record, attempt, suspect, tokens_per_task…} | {"gone"}
+--          id, record, `attempt starts tokens_per_task` or ''…} | {"gone"}
 -- AGAIN    the same number gets the same tasks, as far as they are unfinished; an older one, which comes late, none
 
 local worker, number = ARGV[4], tonumber(ARGV[5])
@@ -31,9 +31,9 @@ if not status or status == 'lost' then
   return {'gone'}
 end
 last = tonumber(last) or 0
-local last_ended = 8 + 9 * ARGV[8]
+local last_ended = 8 + 3 * ARGV[8]
 local stale, mail, taken = {}, {}, {}
-local has_attempts = redis.call('EXISTS', POOL .. ':attempts') == 1
+local has_held = redis.call('EXISTS', POOL .. ':held') == 1
 
 local function is_known(id)
   return redis.call('HGET', POOL .. ':leases', id)
@@ -43,59 +43,66 @@ end
 
 local replies, tenants, ids, lines, touched = {}, {}, {}, {}, {}
 
-local function count_for(head, lease, i)
+local function count_for(head, lease, task)
   local tally = tenants[head.tenant]
   if not tally then
     tally = {ids = {}, count = 0, ms = 0, tokens = 0, late_ms = 0, unreserved = 0, types = {}}
     tenants[head.tenant] = tally
   end
-  tally.ids[#tally.ids + 1] = ARGV[i]
-  local ms, tokens, verdict = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), ARGV[i + 2]
-  tally.late_ms = tally.late_ms + (verdict == 'back' and 0 or ms) - lease.ms
-  tally.unreserved = tally.unreserved + tokens - lease.tokens
-  if verdict ~= 'back' and head.type ~= '-' then
-    local by_type = tally.types[head.type] or {0, 0, 0}
-    tally.types[head.type] = {by_type[1] + 1, by_type[2] + ms, by_type[3] + tokens}
-    tally.count, tally.ms, tally.tokens = tally.count + 1, tally.ms + ms, tally.tokens + tokens
+  tally.ids[#tally.ids + 1] = task.id
+  local counts = task.verdict ~= 'back'
+  tally.late_ms = tally.late_ms + (counts and task.ms or 0) - lease.ms
+  tally.unreserved = tally.unreserved + task.tokens - lease.tokens
+  if counts and head.type ~= '-' then
+    local sums = tally.types[head.type]
+    if not sums then
+      sums = {0, 0, 0}
+      tally.types[head.type] = sums
+    end
+    sums[1], sums[2], sums[3] = sums[1] + 1, sums[2] + task.ms, sums[3] + task.tokens
+    tally.count, tally.ms, tally.tokens = tally.count + 1, tally.ms + task.ms, tally.tokens + task.tokens
   end
 end
 
-local function settle(i, lease, cancels)
-  local id, name, verdict, delay_ms, outcome = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 7]
-  local head = read_head(id)
+-- A task goes back to where it waited, or waits for its next attempt.
+local function put_back(task, head, lease, error)
+  local id, tried = task.id, read_attempts(task.id)
+  tried.suspect = 0
+  if task.verdict == 'retry' then
+    tried.attempts = tried.attempts + 1
+    note_error(id, tried.attempts, error)
+  elseif task.delay_ms > 0 then
+    tried.starts = tried.starts + 1
+  end
+  if task.verdict == 'retry' or task.delay_ms > 0 or has_attempts() then
+    write_attempts(id, tried)
+  end
+  if task.delay_ms > 0 then
+    set_timer('start', id, now + task.delay_ms)
+  else
+    enqueue(id, head, lease.rank)
+  end
+  tell_followers(id, task.verdict == 'retry' and 'task.retried' or 'task.given_back', error)
+end
+
+local function settle(task, lease, outcome, line, cancels)
+  local id, head = task.id, parse_head(lease.line)
   ids[#ids + 1] = id
   if not head then
     return
   end
-  count_for(head, lease, i)
-  if ARGV[i + 8] ~= '' then
-    lines[#lines + 1] = ARGV[i + 8]
+  count_for(head, lease, task)
+  if line ~= '' then
+    lines[#lines + 1] = line
   end
-  local cancelled = cancels and redis.call('SREM', held(worker, 'cancels'), id) == 1
-  if cancelled and (verdict == 'retry' or verdict == 'back') then
-    verdict, outcome = 'done', plain_outcome('cancelled', worker, 'TaskCancelled', 'cancelled on request')
+  local goes_back = task.verdict == 'retry' or task.verdict == 'back'
+  if cancels and redis.call('SREM', held(worker, 'cancels'), id) == 1 and goes_back then
+    goes_back, outcome = false, plain_outcome('cancelled', worker, 'TaskCancelled', 'cancelled on request')
   end
-  if verdict == 'retry' or verdict == 'back' then
-    local tried = read_attempts(id)
-    tried.suspect = 0
-    if verdict == 'retry' then
-      tried.attempts = tried.attempts + 1
-      note_error(id, tried.attempts, outcome)
-    elseif delay_ms > 0 then
-      tried.starts = tried.starts + 1
-    end
-    if verdict == 'retry' or delay_ms > 0 or has_attempts then
-      write_attempts(id, tried)
-      has_attempts = true
-    end
-    if delay_ms > 0 then
-      set_timer('start', id, now + delay_ms)
-    else
-      enqueue(id, head, lease.rank)
-    end
-    tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', outcome)
+  if goes_back then
+    put_back(task, head, lease, outcome)
   else
-    if verdict == 'dead' then
+    if task.verdict == 'dead' then
       local tried = read_attempts(id)
       tried.attempts = tried.attempts + 1
       note_error(id, tried.attempts, outcome)
@@ -103,26 +110,28 @@ local function settle(i, lease, cancels)
     end
     conclude(id, head, outcome, result_ttl(), 'task.finished')
     if head.reply_to ~= '-' then
-      replies[head.reply_to] = replies[head.reply_to] or {}
-      table.insert(replies[head.reply_to], reply_entry(id, outcome))
+      replies[head.reply_to] = add_to_reply(replies[head.reply_to] or {}, id, outcome)
     end
   end
-  if name ~= '' then
-    local agent = agent_key(name)
-    local owner, task = unpack(redis.call('HMGET', agent, 'process_id', 'task_id'))
-    if owner == worker and task == id then
+  if task.agent ~= '-' then
+    local agent = agent_key(task.agent)
+    local owner, running = unpack(redis.call('HMGET', agent, 'process_id', 'task_id'))
+    if owner == worker and running == id then
       redis.call('HSET', agent, 'status', 'idle', 'task_id', '', 'last_used_at', now)
       redis.call('HINCRBY', agent, 'run_count', 1)
     end
-    touched[#touched + 1] = name
+    touched[#touched + 1] = task.agent
   end
 end
 
 -- What a tenant's tasks took is weighed in; what they were charged too much or too little is corrected.
-local function settle_tenant(tenant, tally)
+local function settle_tenant(tenant, tally, waits)
   redis.call('SREM', tenant_key(tenant, 'tasks'), unpack(tally.ids))
-  for _, id in ipairs(tally.ids) do
-    end_wait(worker, tenant, id)
+  for _, id in ipairs(waits and tally.ids or {}) do
+    if redis.call('SREM', held(worker, 'waits'), id) == 1 then
+      redis.call('SREM', tenant_key(tenant, 'waits'), id)
+      redis.call('DEL', POOL .. ':children:' .. id)
+    end
   end
   add_to_window(tenant, 'tokens', tally.unreserved)
   local usage = usage_of(tenant)
@@ -131,26 +140,31 @@ local function settle_tenant(tenant, tally)
     for type, sums in pairs(tally.types) do
       local ms, tokens = unpack(redis.call('HMGET', known, 'ms:' .. type, 'tokens:' .. type))
       words[#words + 1] = 'ms:' .. type
-      words[#words + 1] = blend(tonumber(ms), sums[2] / sums[1], sums[1])
+      words[#words + 1] = string.format('%.4f', blend(tonumber(ms), sums[2] / sums[1], sums[1]))
       if sums[3] > 0 or tokens then
         words[#words + 1] = 'tokens:' .. type
         words[#words + 1] = blend(tonumber(tokens), sums[3] / sums[1], sums[1])
       end
     end
-    usage.ms = blend(usage.count > 0 and usage.ms or nil, tally.ms / tally.count, tally.count)
-    usage.count, usage.types = usage.count + tally.count, {}
-    redis.call('HSET', known, 'ms', usage.ms, 'count', usage.count, unpack(words))
     if tally.tokens > 0 then
       local tokens = tonumber(redis.call('HGET', known, 'tokens'))
-      redis.call('HSET', known, 'tokens', blend(tokens, tally.tokens / tally.count, tally.count))
+      words[#words + 1] = 'tokens'
+      words[#words + 1] = blend(tokens, tally.tokens / tally.count, tally.count)
     end
-    redis.call('EXPIRE', known, 604800)
+    local before = usage.count
+    usage.ms = blend(before > 0 and usage.ms or nil, tally.ms / tally.count, tally.count)
+    usage.count, usage.types = before + tally.count, {}
+    redis.call('HSET', known, 'ms', string.format('%.4f', usage.ms), 'count', usage.count, unpack(words))
+    if math.floor(before / 100) < math.floor(usage.count / 100) or before == 0 then
+      redis.call('EXPIRE', known, 604800)
+    end
   end
   if tally.late_ms ~= 0 then
-    local tag = tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant)) or virtual_time()
-    retag(tenant, tag + tally.late_ms / limits_of(tenant).weight)
+    tags[tenant] = (tag_of(tenant) or virtual_time()) + tally.late_ms / limits_of(tenant).weight
   end
-  let_go(tenant)
+  if has_held then
+    let_go(tenant)
+  end
 end
 
 -- How many tasks end in a second, over some ten seconds.
@@ -165,19 +179,33 @@ local function measure_rate(count)
   end
 end
 
+local function read_ended(i)
+  local id, agent, verdict, delay_ms, ms, tokens = string.match(ARGV[i], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return {id = id, agent = agent, verdict = verdict, delay_ms = tonumber(delay_ms), ms = tonumber(ms),
+    tokens = tonumber(tokens)}
+end
+
+-- Tell whether what a worker says of a task that it does not hold is what was recorded: then this is a repeat.
+local function is_recorded(task, outcome)
+  return task.verdict == 'done' and redis.call('GET', task_key(task.id)) == outcome
+end
+
 local function take_in()
-  local leases = {'HMGET', POOL .. ':leases'}
-  for i = 9, last_ended, 9 do
-    leases[#leases + 1] = ARGV[i]
+  local ended, words = {}, {'HMGET', POOL .. ':leases'}
+  for i = 9, last_ended, 3 do
+    local task = read_ended(i)
+    ended[#ended + 1] = task
+    words[#words + 1] = task.id
   end
-  leases = redis.call(unpack(leases))
+  local leases = redis.call(unpack(words))
   local cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
-  for i = 9, last_ended, 9 do
-    local lease = parse_lease(leases[(i - 9) / 9 + 1])
+  for place, task in ipairs(ended) do
+    local i = 6 + 3 * place
+    local lease = parse_lease(leases[place])
     if lease and lease.worker == worker then
-      settle(i, lease, cancels)
-    elseif not (ARGV[i + 2] == 'done' and redis.call('GET', task_key(ARGV[i])) == ARGV[i + 7]) then
-      stale[#stale + 1] = ARGV[i]
+      settle(task, lease, ARGV[i + 1], ARGV[i + 2], cancels)
+    elseif not is_recorded(task, ARGV[i + 1]) then
+      stale[#stale + 1] = task.id
     end
   end
   if #ids == 0 then
@@ -186,9 +214,11 @@ local function take_in()
   redis.call('ZREM', held(worker, 'tasks'), unpack(ids))
   redis.call('ZREM', held(worker, 'runs'), unpack(ids))
   redis.call('HDEL', POOL .. ':leases', unpack(ids))
+  local waits = redis.call('EXISTS', held(worker, 'waits')) == 1
   for tenant, tally in pairs(tenants) do
-    settle_tenant(tenant, tally)
+    settle_tenant(tenant, tally, waits)
   end
+  write_turns()
   for reply_to, entries in pairs(replies) do
     send_reply(reply_to, entries)
   end
@@ -204,20 +234,35 @@ end
 
 -- -- what it takes ---------------------------------------------------------------------------------------------------
 
+local leased = {tasks = {}, runs = {}, words = {}, dequeued = 0}
+
 local function lease_all(found, set, tenant)
-  local scores, words = {}, {}
-  for _, task in ipairs(found) do
+  local scores, words, ids = leased[set], leased.words, {}
+  for place, task in ipairs(found) do
     scores[#scores + 1] = now
     scores[#scores + 1] = task.id
     words[#words + 1] = task.id
-    words[#words + 1] = worker .. ' ' .. string.format('%.0f', task.rank) .. ' ' .. string.format('%.3f', task.ms)
-      .. ' ' .. string.format('%.0f', task.tokens)
-    redis.call('SADD', tenant_key(tenant, 'tasks'), task.id)
+    words[#words + 1] = string.format('%s %.0f %.3f %.0f ', worker, task.rank, task.ms, task.tokens) .. task.line
+    ids[place] = task.id
     taken[#taken + 1] = task
     tell_followers(task.id, 'task.started', worker)
   end
-  redis.call('ZADD', held(worker, set), unpack(scores))
-  redis.call('HSET', POOL .. ':leases', unpack(words))
+  redis.call('SADD', tenant_key(tenant, 'tasks'), unpack(ids))
+end
+
+-- Write down all that was taken.
+local function write_leases()
+  for _, set in ipairs({'tasks', 'runs'}) do
+    if #leased[set] > 0 then
+      redis.call('ZADD', held(worker, set), unpack(leased[set]))
+    end
+  end
+  if #leased.words > 0 then
+    redis.call('HSET', POOL .. ':leases', unpack(leased.words))
+  end
+  if leased.dequeued > 0 then
+    redis.call('HINCRBY', POOL, 'queued', -leased.dequeued)
+  end
 end
 
 local function lease_one(id, record, rank, set)
@@ -226,11 +271,12 @@ local function lease_one(id, record, rank, set)
   if head.agent == '-' then
     ms, tokens = estimate(head.tenant, head.type)
   end
-  lease_all({{id = id, record = record, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
+  local line = string.match(record, '^[^\n]*')
+  lease_all({{id = id, record = record, line = line, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
 end
 
 local function is_suspect(id)
-  return has_attempts and read_attempts(id).suspect == 1
+  return read_attempts(id).suspect == 1
 end
 
 local function is_busy()
@@ -309,12 +355,23 @@ end
 
 local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
 
+-- The tenant whose turn it is in a lane, and its tag. One that was served in another lane meanwhile has moved.
+local function first_of(lane)
+  while true do
+    local tenant, tag = unpack(redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, 0, 'WITHSCORES'))
+    tag = tonumber(tag)
+    if not tenant or not tags[tenant] or tags[tenant] < tag + 0.001 then
+      return tenant, tag
+    end
+    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+  end
+end
+
 -- The tenant whose turn it is in the lanes of a level: tenant, lane, tag.
 local function next_turn(level)
   local best
   for _, lane in ipairs(levels[level]) do
-    local tenant, tag = unpack(redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, 0, 'WITHSCORES'))
-    tag = tonumber(tag)
+    local tenant, tag = first_of(lane)
     if tenant and (not best or tag < best[3]) then
       best = {tenant, lane, tag}
     end
@@ -340,21 +397,23 @@ local function visit(turn, most)
   end
   local records = #keys > 1 and redis.call(unpack(keys)) or {}
   for place, record in ipairs(records) do
-    local type = record and string.match(record, '^task %S+ %S+ (%S+) ')
+    local line, type = string.match(record or '', '^(task %S+ %S+ (%S+) [^\n]*)')
     if type then
       local ms, tokens = estimate(tenant, type)
-      found[#found + 1] = {id = popped[2 * place - 1], record = record, rank = tonumber(popped[2 * place]), ms = ms,
-        tokens = tokens}
+      found[#found + 1] = {id = popped[2 * place - 1], record = record, line = line, rank = tonumber(popped[2 * place]),
+        ms = ms, tokens = tokens}
       charge, reserved = charge + ms, reserved + tokens
     end
   end
-  redis.call('HINCRBY', POOL, 'queued', -#popped / 2)
+  leased.dequeued = leased.dequeued + #popped / 2
   local start = math.max(virtual_time(), tag)
-  redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', start))
-  if redis.call('EXISTS', queue) == 0 then
+  present_time = start
+  tags[tenant] = start + charge / limits.weight
+  if #popped / 2 < count or redis.call('EXISTS', queue) == 0 then
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
+  else
+    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
   end
-  retag(tenant, start + charge / limits.weight)
   if #found > 0 then
     lease_all(found, 'tasks', tenant)
     add_to_window(tenant, 'tokens', reserved)
@@ -438,9 +497,10 @@ end
 -- -- the exchange ----------------------------------------------------------------------------------------------------
 
 if number == last then
-  for i = 9, last_ended, 9 do
-    if ARGV[i + 2] == 'done' and redis.call('GET', task_key(ARGV[i])) ~= ARGV[i + 7] then
-      stale[#stale + 1] = ARGV[i]
+  for i = 9, last_ended, 3 do
+    local task = read_ended(i)
+    if task.verdict == 'done' and not is_recorded(task, ARGV[i + 1]) then
+      stale[#stale + 1] = task.id
     end
   end
   for id in string.gmatch(batch or '', '%S+') do
@@ -467,6 +527,11 @@ elseif number > last then
       forget_idle_tenants()
     end
   end
+  write_leases()
+  write_turns()
+  if present_time then
+    redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', present_time))
+  end
   rescore(worker)
   local names = {}
   for place, task in ipairs(taken) do
@@ -487,10 +552,12 @@ for _, name in ipairs(touched) do
 end
 local answer = {'ok', waiting, stale, mail}
 for _, task in ipairs(taken) do
-  local tried = has_attempts and read_attempts(task.id) or {attempts = 0, starts = 0, suspect = 0}
-  local tenant = string.match(task.record, '^task %S+ %S+ %S+ (%S+)')
-  for _, word in ipairs({task.id, task.record, tried.attempts + 1, tried.starts, limits_of(tenant).tokens_per_task}) do
-    answer[#answer + 1] = word
+  local count = #answer
+  answer[count + 1], answer[count + 2], answer[count + 3] = task.id, task.record, ''
+  local tokens = limits_of(string.match(task.record, '^task %S+ %S+ %S+ (%S+)')).tokens_per_task
+  if has_attempts() or tokens > 0 then
+    local tried = read_attempts(task.id)
+    answer[count + 3] = (tried.attempts + 1) .. ' ' .. tried.starts .. ' ' .. tokens
   end
 end
 return answer
