@@ -164,6 +164,11 @@ class AgentPool:
         """How many agents are being made for which nobody waits: the next requests take these, and need no others."""
         return self._spawner.unclaimed
 
+    @property
+    def idle(self) -> int:
+        """Agents that can be had at once."""
+        return len(self._core.idle)
+
     def oldest_idle(self) -> float | None:
         """Return since when, in s of `time.monotonic()`, the agent that `evict_idle()` would end has been idle."""
         return self._core.idle[0].last_used if self._core.idle else None
