@@ -28,6 +28,7 @@ PAGE = 500
 TASKS_PER_CALL = 100
 BYTES_PER_CALL = 262_144
 """Of what is submitted by one call, unless it is a single task."""
+OUTCOMES_PER_CALL = 100
 TIMERS_PER_CALL = 100
 TRAIL_WAITS_MS = 500
 
@@ -150,9 +151,24 @@ class Tasks:
         key = self._keys.task(task_id)
         raw = await self._connection.repeat(lambda: self._connection.redis.get(key))
         if raw is None:
-            raise UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
+            raise _forgotten(task_id)
         decoded = decode_task(raw)
         return decoded if isinstance(decoded, Outcome) else None
+
+    async def outcomes(self, task_ids: Sequence[str]) -> dict[str, Outcome | UnknownTask]:
+        """Return the outcomes of those that have one, and an error for those of which nothing is kept."""
+        found: dict[str, Outcome | UnknownTask] = {}
+        for start in range(0, len(task_ids), OUTCOMES_PER_CALL):
+            page = task_ids[start : start + OUTCOMES_PER_CALL]
+            keys = [self._keys.task(task_id) for task_id in page]
+            rows = await self._connection.repeat(partial(self._connection.redis.mget, keys))
+            for task_id, raw in zip(page, rows, strict=True):
+                decoded = None if raw is None else decode_task(raw)
+                if isinstance(decoded, Outcome):
+                    found[task_id] = decoded
+                elif raw is None:
+                    found[task_id] = _forgotten(task_id)
+        return found
 
     async def settled(self, task_ids: Sequence[str]) -> list[str]:
         """Return those that are no longer unfinished: with an outcome, or forgotten. Costs one byte each."""
@@ -265,6 +281,10 @@ class Tasks:
             _, fired, next_due_ms = await self._connection.call("fire_timers", pool, TIMERS_PER_CALL)
             if int(fired) < TIMERS_PER_CALL:
                 return int(next_due_ms)
+
+
+def _forgotten(task_id: str) -> UnknownTask:
+    return UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
 
 
 def _claimed(id: str, record: str, words: str) -> ClaimedTask:
