@@ -130,8 +130,7 @@ class AgentPool:
             return await agent.run(input)
 
     def _after_run(self, member: Member, *, held: bool, well: bool) -> None:
-        if well and not member.proved:
-            self._core.circuit.note_run(member)
+        if well and not member.proved and self._core.circuit.note_run(member):
             self._spawner.fill()
         self._recycler.consider(member)
         if not held and not member.running and member.state is PooledState.ACTIVE:

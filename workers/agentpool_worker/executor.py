@@ -293,20 +293,22 @@ class Executor:
             self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
 
     def _dispatch(self, first: Key | None = None) -> None:
-        """Start tasks that wait here, of the key whose agent has just become free first."""
-        if not self._waiting:
-            return
-        if first and first in self._waiting:
-            self._waiting.move_to_end(first, last=False)
-        for key in list(self._waiting):
-            queue = self._waiting[key]
-            while queue and self._try_to_start(queue[0]):
-                queue.popleft()
-                self._waiting_count -= 1
-            if not queue:
-                del self._waiting[key]
-            if self._by_type >= self._slots() + self._lent():
-                return
+        """Start tasks that wait here: of the key whose agent has just become free, else of whichever can start."""
+        if first is not None and first in self._waiting:
+            self._start_waiting(first)
+        elif self._waiting:
+            for key in list(self._waiting):
+                if self._by_type >= self._slots() + self._lent():
+                    return
+                self._start_waiting(key)
+
+    def _start_waiting(self, key: Key) -> None:
+        queue = self._waiting[key]
+        while queue and self._try_to_start(queue[0]):
+            queue.popleft()
+            self._waiting_count -= 1
+        if not queue:
+            del self._waiting[key]
 
     def _look_at_waiting(self) -> None:
         """Make agents for those for which none became free soon, as far as there are slots; give back what has waited
