@@ -43,84 +43,90 @@ end
 
 local replies, tenants, ids, lines, touched = {}, {}, {}, {}, {}
 
-local function count_for(head, lease, task)
-  local tally = tenants[head.tenant]
+local function count_for(lease, id, counts, ms, tokens)
+  local tally = tenants[lease.tenant]
   if not tally then
     tally = {ids = {}, count = 0, ms = 0, tokens = 0, late_ms = 0, unreserved = 0, types = {}}
-    tenants[head.tenant] = tally
+    tenants[lease.tenant] = tally
   end
-  tally.ids[#tally.ids + 1] = task.id
-  local counts = task.verdict ~= 'back'
-  tally.late_ms = tally.late_ms + (counts and task.ms or 0) - lease.ms
-  tally.unreserved = tally.unreserved + task.tokens - lease.tokens
-  if counts and head.type ~= '-' then
-    local sums = tally.types[head.type]
+  tally.ids[#tally.ids + 1] = id
+  tally.late_ms = tally.late_ms + (counts and ms or 0) - lease.ms
+  tally.unreserved = tally.unreserved + tokens - lease.tokens
+  if counts and lease.type ~= '-' then
+    local sums = tally.types[lease.type]
     if not sums then
       sums = {0, 0, 0}
-      tally.types[head.type] = sums
+      tally.types[lease.type] = sums
     end
-    sums[1], sums[2], sums[3] = sums[1] + 1, sums[2] + task.ms, sums[3] + task.tokens
-    tally.count, tally.ms, tally.tokens = tally.count + 1, tally.ms + task.ms, tally.tokens + task.tokens
+    sums[1], sums[2], sums[3] = sums[1] + 1, sums[2] + ms, sums[3] + tokens
+    tally.count, tally.ms, tally.tokens = tally.count + 1, tally.ms + ms, tally.tokens + tokens
   end
 end
 
 -- A task goes back to where it waited, or waits for its next attempt.
-local function put_back(task, head, lease, error)
-  local id, tried = task.id, read_attempts(task.id)
+local function put_back(lease, id, verdict, delay_ms, error)
+  local tried = read_attempts(id)
   tried.suspect = 0
-  if task.verdict == 'retry' then
+  if verdict == 'retry' then
     tried.attempts = tried.attempts + 1
     note_error(id, tried.attempts, error)
-  elseif task.delay_ms > 0 then
+  elseif delay_ms > 0 then
     tried.starts = tried.starts + 1
   end
-  if task.verdict == 'retry' or task.delay_ms > 0 or has_attempts() then
+  if verdict == 'retry' or delay_ms > 0 or has_attempts() then
     write_attempts(id, tried)
   end
-  if task.delay_ms > 0 then
-    set_timer('start', id, now + task.delay_ms)
+  if delay_ms > 0 then
+    set_timer('start', id, now + delay_ms)
   else
-    enqueue(id, head, lease.rank)
+    enqueue(id, lease, lease.rank)
   end
-  tell_followers(id, task.verdict == 'retry' and 'task.retried' or 'task.given_back', error)
+  tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', error)
 end
 
-local function settle(task, lease, outcome, line, cancels)
-  local id, head = task.id, parse_head(lease.line)
-  ids[#ids + 1] = id
-  if not head then
-    return
+local function free_agent(name, id)
+  local agent = agent_key(name)
+  local owner, running = unpack(redis.call('HMGET', agent, 'process_id', 'task_id'))
+  if owner == worker and running == id then
+    redis.call('HSET', agent, 'status', 'idle', 'task_id', '', 'last_used_at', now)
+    redis.call('HINCRBY', agent, 'run_count', 1)
   end
-  count_for(head, lease, task)
+  touched[#touched + 1] = name
+end
+
+-- Settle one task that this worker held: `words` are its verdict, delay_ms, run_ms and tokens.
+local function settle(lease, id, words, outcome, line, cancels)
+  local verdict, delay_ms, ms, tokens = string.match(words, ' (%S+) (%S+) (%S+) (%S+)$')
+  local goes_back = verdict == 'retry' or verdict == 'back'
+  ids[#ids + 1] = id
+  count_for(lease, id, verdict ~= 'back', tonumber(ms), tonumber(tokens))
   if line ~= '' then
     lines[#lines + 1] = line
   end
-  local goes_back = task.verdict == 'retry' or task.verdict == 'back'
   if cancels and redis.call('SREM', held(worker, 'cancels'), id) == 1 and goes_back then
     goes_back, outcome = false, plain_outcome('cancelled', worker, 'TaskCancelled', 'cancelled on request')
   end
   if goes_back then
-    put_back(task, head, lease, outcome)
+    put_back(lease, id, verdict, tonumber(delay_ms), outcome)
   else
-    if task.verdict == 'dead' then
+    if verdict == 'dead' then
       local tried = read_attempts(id)
       tried.attempts = tried.attempts + 1
       note_error(id, tried.attempts, outcome)
-      bury(id, head, outcome, 'failed', tried)
+      bury(id, lease, outcome, 'failed', tried)
     end
-    conclude(id, head, outcome, result_ttl(), 'task.finished')
-    if head.reply_to ~= '-' then
-      replies[head.reply_to] = add_to_reply(replies[head.reply_to] or {}, id, outcome)
+    conclude(id, lease, outcome, result_ttl(), 'task.finished')
+    if lease.reply_to ~= '-' then
+      local pieces = replies[lease.reply_to]
+      if not pieces then
+        pieces = {}
+        replies[lease.reply_to] = pieces
+      end
+      add_to_reply(pieces, id, outcome)
     end
   end
-  if task.agent ~= '-' then
-    local agent = agent_key(task.agent)
-    local owner, running = unpack(redis.call('HMGET', agent, 'process_id', 'task_id'))
-    if owner == worker and running == id then
-      redis.call('HSET', agent, 'status', 'idle', 'task_id', '', 'last_used_at', now)
-      redis.call('HINCRBY', agent, 'run_count', 1)
-    end
-    touched[#touched + 1] = task.agent
+  if lease.agent ~= '-' then
+    free_agent(lease.agent, id)
   end
 end
 
@@ -179,33 +185,27 @@ local function measure_rate(count)
   end
 end
 
-local function read_ended(i)
-  local id, agent, verdict, delay_ms, ms, tokens = string.match(ARGV[i], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return {id = id, agent = agent, verdict = verdict, delay_ms = tonumber(delay_ms), ms = tonumber(ms),
-    tokens = tonumber(tokens)}
-end
-
 -- Tell whether what a worker says of a task that it does not hold is what was recorded: then this is a repeat.
-local function is_recorded(task, outcome)
-  return task.verdict == 'done' and redis.call('GET', task_key(task.id)) == outcome
+local function is_recorded(id, words, outcome)
+  return string.find(words, ' done ', 1, true) and redis.call('GET', task_key(id)) == outcome
 end
 
 local function take_in()
-  local ended, words = {}, {'HMGET', POOL .. ':leases'}
+  local held_ids, wanted = {}, {'HMGET', POOL .. ':leases'}
   for i = 9, last_ended, 3 do
-    local task = read_ended(i)
-    ended[#ended + 1] = task
-    words[#words + 1] = task.id
+    local id = string.match(ARGV[i], '^%S+')
+    held_ids[#held_ids + 1] = id
+    wanted[#wanted + 1] = id
   end
-  local leases = redis.call(unpack(words))
+  local leases = redis.call(unpack(wanted))
   local cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
-  for place, task in ipairs(ended) do
+  for place, id in ipairs(held_ids) do
     local i = 6 + 3 * place
     local lease = parse_lease(leases[place])
     if lease and lease.worker == worker then
-      settle(task, lease, ARGV[i + 1], ARGV[i + 2], cancels)
-    elseif not is_recorded(task, ARGV[i + 1]) then
-      stale[#stale + 1] = task.id
+      settle(lease, id, ARGV[i], ARGV[i + 1], ARGV[i + 2], cancels)
+    elseif not is_recorded(id, ARGV[i], ARGV[i + 1]) then
+      stale[#stale + 1] = id
     end
   end
   if #ids == 0 then
@@ -498,9 +498,9 @@ end
 
 if number == last then
   for i = 9, last_ended, 3 do
-    local task = read_ended(i)
-    if task.verdict == 'done' and not is_recorded(task, ARGV[i + 1]) then
-      stale[#stale + 1] = task.id
+    local id = string.match(ARGV[i], '^%S+')
+    if string.find(ARGV[i], ' done ', 1, true) and not is_recorded(id, ARGV[i], ARGV[i + 1]) then
+      stale[#stale + 1] = id
     end
   end
   for id in string.gmatch(batch or '', '%S+') do

@@ -157,9 +157,13 @@ end
 
 -- -- leases: `worker rank estimated_ms reserved_tokens`, and the task's own header line -------------------------------
 
+-- What a lease says, and the words of its task's header beside it.
 local function parse_lease(text)
-  local worker, rank, ms, tokens, line = string.match(text or '', '^(%S+) (%S+) (%S+) (%S+) (.*)$')
-  return worker and {worker = worker, rank = tonumber(rank), ms = tonumber(ms), tokens = tonumber(tokens), line = line}
+  local worker, rank, ms, tokens, reply_to, agent, type, tenant, lane, later_us, options = string.match(text or '',
+    '^(%S+) (%S+) (%S+) (%S+) task (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  return worker and {worker = worker, rank = tonumber(rank), ms = tonumber(ms), tokens = tonumber(tokens),
+    reply_to = reply_to, agent = agent, type = type, tenant = tenant, lane = lane, later_us = tonumber(later_us),
+    options = options ~= '-' and ',' .. options}
 end
 
 local function read_lease(id)
