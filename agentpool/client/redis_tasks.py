@@ -130,6 +130,7 @@ class RedisTasks:
             key=request.key,
             input=request.input_digest,
             parent=request.parent,
+            sticky=request.sticky,
             limits=request.limits,
         )
 

@@ -275,4 +275,3 @@ class Replies:
                 self._settle(self._agents, id, AgentEnded(agent_id=id, status=status, detail=detail))
             elif record.status in _STARTED:
                 self._settle(self._agents, id, AgentReady(agent_id=id, process_id=record.process_id))
-

@@ -53,9 +53,11 @@ class ByType:
         pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
         return pool is not None and pool.total > pool.leaving
 
-    def types(self) -> set[str]:
-        """Return the types of which there are agents."""
-        return {name for (name, _), pool in self._pools.items() if pool.total > pool.leaving}
+    @property
+    def warm(self) -> list[str]:
+        """`<type>/<tenant>` of which there are agents; may be read in another thread."""
+        pools = list(self._pools.items())
+        return [f"{name}/{tenant}" for (name, tenant), pool in pools if pool.total > pool.leaving]
 
     async def acquire(self, type: AgentType, tenant: str) -> Lease:
         """Return a started agent for one task; raises what `AgentPool.acquire` does."""

@@ -8,7 +8,6 @@ raises `RedisUnavailable`.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from functools import cache
 from typing import Any, TypeVar
 
 import hiredis
@@ -90,8 +89,7 @@ class _Packing:
             return result
 
 
-@cache
-def _packing(connection_class: Any) -> Any:
+def _packing(connection_class: type[Any]) -> Any:
     return type(f"Packing{connection_class.__name__}", (_Packing, connection_class), {})
 
 

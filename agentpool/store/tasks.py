@@ -48,6 +48,8 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Digest of what the key stands for."""
     parent: str = ""
     """The task that waits for these."""
+    sticky: str = ""
+    """`<tenant>` or `<tenant>/<project>` whose worker is to be preferred."""
     limits: str = ""
     """`reject`: refuse at a limit instead of waiting; `total`: and count all that the tenant has against its total."""
 

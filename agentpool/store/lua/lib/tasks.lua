@@ -138,10 +138,31 @@ local function set_timer(kind, id, at)
   end
 end
 
+-- Workers with room, at most ten: the favourite first, then those with a warm agent for this type and tenant.
+local function workers_to_wake(warm, favourite)
+  local found = workers_with_room(10)
+  if #found > 1 and warm then
+    for place, row in ipairs(found) do
+      local has = redis.call('HGET', process_key(row.worker), 'warm') or ''
+      row.rank = place
+      if row.worker == favourite then
+        row.rank = -100 + place
+      elseif string.find(' ' .. has .. ' ', ' ' .. warm .. ' ', 1, true) then
+        row.rank = -50 + place
+      end
+    end
+    table.sort(found, function(a, b) return a.rank < b.rank end)
+  end
+  return found
+end
+
 -- Tell workers with room that there are tasks by type; the leader, when there is not enough of it.
-local function wake_workers(count)
-  for _, found in ipairs(workers_with_room(10)) do
+-- `warm` is `<type>/<tenant>` of tasks that are all alike. Returns the worker that was told first.
+local function wake_workers(count, warm, favourite)
+  local first
+  for _, found in ipairs(workers_to_wake(warm, favourite)) do
     if count > 0 then
+      first = first or found.worker
       command(found.worker, {type = 'wake'})
       count = count - found.free
     end
@@ -153,6 +174,7 @@ local function wake_workers(count)
       tell_leader('room wanted')
     end
   end
+  return first
 end
 
 -- -- leases: `worker rank estimated_ms reserved_tokens`, and the task's own header line -------------------------------
