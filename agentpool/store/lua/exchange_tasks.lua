@@ -25,8 +25,8 @@
 
 local worker, number = ARGV[4], tonumber(ARGV[5])
 local key = process_key(worker)
-local status, last, batch, labels, capacity, alone =
-  unpack(redis.call('HMGET', key, 'status', 'claim_number', 'claim_batch', 'labels', 'capacity', 'alone'))
+local status, last, batch, labels, capacity, alone, passed = unpack(redis.call('HMGET', key, 'status', 'claim_number',
+  'claim_batch', 'labels', 'capacity', 'alone', 'passed'))
 if not status or status == 'lost' then
   return {'gone'}
 end
@@ -34,10 +34,6 @@ last = tonumber(last) or 0
 local last_ended = 8 + 9 * ARGV[8]
 local stale, mail, taken = {}, {}, {}
 local has_attempts = redis.call('EXISTS', POOL .. ':attempts') == 1
-
-local function is_known(id)
-  return redis.call('HGET', POOL .. ':leases', id)
-end
 
 -- -- what ended ------------------------------------------------------------------------------------------------------
 
@@ -51,7 +47,9 @@ local function count_for(head, lease, i)
   end
   tally.ids[#tally.ids + 1] = ARGV[i]
   local ms, tokens, verdict = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), ARGV[i + 2]
-  tally.late_ms = tally.late_ms + (verdict == 'back' and 0 or ms) - lease.ms
+  if head.type ~= '-' then
+    tally.late_ms = tally.late_ms + (verdict == 'back' and 0 or ms) - lease.ms
+  end
   tally.unreserved = tally.unreserved + tokens - lease.tokens
   if verdict ~= 'back' and head.type ~= '-' then
     local by_type = tally.types[head.type] or {0, 0, 0}
@@ -93,6 +91,7 @@ local function settle(i, lease, cancels)
     else
       enqueue(id, head, lease.rank)
     end
+    redis.call('DEL', POOL .. ':children:' .. id) -- what it waited for belongs to an attempt that is over
     tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', outcome)
   else
     if verdict == 'dead' then
@@ -195,10 +194,6 @@ local function take_in()
   if #lines > 0 then
     redis.call('XADD', POOL .. ':audit', '*', 'lines', table.concat(lines, '\n'))
   end
-  if alone then
-    alone = is_known(alone) and alone
-    redis.call('HSET', key, 'alone', alone or '')
-  end
   measure_rate(#ids)
 end
 
@@ -227,6 +222,10 @@ local function lease_one(id, record, rank, set)
     ms, tokens = estimate(head.tenant, head.type)
   end
   lease_all({{id = id, record = record, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
+  add_to_window(head.tenant, 'tokens', tokens)
+  if limits_of(head.tenant).requests_per_minute > 0 then
+    add_to_window(head.tenant, 'requests', 1)
+  end
 end
 
 local function is_suspect(id)
@@ -242,6 +241,7 @@ local function run_alone(id)
   redis.call('HSET', key, 'alone', id)
 end
 
+-- True when what it holds has to wait until nothing else runs here.
 local function claim_mailbox(name)
   local agent = prefix .. 'agent:' .. pool .. '/' .. name
   local owner, state, tenant = unpack(redis.call('HMGET', agent, 'process_id', 'status', 'tenant'))
@@ -262,9 +262,8 @@ local function claim_mailbox(name)
   end
   local record = redis.call('GET', task_key(id))
   if record and is_suspect(id) then
-    if is_busy() or #taken > 0 then
-      redis.call('HSET', key, 'clearing', '1')
-      return
+    if is_busy() then
+      return true
     end
     run_alone(id)
   end
@@ -275,29 +274,6 @@ local function claim_mailbox(name)
   end
 end
 
--- A suspect runs with nothing beside it. One worker at a time is cleared for those that wait, unless one is empty.
-local function claim_suspect()
-  if redis.call('EXISTS', POOL .. ':suspects') == 0 then
-    return false
-  end
-  if is_busy() or #taken > 0 then
-    local clearing = redis.call('HGET', POOL, 'clearing')
-    if not clearing or clearing == worker or redis.call('ZSCORE', POOL .. ':processes', clearing) == false then
-      redis.call('HSET', POOL, 'clearing', worker)
-      return true
-    end
-    return false
-  end
-  local id, rank = unpack(redis.call('ZPOPMIN', POOL .. ':suspects'))
-  redis.call('HDEL', POOL, 'clearing')
-  local record = redis.call('GET', task_key(id))
-  if record and parse_head(record) then
-    run_alone(id)
-    lease_one(id, record, now_us, 'tasks')
-  end
-  return true
-end
-
 local function hosts(lane)
   for label in string.gmatch(string.match(lane, '%+(.*)') or '', '[^+]+') do
     if not string.find(' ' .. (labels or '') .. ' ', ' ' .. label .. ' ', 1, true) then
@@ -305,6 +281,70 @@ local function hosts(lane)
     end
   end
   return true
+end
+
+-- The suspect that has waited longest, of those that may run here.
+local function next_suspect()
+  if redis.call('SCARD', held(worker, 'agents')) >= (tonumber(capacity) or 0) then
+    return nil
+  end
+  for _, id in ipairs(redis.call('ZRANGE', POOL .. ':suspects', 0, 19)) do
+    local head = read_head(id)
+    if not head then
+      redis.call('ZREM', POOL .. ':suspects', id)
+    elseif hosts(head.lane) and allowance(head.tenant) > 0 then
+      return id
+    end
+  end
+end
+
+-- A suspect runs with nothing beside it. One worker at a time is cleared for those that wait, unless one is empty.
+-- True when nothing else may begin here.
+local function claim_suspect()
+  if redis.call('EXISTS', POOL .. ':suspects') == 0 then
+    return false
+  end
+  local id, clearing = next_suspect(), redis.call('HGET', POOL, 'clearing')
+  if not id or tonumber(ARGV[6]) < 0 then
+    if clearing == worker and not id then
+      redis.call('HDEL', POOL, 'clearing')
+    end
+    return id and clearing == worker
+  elseif not is_busy() then
+    redis.call('ZREM', POOL .. ':suspects', id)
+    redis.call('HDEL', POOL, 'clearing')
+    run_alone(id)
+    lease_one(id, redis.call('GET', task_key(id)), now_us, 'tasks')
+    return true
+  elseif not clearing or clearing == worker or not redis.call('ZSCORE', POOL .. ':processes', clearing) then
+    redis.call('HSET', POOL, 'clearing', worker)
+    return true
+  end
+  return false
+end
+
+-- Take from the mailboxes of idle agents. Those that are passed over, because what runs here shall be alone, are
+-- looked at again by the next exchange, whether it names them or not.
+local function claim_mail(is_clear)
+  local names, left, first = {}, {}, nil
+  for name in string.gmatch(passed or '', '%S+') do
+    names[#names + 1] = name
+  end
+  for i = last_ended + 1, #ARGV do
+    names[#names + 1] = ARGV[i]
+  end
+  for _, name in ipairs(names) do
+    if not is_clear or alone or first then
+      left[#left + 1] = name
+    elseif claim_mailbox(name) then
+      first = name
+    end
+  end
+  local words = table.concat({first or '', unpack(left)}, ' ')
+  if words ~= (passed or '') then
+    redis.call('HSET', key, 'passed', words)
+  end
+  return not first
 end
 
 local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
@@ -348,7 +388,9 @@ local function visit(turn, most)
       charge, reserved = charge + ms, reserved + tokens
     end
   end
-  redis.call('HINCRBY', POOL, 'queued', -#popped / 2)
+  if #popped > 0 then
+    redis.call('HINCRBY', POOL, 'queued', -#popped / 2)
+  end
   local start = math.max(virtual_time(), tag)
   redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', start))
   if redis.call('EXISTS', queue) == 0 then
@@ -441,6 +483,8 @@ if number == last then
   for i = 9, last_ended, 9 do
     if ARGV[i + 2] == 'done' and redis.call('GET', task_key(ARGV[i])) ~= ARGV[i + 7] then
       stale[#stale + 1] = ARGV[i]
+    elseif ARGV[i + 1] ~= '' then
+      touched[#touched + 1] = ARGV[i + 1]
     end
   end
   for id in string.gmatch(batch or '', '%S+') do
@@ -456,13 +500,16 @@ elseif number > last then
       fill(worker, 50)
     end
   end
-  if status == 'ready' and not (alone and alone ~= '') then
-    for i = last_ended + 1, #ARGV do
-      if not (alone and alone ~= '') then
-        claim_mailbox(ARGV[i])
-      end
-    end
-    if not (alone and alone ~= '') and tonumber(ARGV[6]) >= 0 and not claim_suspect() then
+  -- It may have ended by another hand than this worker's.
+  alone = alone ~= '' and alone
+  if alone and (read_lease(alone) or {}).worker ~= worker then
+    alone = false
+    redis.call('HSET', key, 'alone', '')
+  end
+  if status == 'ready' then
+    local takes_types = tonumber(ARGV[6]) >= 0
+    local is_clear = alone or not claim_suspect()
+    if claim_mail(is_clear) and is_clear and not alone and takes_types then
       claim_by_type()
       forget_idle_tenants()
     end

@@ -37,9 +37,12 @@ local function audit(id, head, status, worker, why)
     agent_id = head.agent ~= '-' and pool .. '/' .. head.agent or '', process_id = worker, error = why}))
 end
 
--- Tell those who follow a task what became of it.
-local function tell_followers(id, event, detail)
+-- Tell those who follow a task what became of it; nothing follows the last event.
+local function tell_followers(id, event, detail, is_last)
   if redis.call('EXISTS', POOL .. ':followed') == 1 and redis.call('HEXISTS', POOL .. ':followed', id) == 1 then
+    if is_last then
+      redis.call('HDEL', POOL .. ':followed', id)
+    end
     local trail = POOL .. ':trail:' .. id
     redis.call('XADD', trail, 'MAXLEN', '~', 1000, '*', 'type', event, 'at', now, 'detail', detail or '')
     redis.call('PEXPIRE', trail, result_ttl())
@@ -184,11 +187,10 @@ local function end_options(id, head)
   end
   if parent then
     local children = POOL .. ':children:' .. parent
-    redis.call('SREM', children, id)
-    if redis.call('EXISTS', children) == 0 then
-      local lease = read_lease(parent)
-      if lease then
-        end_wait(lease.worker, head.tenant, parent)
+    if redis.call('SREM', children, id) == 1 and redis.call('EXISTS', children) == 0 then
+      local lease, waiting = read_lease(parent), read_head(parent)
+      if lease and waiting then
+        end_wait(lease.worker, waiting.tenant, parent)
       end
     end
   end
@@ -204,7 +206,7 @@ local function conclude(id, head, outcome, ttl_ms, event)
     redis.call('DEL', POOL .. ':errors:' .. id)
   end
   redis.call('DEL', POOL .. ':children:' .. id)
-  tell_followers(id, event or 'finished')
+  tell_followers(id, event or 'finished', '', true)
 end
 
 -- One entry of a reply: the outcome comes along when it is small, else it is fetched.
@@ -242,6 +244,7 @@ local function bury(id, head, outcome, kind, tried)
       errors[i] = 'error:' .. errors[i]
     end
     redis.call('HSET', letter, unpack(errors))
+    redis.call('DEL', POOL .. ':errors:' .. id)
   end
   redis.call('ZADD', POOL .. ':dead', now, id)
   local bound = tonumber(redis.call('HGET', POOL, 'max_dead')) or 10000
@@ -259,10 +262,18 @@ end
 -- `blamed`: it was at work when the process ended. Three deaths that it was alone in are its last.
 local function give_back_after_crash(id, worker, blamed, alone, reason)
   local head, lease = read_head(id), read_lease(id)
+  local cancelled = redis.call('SISMEMBER', held(worker, 'cancels'), id) == 1
   end_lease(worker, id, head and head.tenant)
   if not head then
     return
   end
+  if cancelled then
+    local why = 'cancelled on request'
+    finish_task(id, plain_outcome('cancelled', worker, 'TaskCancelled', why), 'cancelled', worker, why)
+    return
+  end
+  -- What it waited for belongs to an attempt that is over.
+  redis.call('DEL', POOL .. ':children:' .. id)
   local tried = read_attempts(id)
   if blamed ~= '' then
     tried.crashes = tried.crashes + 1
