@@ -182,15 +182,19 @@ async def seed_task(
     input: object = None,
     lane: str = "normal",
     later_us: int = 0,
+    digest: str = "",
     **options: Any,
 ) -> str:
-    """Submit a task for an agent, or for any of type R; returns its id, or that of the one that has its key."""
+    """Submit a task for an agent, or for any of type R; returns its id, or that of the one that has its key.
+
+    `digest` is that of the input, for a key.
+    """
     words = {"expires": "1" if "expires" in options else "", "batch": "1" if "batch" in options else ""}
     words |= {name: options.get(name, "") for name in ("key", "parent")}
     text = ",".join(f"{name}={value}" for name, value in words.items() if value)
     envelope = TaskEnvelope(msgspec.Raw(msgspec.json.encode(input)))
     head = header(agent, tenant, lane=lane, later_us=later_us, options=text)
-    return await store.tasks.submit(f"{pool}/{id}", head, envelope, SubmitOptions(**options))
+    return await store.tasks.submit(f"{pool}/{id}", head, envelope, SubmitOptions(input=digest, **options))
 
 
 def ended(
@@ -255,9 +259,11 @@ def outcome(worker: str = "w1", result: object = None) -> Outcome:
     )
 
 
-def failure(worker: str = "w1", message: str = "boom") -> Outcome:
+def failure(worker: str = "w1", message: str = "boom", status: str = "") -> Outcome:
     """An outcome of a run that raised."""
-    return Outcome(status=TaskStatus.FAILED, process_id=worker, error=TaskError(type="ValueError", message=message))
+    return Outcome(
+        status=TaskStatus(status or "failed"), process_id=worker, error=TaskError(type="ValueError", message=message)
+    )
 
 
 # -- reads ------------------------------------------------------------------------------------------------------
