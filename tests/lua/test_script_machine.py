@@ -54,7 +54,8 @@ SMALL: dict[str, object] = {
 }  # fmt: skip
 LIMITS: list[tuple[str, float | None]] = [
     ("running", 1), ("running", 2), ("running", None), ("requests_per_minute", 2), ("requests_per_minute", None),
-    ("agents", 2), ("agents", None), ("tokens_per_minute", 5), ("tokens_per_minute", None), ("weight", 3), ("queued", 1),
+    ("agents", 2), ("agents", None), ("tokens_per_minute", 5), ("tokens_per_minute", None), ("weight", 3),
+    ("queued", 1),
 ]  # fmt: skip
 LANES = ["normal", "urgent", "batch", "normal+gpu"]
 
