@@ -25,19 +25,16 @@
 
 local worker, number = ARGV[4], tonumber(ARGV[5])
 local key = process_key(worker)
-local status, last, batch, labels, capacity, alone =
-  unpack(redis.call('HMGET', key, 'status', 'claim_number', 'claim_batch', 'labels', 'capacity', 'alone'))
+local status, last, batch, labels, capacity, alone, passed = unpack(redis.call('HMGET', key, 'status', 'claim_number',
+  'claim_batch', 'labels', 'capacity', 'alone', 'passed'))
 if not status or status == 'lost' then
   return {'gone'}
 end
 last = tonumber(last) or 0
 local last_ended = 8 + 3 * ARGV[8]
 local stale, mail, taken = {}, {}, {}
+local waits_here = redis.call('EXISTS', held(worker, 'waits')) == 1
 local has_held = redis.call('EXISTS', POOL .. ':held') == 1
-
-local function is_known(id)
-  return redis.call('HGET', POOL .. ':leases', id)
-end
 
 -- -- what ended ------------------------------------------------------------------------------------------------------
 
@@ -50,7 +47,9 @@ local function count_for(lease, id, counts, ms, tokens)
     tenants[lease.tenant] = tally
   end
   tally.ids[#tally.ids + 1] = id
-  tally.late_ms = tally.late_ms + (counts and ms or 0) - lease.ms
+  if lease.type ~= '-' then
+    tally.late_ms = tally.late_ms + (counts and ms or 0) - lease.ms
+  end
   tally.unreserved = tally.unreserved + tokens - lease.tokens
   if counts and lease.type ~= '-' then
     local sums = tally.types[lease.type]
@@ -80,6 +79,9 @@ local function put_back(lease, id, verdict, delay_ms, error)
     set_timer('start', id, now + delay_ms)
   else
     enqueue(id, lease, lease.rank)
+  end
+  if waits_here then
+    redis.call('DEL', POOL .. ':children:' .. id) -- what it waited for belongs to an attempt that is over
   end
   tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', error)
 end
@@ -131,9 +133,9 @@ local function settle(lease, id, words, outcome, line, cancels)
 end
 
 -- What a tenant's tasks took is weighed in; what they were charged too much or too little is corrected.
-local function settle_tenant(tenant, tally, waits)
+local function settle_tenant(tenant, tally)
   redis.call('SREM', tenant_key(tenant, 'tasks'), unpack(tally.ids))
-  for _, id in ipairs(waits and tally.ids or {}) do
+  for _, id in ipairs(waits_here and tally.ids or {}) do
     if redis.call('SREM', held(worker, 'waits'), id) == 1 then
       redis.call('SREM', tenant_key(tenant, 'waits'), id)
       redis.call('DEL', POOL .. ':children:' .. id)
@@ -214,9 +216,8 @@ local function take_in()
   redis.call('ZREM', held(worker, 'tasks'), unpack(ids))
   redis.call('ZREM', held(worker, 'runs'), unpack(ids))
   redis.call('HDEL', POOL .. ':leases', unpack(ids))
-  local waits = redis.call('EXISTS', held(worker, 'waits')) == 1
   for tenant, tally in pairs(tenants) do
-    settle_tenant(tenant, tally, waits)
+    settle_tenant(tenant, tally)
   end
   write_turns()
   for reply_to, entries in pairs(replies) do
@@ -224,10 +225,6 @@ local function take_in()
   end
   if #lines > 0 then
     redis.call('XADD', POOL .. ':audit', '*', 'lines', table.concat(lines, '\n'))
-  end
-  if alone then
-    alone = is_known(alone) and alone
-    redis.call('HSET', key, 'alone', alone or '')
   end
   measure_rate(#ids)
 end
@@ -273,6 +270,10 @@ local function lease_one(id, record, rank, set)
   end
   local line = string.match(record, '^[^\n]*')
   lease_all({{id = id, record = record, line = line, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
+  add_to_window(head.tenant, 'tokens', tokens)
+  if limits_of(head.tenant).requests_per_minute > 0 then
+    add_to_window(head.tenant, 'requests', 1)
+  end
 end
 
 local function is_suspect(id)
@@ -288,6 +289,7 @@ local function run_alone(id)
   redis.call('HSET', key, 'alone', id)
 end
 
+-- True when what it holds has to wait until nothing else runs here.
 local function claim_mailbox(name)
   local agent = prefix .. 'agent:' .. pool .. '/' .. name
   local owner, state, tenant = unpack(redis.call('HMGET', agent, 'process_id', 'status', 'tenant'))
@@ -308,9 +310,8 @@ local function claim_mailbox(name)
   end
   local record = redis.call('GET', task_key(id))
   if record and is_suspect(id) then
-    if is_busy() or #taken > 0 then
-      redis.call('HSET', key, 'clearing', '1')
-      return
+    if is_busy() then
+      return true
     end
     run_alone(id)
   end
@@ -321,29 +322,6 @@ local function claim_mailbox(name)
   end
 end
 
--- A suspect runs with nothing beside it. One worker at a time is cleared for those that wait, unless one is empty.
-local function claim_suspect()
-  if redis.call('EXISTS', POOL .. ':suspects') == 0 then
-    return false
-  end
-  if is_busy() or #taken > 0 then
-    local clearing = redis.call('HGET', POOL, 'clearing')
-    if not clearing or clearing == worker or redis.call('ZSCORE', POOL .. ':processes', clearing) == false then
-      redis.call('HSET', POOL, 'clearing', worker)
-      return true
-    end
-    return false
-  end
-  local id, rank = unpack(redis.call('ZPOPMIN', POOL .. ':suspects'))
-  redis.call('HDEL', POOL, 'clearing')
-  local record = redis.call('GET', task_key(id))
-  if record and parse_head(record) then
-    run_alone(id)
-    lease_one(id, record, now_us, 'tasks')
-  end
-  return true
-end
-
 local function hosts(lane)
   for label in string.gmatch(string.match(lane, '%+(.*)') or '', '[^+]+') do
     if not string.find(' ' .. (labels or '') .. ' ', ' ' .. label .. ' ', 1, true) then
@@ -351,6 +329,70 @@ local function hosts(lane)
     end
   end
   return true
+end
+
+-- The suspect that has waited longest, of those that may run here.
+local function next_suspect()
+  if redis.call('SCARD', held(worker, 'agents')) >= (tonumber(capacity) or 0) then
+    return nil
+  end
+  for _, id in ipairs(redis.call('ZRANGE', POOL .. ':suspects', 0, 19)) do
+    local head = read_head(id)
+    if not head then
+      redis.call('ZREM', POOL .. ':suspects', id)
+    elseif hosts(head.lane) and allowance(head.tenant) > 0 then
+      return id
+    end
+  end
+end
+
+-- A suspect runs with nothing beside it. One worker at a time is cleared for those that wait, unless one is empty.
+-- True when nothing else may begin here.
+local function claim_suspect()
+  if redis.call('EXISTS', POOL .. ':suspects') == 0 then
+    return false
+  end
+  local id, clearing = next_suspect(), redis.call('HGET', POOL, 'clearing')
+  if not id or tonumber(ARGV[6]) < 0 then
+    if clearing == worker and not id then
+      redis.call('HDEL', POOL, 'clearing')
+    end
+    return id and clearing == worker
+  elseif not is_busy() then
+    redis.call('ZREM', POOL .. ':suspects', id)
+    redis.call('HDEL', POOL, 'clearing')
+    run_alone(id)
+    lease_one(id, redis.call('GET', task_key(id)), now_us, 'tasks')
+    return true
+  elseif not clearing or clearing == worker or not redis.call('ZSCORE', POOL .. ':processes', clearing) then
+    redis.call('HSET', POOL, 'clearing', worker)
+    return true
+  end
+  return false
+end
+
+-- Take from the mailboxes of idle agents. Those that are passed over, because what runs here shall be alone, are
+-- looked at again by the next exchange, whether it names them or not.
+local function claim_mail(is_clear)
+  local names, left, first = {}, {}, nil
+  for name in string.gmatch(passed or '', '%S+') do
+    names[#names + 1] = name
+  end
+  for i = last_ended + 1, #ARGV do
+    names[#names + 1] = ARGV[i]
+  end
+  for _, name in ipairs(names) do
+    if not is_clear or alone or first then
+      left[#left + 1] = name
+    elseif claim_mailbox(name) then
+      first = name
+    end
+  end
+  local words = table.concat({first or '', unpack(left)}, ' ')
+  if words ~= (passed or '') then
+    redis.call('HSET', key, 'passed', words)
+  end
+  return not first
 end
 
 local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
@@ -498,9 +540,11 @@ end
 
 if number == last then
   for i = 9, last_ended, 3 do
-    local id = string.match(ARGV[i], '^%S+')
+    local id, name = string.match(ARGV[i], '^(%S+) (%S+)')
     if string.find(ARGV[i], ' done ', 1, true) and not is_recorded(id, ARGV[i], ARGV[i + 1]) then
       stale[#stale + 1] = id
+    elseif name ~= '-' then
+      touched[#touched + 1] = name
     end
   end
   for id in string.gmatch(batch or '', '%S+') do
@@ -516,13 +560,16 @@ elseif number > last then
       fill(worker, 50)
     end
   end
-  if status == 'ready' and not (alone and alone ~= '') then
-    for i = last_ended + 1, #ARGV do
-      if not (alone and alone ~= '') then
-        claim_mailbox(ARGV[i])
-      end
-    end
-    if not (alone and alone ~= '') and tonumber(ARGV[6]) >= 0 and not claim_suspect() then
+  -- It may have ended by another hand than this worker's.
+  alone = alone ~= '' and alone
+  if alone and (read_lease(alone) or {}).worker ~= worker then
+    alone = false
+    redis.call('HSET', key, 'alone', '')
+  end
+  if status == 'ready' then
+    local takes_types = tonumber(ARGV[6]) >= 0
+    local is_clear = alone or not claim_suspect()
+    if claim_mail(is_clear) and is_clear and not alone and takes_types then
       claim_by_type()
       forget_idle_tenants()
     end

@@ -161,14 +161,14 @@ if options.key then
   redis.call('SET', POOL .. ':key:' .. options.key, ARGV[fresh[1]] .. ' ' .. options.input)
 end
 if options.parent then
-  local lease = read_lease(options.parent)
-  if lease then
+  local lease, waiting = read_lease(options.parent), read_head(options.parent)
+  if lease and waiting then
     for _, i in ipairs(fresh) do
       redis.call('SADD', POOL .. ':children:' .. options.parent, ARGV[i])
     end
     redis.call('SADD', held(lease.worker, 'waits'), options.parent)
-    redis.call('SADD', tenant_key(tenant, 'waits'), options.parent)
-    let_go(tenant)
+    redis.call('SADD', tenant_key(waiting.tenant, 'waits'), options.parent)
+    let_go(waiting.tenant)
     command(lease.worker, {type = 'wake'})
   end
 end

@@ -43,12 +43,15 @@ end
 
 local followed, tried_again = nil, nil
 
--- Tell those who follow a task what became of it.
-local function tell_followers(id, event, detail)
+-- Tell those who follow a task what became of it; nothing follows the last event.
+local function tell_followers(id, event, detail, is_last)
   if followed == nil then
     followed = redis.call('EXISTS', POOL .. ':followed') == 1
   end
   if followed and redis.call('HEXISTS', POOL .. ':followed', id) == 1 then
+    if is_last then
+      redis.call('HDEL', POOL .. ':followed', id)
+    end
     local trail = POOL .. ':trail:' .. id
     redis.call('XADD', trail, 'MAXLEN', '~', 1000, '*', 'type', event, 'at', now, 'detail', detail or '')
     redis.call('PEXPIRE', trail, result_ttl())
@@ -229,11 +232,10 @@ local function end_options(id, head)
   end
   if parent then
     local children = POOL .. ':children:' .. parent
-    redis.call('SREM', children, id)
-    if redis.call('EXISTS', children) == 0 then
-      local lease = read_lease(parent)
-      if lease then
-        end_wait(lease.worker, head.tenant, parent)
+    if redis.call('SREM', children, id) == 1 and redis.call('EXISTS', children) == 0 then
+      local lease, waiting = read_lease(parent), read_head(parent)
+      if lease and waiting then
+        end_wait(lease.worker, waiting.tenant, parent)
       end
     end
   end
@@ -248,7 +250,7 @@ local function conclude(id, head, outcome, ttl_ms, event)
   if has_attempts() and redis.call('HDEL', POOL .. ':attempts', id) == 1 then
     redis.call('DEL', POOL .. ':errors:' .. id)
   end
-  tell_followers(id, event or 'finished')
+  tell_followers(id, event or 'finished', '', true)
 end
 
 -- Add an entry to a reply: the outcome comes along when it is small, else it is fetched. Ids are plain words.
@@ -292,6 +294,7 @@ local function bury(id, head, outcome, kind, tried)
       errors[i] = 'error:' .. errors[i]
     end
     redis.call('HSET', letter, unpack(errors))
+    redis.call('DEL', POOL .. ':errors:' .. id)
   end
   redis.call('ZADD', POOL .. ':dead', now, id)
   local bound = tonumber(redis.call('HGET', POOL, 'max_dead')) or 10000
@@ -309,10 +312,18 @@ end
 -- `blamed`: it was at work when the process ended. Three deaths that it was alone in are its last.
 local function give_back_after_crash(id, worker, blamed, alone, reason)
   local head, lease = read_head(id), read_lease(id)
+  local cancelled = redis.call('SISMEMBER', held(worker, 'cancels'), id) == 1
   end_lease(worker, id, head and head.tenant)
   if not head then
     return
   end
+  if cancelled then
+    local why = 'cancelled on request'
+    finish_task(id, plain_outcome('cancelled', worker, 'TaskCancelled', why), 'cancelled', worker, why)
+    return
+  end
+  -- What it waited for belongs to an attempt that is over.
+  redis.call('DEL', POOL .. ':children:' .. id)
   local tried = read_attempts(id)
   if blamed ~= '' then
     tried.crashes = tried.crashes + 1

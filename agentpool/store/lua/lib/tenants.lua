@@ -174,18 +174,20 @@ local function let_go(tenant)
   end
   local waits = false
   local mail = tenant_key(tenant, 'mail')
-  for _, name in ipairs(redis.call('SMEMBERS', mail)) do
+  for _, name in ipairs(redis.call('SPOP', mail, 100)) do
     local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. name, 'process_id', 'status'))
     if status == 'idle' then
       command(worker, {type = 'wake', agent_id = pool .. '/' .. name}, true)
     end
   end
-  redis.call('DEL', mail)
   for _, lane in ipairs(lanes()) do
     if redis.call('EXISTS', lane_key(lane, tenant)) == 1 then
       enlist(lane, tenant)
       waits = true
     end
+  end
+  if redis.call('EXISTS', mail) == 1 then
+    hold(tenant, 1)
   end
   return waits
 end
