@@ -30,6 +30,8 @@ PRIORITY_MAX = 9
 PRIORITY = 5
 URGENT = 2
 """Tasks of this priority and below go before others."""
+AT_MAX = 253_402_300_800
+"""The end of the year 9999."""
 NESTED_MAX = 8
 """Tasks that may wait for one another, one within the other."""
 AGE_STEP_US = 10_000_000
@@ -258,8 +260,11 @@ def _delay_ms(delay: float | None, at: datetime | float | None) -> int:
         if at.tzinfo is None:
             raise InvalidInput(f"at is {at}, without a zone: use datetime.now(timezone.utc) or the like.", "$.at")
         at = at.timestamp()
-    seconds = milliseconds("at", at) - wall_ms()
-    return max(0, seconds)
+    # Seconds since 1970 are more than any number of seconds to wait may be.
+    is_number = isinstance(at, int | float) and not isinstance(at, bool)
+    if not is_number or not 0 < at <= AT_MAX:
+        raise InvalidInput(f"at is {at!r}: it must be a time with a zone, or seconds since 1970.", "$.at")
+    return max(0, round(1000 * at) - wall_ms())
 
 
 def _sticky(sticky: str | None, tenant: str, project: str | None) -> str:

@@ -280,8 +280,10 @@ local function is_suspect(id)
   return read_attempts(id).suspect == 1
 end
 
+-- Whether anything is at work here; what waits for tasks of its own is not, and those may be what wants to run alone.
 local function is_busy()
-  return redis.call('EXISTS', held(worker, 'tasks'), held(worker, 'runs')) > 0
+  local tasks = redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs'))
+  return tasks > redis.call('SCARD', held(worker, 'waits'))
 end
 
 local function run_alone(id)
@@ -513,6 +515,9 @@ local function claim_by_type()
   local free = (tonumber(capacity) or 0) - redis.call('SCARD', held(worker, 'agents')) - tasks
   -- Each task that waits for tasks of its own lends its slot to such tasks.
   local got = serve('child', math.min(50, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
+  if alone and alone ~= '' then
+    return -- it waits for such tasks, and runs alone again afterwards
+  end
   local room = math.min(tonumber(ARGV[6]), free, 50) - got
   if room > 0 then
     local count = serve_urgent_and_normal(room)
@@ -566,6 +571,8 @@ elseif number > last then
     alone = false
     redis.call('HSET', key, 'alone', '')
   end
+  -- While it waits for tasks of its own it is not at work, and those may be what wants to run.
+  alone = alone and redis.call('SISMEMBER', held(worker, 'waits'), alone) == 0 and alone
   if status == 'ready' then
     local takes_types = tonumber(ARGV[6]) >= 0
     local is_clear = alone or not claim_suspect()

@@ -317,6 +317,11 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
   if not head then
     return
   end
+  if blamed == 'overdue' then
+    local why = 'its time was over while it blocked its worker: ' .. reason
+    finish_task(id, plain_outcome('timed_out', worker, 'TaskTimedOut', why), 'timed_out', worker, why)
+    return
+  end
   if cancelled then
     local why = 'cancelled on request'
     finish_task(id, plain_outcome('cancelled', worker, 'TaskCancelled', why), 'cancelled', worker, why)
