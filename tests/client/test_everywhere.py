@@ -37,6 +37,7 @@ agent_stop_timeout = 0.3
 boot_backoff = 0.05
 boot_failures_max = 3
 drain_timeout = 0.2
+retry_delay = 0.05
 """
 
 
@@ -100,7 +101,7 @@ async def test_what_an_agent_is_told_of_itself(pool: Pool) -> None:
     task_id = told.pop("task_id")
     assert task_id.startswith(f"{POOL}/")
     assert told == {
-        "agent_id": f"{POOL}/t", "pool": POOL, "tenant": "default", "project": None, "attempt": 1, "fence": 1,
+        "agent_id": f"{POOL}/t", "pool": POOL, "tenant": "acme", "project": None, "attempt": 1, "fence": 1,
     }  # fmt: skip
     handle = await pool.submit("Teller", None, tenant="acme")
     told = await handle.result(10)
