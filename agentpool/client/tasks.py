@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentpool.agent import Context
@@ -107,13 +107,18 @@ async def run_task(client: "Client", request: Request, kind: Kind) -> Any:
 
 
 async def run_nested(
-    client: "Client", context: Context, agent_type: Any, input: Any, *, timeout: float | None = None
+    run: Callable[[Request], Awaitable[Outcome]],
+    context: Context,
+    agent_type: Any,
+    input: Any,
+    *,
+    timeout: float | None = None,
 ) -> Any:
     """Run a task for the tenant of a task that waits for it, or for that of an agent; what `ctx.run` does."""
     kind = kind_of(agent_type)
     within: dict[str, Any] = {"parent": context.task_id, "depth": context.depth + 1} if context.task_id else {}
     request = new_request(context.pool, kind, input, tenant=context.tenant, timeout=timeout, **within)
-    return await run_task(client, request, kind)
+    return result_of(request.task_id, kind, await run(request))
 
 
 def result_of(task_id: str, kind: Kind, outcome: Outcome) -> Any:
