@@ -107,8 +107,9 @@ def convert(path: KeyPath, entry: Entry) -> Any:
     kind = field_type(path)
     value = entry.value
     if entry.is_text and isinstance(value, str):
-        value = _split(value) if kind == tuple[str, ...] else value.strip()
-        value = SWITCHES.get(value.lower(), value) if kind is bool else value
+        text = value.strip()
+        value = SWITCHES.get(text.lower(), text) if kind is bool else text
+        value = _split(text) if kind == tuple[str, ...] else value
     try:
         return msgspec.convert(value, kind, strict=not entry.is_text)
     except msgspec.ValidationError:
