@@ -74,6 +74,9 @@ class RedisBackend:
     async def run(self, request: Request) -> Outcome:
         return await self._tasks.run(request)
 
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        return self._tasks.watch(task_id)
+
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         return await self._tasks.outcome(task_id, timeout)
 

@@ -132,10 +132,10 @@ async def _queued(tiny: TinyPool) -> int:
 async def dead(cli: Cli, tiny: TinyPool) -> list[str]:
     """Two dead letters: one of tenant acme that was tried three times, one of a task that was tried once."""
     worker = await tiny.add_worker("w1", handler=fail)
-    worker.retries_after = 0.0
+    worker.attempts = 3
     ids = [await submitted(cli, "--input", '"input"', "--tenant", "acme")]
     await wait_until(lambda: _dead(tiny, 1))
-    worker.retries_after = -1.0
+    worker.attempts = 1
     ids.append(await submitted(cli, "--input", "null"))
     await wait_until(lambda: _dead(tiny, 2))
     return ids

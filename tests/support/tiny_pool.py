@@ -46,14 +46,14 @@ async def echo(input: Any) -> Any:
 
 
 class TinyWorker:
-    """Confirms agents, and exchanges what ended for new tasks; `handler` is what its agents do."""
+    """Confirms, takes tasks and hands them in; `handler` is what its agents do."""
 
     def __init__(self, store: Store, pool: str, id: str, capacity: int, handler: Handler = echo) -> None:
         self.store, self.pool, self.id, self.capacity, self.handler = store, pool, id, capacity, handler
         self.starts = True
         """False: agents stay `placed`, as if `start()` did not return."""
-        self.retries_after = -1.0
-        """Seconds after which what failed is tried again; below 0: it is a dead letter at once."""
+        self.attempts = 0
+        """How often what fails is tried before it is a dead letter; 0: it has failed, and that is all."""
         self._exchanges = 0
         self._ended: list[EndedTask] = []
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -92,35 +92,32 @@ class TinyWorker:
             elif agent.status is AgentStatus.IDLE:
                 idle.append(name)
         self._exchanges += 1
-        ended, self._ended = self._ended[:50], self._ended[50:]
+        ended = self._ended[:50]
         answer = await self.store.tasks.exchange(
-            self.pool, self.id, self._exchanges, room=self.capacity, ended=ended, names=idle[:50]
+            self.pool, self.id, self._exchanges, room=self.capacity, ended=ended, names=idle
         )
+        del self._ended[: len(ended)]
         for task in answer.tasks if answer else ():
             self._runs[task.id] = asyncio.create_task(self._run(task))
         return True
 
     async def _run(self, task: ClaimedTask) -> None:
         outcome = await self._outcome(task)
-        again = self.retries_after >= 0 and task.attempt < 3
-        verdict = "done" if outcome.status is not TaskStatus.FAILED else "retry" if again else "dead"
-        self._ended.append(
-            EndedTask(
-                task.id,
-                task.header.agent_name,
-                verdict,
-                encode_json(outcome),
-                delay_ms=int(max(self.retries_after, 0) * 1000),
-                attempt=task.attempt,
-                audit=self._audit_line(task, outcome),
-            )
+        verdict = "done"
+        if self.attempts and outcome.status is TaskStatus.FAILED:
+            verdict = "retry" if task.attempt < self.attempts else "dead"
+        line = {"at": wall_ms(), "task_id": task.id, "status": outcome.status, "tenant": task.header.tenant}
+        ended = EndedTask(
+            task.id,
+            task.header.agent_name,
+            verdict,
+            encode_json(outcome),
+            run_ms=1.0,
+            attempt=task.attempt,
+            audit=encode_json({**line, "process_id": self.id}),
         )
+        self._ended.append(ended)
         self._runs.pop(task.id, None)
-
-    def _audit_line(self, task: ClaimedTask, outcome: Outcome) -> bytes:
-        header = task.header
-        line = {"at": wall_ms(), "task_id": task.id, "status": outcome.status, "tenant": header.tenant}
-        return encode_json({**line, "agent_type": header.agent_type, "process_id": self.id, "attempt": task.attempt})
 
     async def _outcome(self, task: ClaimedTask) -> Outcome:
         assert task.envelope
