@@ -28,8 +28,10 @@ OPEN_TIMEOUT = 1.5
 class RedisBackend:
     """Everything on one store. What it is for, and what each method promises, is said in `Backend`."""
 
-    def __init__(self, store: Store, cleanup: Cleanup, *, owns_store: bool = True) -> None:
+    def __init__(self, store: Store, cleanup: Cleanup, *, owns_store: bool = True, data_dir: str = "") -> None:
         self.store = store
+        self.data_dir = data_dir
+        """Where a master of this host keeps its files."""
         self.replies = Replies(store)
         """How answers come back; it begins to listen when something waits."""
         self._cleanup, self._owns_store = cleanup, owns_store

@@ -68,7 +68,7 @@ class EndedTask(msgspec.Struct, frozen=True):
     agent_name: str
     verdict: str
     outcome: bytes
-    """The outcome, or for a task that is tried again what went wrong, as JSON."""
+    """The outcome of this attempt, or for a task that goes back what went wrong, as JSON."""
     delay_ms: int = 0
     run_ms: float = 0.0
     tokens: int = 0

@@ -365,7 +365,7 @@ class Executor:
             if run.has_begun:
                 mean = self._mean_ms
                 self._mean_ms = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
-        result = outcome if ending.verdict in ("done", "dead") else outcome.error
+        result = outcome.error if ending.verdict == "back" else outcome
         self._ended[task.id] = (
             run,
             EndedTask(
