@@ -191,6 +191,20 @@ class LocalTasks:
             raise request.timed_out(while_it_ran=answer == "asked")
         return future.result()
 
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
+        watched: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        task = self._tasks.get(task_id)
+        if task is None:
+            try:
+                watched.set_result(self._outcomes.get(task_id))
+            except UnknownTask as error:
+                watched.set_exception(error)
+            return watched
+        task.keep = True
+        task.future.add_done_callback(lambda done: watched.done() or watched.set_result(done.result()))
+        return watched
+
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for an outcome; raises `TimeoutError` and `UnknownTask`."""
         task = self._tasks.get(task_id)
