@@ -89,6 +89,8 @@ class TaskOptions(AgentTaskOptions, total=False):
     """Run only when nothing else can, for `batch_max_wait` at most."""
     requires: Iterable[str]
     """Labels that its worker must have."""
+    sticky: Literal["tenant", "project"] | None
+    """Prefer the worker that has last been given tasks of this tenant, or of its project, while that is there."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +115,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the idempotency key."""
     input_digest: str = ""
     parent: str = ""
+    sticky: str = ""
     limits: str = ""
     """`reject` or `total`: refuse at a limit, instead of waiting."""
 
@@ -168,6 +171,7 @@ def new_requests(
     batch: bool = False,
     retry: RetryPolicy | None = None,
     requires: Iterable[str] = (),
+    sticky: str | None = None,
     when_limited: str = "queue",
 ) -> list[Request]:
     """Check tasks that share everything but their inputs; raises `InvalidInput`.
@@ -198,6 +202,7 @@ def new_requests(
         "delay_ms": _delay_ms(delay, at),
         "expires_ms": expires_ms,
         "parent": parent,
+        "sticky": _sticky(sticky, tenant, project),
         "limits": limits or _limits(when_limited),
     }
     timeout_ms = milliseconds("timeout", timeout)
@@ -260,6 +265,16 @@ def _delay_ms(delay: float | None, at: datetime | float | None) -> int:
     if not is_number or not 0 < at <= AT_MAX:
         raise InvalidInput(f"at is {at!r}: it must be a time with a zone, or seconds since 1970.", "$.at")
     return max(0, round(1000 * at) - wall_ms())
+
+
+def _sticky(sticky: str | None, tenant: str, project: str | None) -> str:
+    if sticky is None:
+        return ""
+    if sticky not in ("tenant", "project"):
+        raise InvalidInput(f'sticky is {sticky!r}: it may be "tenant", "project", or None.', "$.sticky")
+    if sticky == "project" and not project:
+        raise InvalidInput('sticky="project" needs a project.', "$.project")
+    return f"{tenant}/{project}" if sticky == "project" else tenant
 
 
 def _limits(when_limited: str) -> str:

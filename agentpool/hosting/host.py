@@ -99,15 +99,12 @@ class Host:
             run.perform(lease.begin, input, agent_id=lease.agent_id)
         else:
             making = asyncio.create_task(self._make_and_begin(run, type, input), name=f"agent for {run.task.id}")
+            making.add_done_callback(lambda _: self._was_stopped(run, making))
             run.wait_for_agent(making)
 
     async def _make_and_begin(self, run: Run, type: AgentType, input: Any) -> None:
         try:
             run.lease = await self.by_type.acquire(type, run.task.header.tenant)
-        except asyncio.CancelledError:
-            if not run.why:
-                raise
-            run.fail(AgentPoolError(run.why))
         except Exception as error:  # noqa: BLE001 (whatever it is, the task must come to an end)
             run.fail(error)
         else:
@@ -115,3 +112,9 @@ class Host:
                 run.fail(AgentPoolError(run.why))
             else:
                 run.perform(run.lease.begin, input, agent_id=run.lease.agent_id)
+
+    @staticmethod
+    def _was_stopped(run: Run, making: "asyncio.Task[None]") -> None:
+        """End a run that was told to stop while its agent was made, perhaps before the first step of that."""
+        if making.cancelled() and run.why:
+            run.fail(AgentPoolError(run.why))

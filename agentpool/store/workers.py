@@ -35,10 +35,11 @@ def beat_worker(
     loop_lag_ms: int,
     memory_bytes: int | None,
     cpu_percent: float,
+    warm: str = "",
 ) -> Beat | None:
     """Send one heartbeat; None means that the worker was given up and must exit."""
     memory = "" if memory_bytes is None else memory_bytes
-    answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1))
+    answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1), warm)
     if answer[0] == "gone":
         return None
     return Beat(

@@ -1,6 +1,6 @@
 """A pool whose master and workers are a few lines on the store, for tests of what clients see.
 
-It keeps every promise of a real worker towards Redis (register, confirm, claim, complete) in the test's own loop.
+It keeps every promise of a real worker towards Redis (register, confirm, exchange) in the test's own loop.
 """
 
 import asyncio
@@ -10,12 +10,14 @@ from typing import Any
 
 import msgspec
 
+from agentpool.clock import wall_ms
 from agentpool.errors import InvalidInput
-from agentpool.protocol.codec import new_id
+from agentpool.protocol.codec import encode_json, new_id
 from agentpool.protocol.records import ClaimedTask, Outcome, TaskError, TypeInfo
 from agentpool.protocol.states import AgentStatus, TaskStatus
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
+from agentpool.store.tasks import EndedTask
 from agentpool.store.workers import beat_worker, register_worker
 
 __all__ = ["POOL", "TinyPool", "TinyWorker", "tiny_pool"]
@@ -44,13 +46,16 @@ async def echo(input: Any) -> Any:
 
 
 class TinyWorker:
-    """Confirms, claims and completes; `handler` is what its agents do."""
+    """Confirms, takes tasks and hands them in; `handler` is what its agents do."""
 
     def __init__(self, store: Store, pool: str, id: str, capacity: int, handler: Handler = echo) -> None:
         self.store, self.pool, self.id, self.capacity, self.handler = store, pool, id, capacity, handler
         self.starts = True
         """False: agents stay `placed`, as if `start()` did not return."""
-        self._claims = 0
+        self.attempts = 0
+        """How often what fails is tried before it is a dead letter; 0: it has failed, and that is all."""
+        self._exchanges = 0
+        self._ended: list[EndedTask] = []
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
 
@@ -86,15 +91,32 @@ class TinyWorker:
                 await self.store.agents.confirm(self.pool, self.id, name, agent.incarnation)
             elif agent.status is AgentStatus.IDLE:
                 idle.append(name)
-        self._claims += 1
-        claim = await self.store.tasks.claim(self.pool, self.id, self._claims, by_type=self.capacity, names=idle)
-        for task in claim.tasks if claim else ():
+        self._exchanges += 1
+        ended = self._ended[:50]
+        answer = await self.store.tasks.exchange(
+            self.pool, self.id, self._exchanges, room=self.capacity, ended=ended, names=idle
+        )
+        del self._ended[: len(ended)]
+        for task in answer.tasks if answer else ():
             self._runs[task.id] = asyncio.create_task(self._run(task))
         return True
 
     async def _run(self, task: ClaimedTask) -> None:
         outcome = await self._outcome(task)
-        await self.store.tasks.complete(self.id, task.id, task.header.agent_name, outcome)
+        verdict = "done"
+        if self.attempts and outcome.status is TaskStatus.FAILED:
+            verdict = "retry" if task.attempt < self.attempts else "dead"
+        line = {"at": wall_ms(), "task_id": task.id, "status": outcome.status, "tenant": task.header.tenant}
+        ended = EndedTask(
+            task.id,
+            task.header.agent_name,
+            verdict,
+            encode_json(outcome),
+            run_ms=1.0,
+            attempt=task.attempt,
+            audit=encode_json({**line, "process_id": self.id}),
+        )
+        self._ended.append(ended)
         self._runs.pop(task.id, None)
 
     async def _outcome(self, task: ClaimedTask) -> Outcome:

@@ -14,13 +14,19 @@
 local woken = 0
 
 local function start(id, head)
-  enqueue(id, head, nil, read_attempts(id).suspect == 1)
   if head.agent == '-' then
+    enqueue(id, head, nil, read_attempts(id).suspect == 1)
     woken = woken + 1
     return
   end
   local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. head.agent,
     'process_id', 'status'))
+  if not status then
+    local why = 'its agent ended before its time came'
+    finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
+    return
+  end
+  enqueue(id, head)
   if status == 'idle' then
     command(worker, {type = 'wake', agent_id = pool .. '/' .. head.agent}, true)
   end
@@ -34,14 +40,23 @@ local function expire(id, head)
   end
 end
 
--- It has waited long enough behind everything else: from now on it waits like others, and keeps its time.
+-- It has waited long enough behind everything else: from now on it waits like others, and keeps its time. One that is
+-- leased or delayed just now may wait again.
 local function promote(id, head)
-  local queue = lane_key(head.lane, head.tenant)
-  local rank = redis.call('ZSCORE', queue, id)
-  if rank and string.sub(head.lane, 1, 5) == 'batch' then
+  if string.sub(head.lane, 1, 5) ~= 'batch' then
+    return
+  end
+  local record = string.gsub(redis.call('GET', task_key(id)), '^(task %S+ %S+ %S+ %S+) batch', '%1 normal', 1)
+  local rank = redis.call('ZSCORE', lane_key(head.lane, head.tenant), id)
+  if rank then
     dequeue(id, head)
-    local record = string.gsub(redis.call('GET', task_key(id)), '^(task %S+ %S+ %S+ %S+) batch', '%1 normal', 1)
-    redis.call('SET', task_key(id), record)
+  end
+  redis.call('SET', task_key(id), record)
+  local lease = redis.call('HGET', POOL .. ':leases', id)
+  if lease then
+    redis.call('HSET', POOL .. ':leases', id, (string.gsub(lease, ' batch', ' normal', 1)))
+  end
+  if rank then
     enqueue(id, parse_head(record), tonumber(rank))
     woken = woken + 1
   end
