@@ -32,6 +32,8 @@ async def test_wrong_input_never_reaches_the_agent(master: Master) -> None:
     ("input", "type", "words"),
     [
         ("missing", "LookupError", "nothing called missing"),
+        ("mute", "Mute", "its message cannot be read: RuntimeError"),
+        ("half", "LookupError", "nothing called \\udcff"),
         ("object", "InvalidResult", "run() returned a object, which has no JSON form"),
         ("big", "ResultTooLarge", "the bound is 1048576"),
     ],
