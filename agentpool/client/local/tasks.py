@@ -24,7 +24,7 @@ from agentpool.client.local.waiting import DELAY, LocalTask
 from agentpool.client.requests import Request
 from agentpool.clock import wall_ms
 from agentpool.config import PoolSettings
-from agentpool.errors import AgentPoolError
+from agentpool.errors import AgentPoolError, UnknownTask
 from agentpool.hosting import Ending
 from agentpool.protocol.codec import decode_json, encode_json, new_id
 from agentpool.protocol.events import EventName, TaskEvent
@@ -201,8 +201,13 @@ class LocalTasks:
             except UnknownTask as error:
                 watched.set_exception(error)
             return watched
+
+        def pass_on(done: "asyncio.Future[Outcome]") -> None:
+            if not watched.done():
+                watched.set_result(done.result())
+
         task.keep = True
-        task.future.add_done_callback(lambda done: watched.done() or watched.set_result(done.result()))
+        task.future.add_done_callback(pass_on)
         return watched
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
