@@ -65,7 +65,7 @@ for _, timer in ipairs(fired) do
   if kind == 'tenant' then
     woken = woken + (let_go(id) and 1 or 0)
   else
-    local head = read_head(id)
+    local head = id and read_head(id)
     if head and kind == 'start' then
       start(id, head)
     elseif head and kind == 'expire' then
