@@ -78,7 +78,7 @@ local function settle(i, lease, cancels)
     tried.suspect = 0
     if verdict == 'retry' then
       tried.attempts = tried.attempts + 1
-      note_error(id, tried.attempts, outcome)
+      note_error(id, '', tried.attempts, outcome)
     elseif delay_ms > 0 then
       tried.starts = tried.starts + 1
     end
@@ -97,7 +97,7 @@ local function settle(i, lease, cancels)
     if verdict == 'dead' then
       local tried = read_attempts(id)
       tried.attempts = tried.attempts + 1
-      note_error(id, tried.attempts, outcome)
+      note_error(id, '', tried.attempts, outcome)
       bury(id, head, outcome, 'failed', tried)
     end
     conclude(id, head, outcome, result_ttl(), 'task.finished')

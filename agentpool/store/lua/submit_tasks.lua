@@ -11,11 +11,10 @@
 --                         parent, the task that waits for these; limits: `reject`, or `total` for all that it holds
 -- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
---          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}
---          pool:{p}:due  pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits
---          pool:{p}:tenants  pool:{p}:held  pool:{p}:leases  tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks
---          tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage
---          pool:{p}:worker:{w}:waits
+--          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
+--          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
+--          pool:{p}:held  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
+--          tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail
 -- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}

@@ -66,9 +66,11 @@ local function write_attempts(id, tried)
     tried.suspect}, ' '))
 end
 
--- Keep what went wrong with one attempt, for the case that the task ends among the dead letters.
-local function note_error(id, number, error)
-  redis.call('HSET', POOL .. ':errors:' .. id, number, error)
+-- Keep what went wrong with one attempt, or the crash of this number, for the case that the task ends among the dead
+-- letters; of many, the last ones.
+local function note_error(id, kind, number, error)
+  redis.call('HSET', POOL .. ':errors:' .. id, kind .. number, error)
+  redis.call('HDEL', POOL .. ':errors:' .. id, kind .. number - 20)
 end
 
 -- -- queues ---------------------------------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
       tried.suspect = 1
     end
     write_attempts(id, tried)
-    note_error(id, 'crash ' .. tried.crashes, to_json({process_id = worker, at = now,
+    note_error(id, 'crash ', tried.crashes, to_json({process_id = worker, at = now,
       error = {type = 'WorkerLost', message = reason}}))
   end
   if tried.alone >= 3 then
