@@ -179,6 +179,12 @@ for place, i in ipairs(fresh) do
   if lane ~= own_lane or tenant ~= ARGV[6] then
     record = string.gsub(record, '^(task %S+ %S+ %S+) %S+ %S+', '%1 ' .. tenant .. ' ' .. lane, 1)
   end
+  if options.delay then
+    -- The bounds of queues do not count it when it comes.
+    record = string.gsub(record, ' (%S+)\n', function(words)
+      return (words == '-' and ' ' or ' ' .. words .. ',') .. 'delay=1\n'
+    end, 1)
+  end
   redis.call('SET', task_key(ARGV[i]), record)
   if options.delay then
     set_timer('start', ARGV[i], now + options.delay)

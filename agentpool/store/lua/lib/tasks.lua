@@ -14,7 +14,7 @@ end
 
 -- The plain words that a task begins with; nil when it is finished or unknown.
 local function read_head(id)
-  return parse_head(redis.call('GETRANGE', task_key(id), 0, 700))
+  return parse_head(redis.call('GETRANGE', task_key(id), 0, 2000))
 end
 
 local function option(head, name)
