@@ -47,7 +47,7 @@ async def test_delayed_tasks_begin_when_their_time_comes(store: Store) -> None:
     await seed_running_agent(store)
     async with listening(store, store.keys.leader_channel("p"), store.keys.pool_channel("p")) as heard:
         await seed_task(store, "t1", delay=LONG_MS)
-        await seed_task(store, "m1", agent="a1", delay=LONG_MS)
+        await seed_task(store, "m1", agent="a1", delay=2 * LONG_MS)
         assert await read_texts(heard) == ["timer"], "only the next timer is news"
     assert (await store.tasks.info("p/t1"))["status"] == "delayed"
     assert (await store.pools.observe("p")).waiting_tasks == 0
