@@ -19,7 +19,7 @@ __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
 
 MARK = "\0"
 """Stands for an id in a key that is taken apart: no id holds it."""
-HEADER_BYTES_MAX = 2000
+HEADER_BYTES_MAX = 2500
 ROUNDS_MAX = 5
 """Readings of one pool until nothing new is named; on a quiet one it takes two."""
 

@@ -3,6 +3,7 @@
 import pytest
 from support.seeds import (
     MASTER,
+    at_once,
     ended,
     exchange,
     finish,
@@ -109,6 +110,20 @@ async def test_an_empty_worker_takes_a_suspect_first(store: Store) -> None:
     await seed_task(store, "t2")
     assert ids(await exchange(store, "w2", room=9)) == ["p/t1"]
     assert ids(await exchange(store, "w1", room=9)) == ["p/t2"], "it need not be cleared any more"
+
+
+async def test_fifty_workers_race_for_suspects_and_each_runs_one_alone(store: Store) -> None:
+    await seed_pool(store)
+    for n in range(3):
+        await seed_suspect(store, f"s{n}", f"dead{n}")
+    for n in range(20):
+        await seed_task(store, f"t{n}")
+    for n in range(50):
+        await seed_worker(store, f"w{n}", capacity=3)
+    found = await at_once(50, lambda n: exchange(store, f"w{n}", room=3))
+    taken = [ids(each) for each in found]
+    assert sorted(tasks for tasks in taken if any("/s" in task for task in tasks)) == [["p/s0"], ["p/s1"], ["p/s2"]]
+    assert sum(len(tasks) for tasks in taken) == 23
 
 
 @pytest.mark.parametrize("how", ["drains", "dies", "has no room"])

@@ -57,6 +57,10 @@ elseif redis.call('HEXISTS', POOL .. ':types', type) == 0 then
   return {'unknown_type', unpack(redis.call('HKEYS', POOL .. ':types'))}
 end
 for _, i in ipairs(fresh) do
+  local header_bytes = string.find(ARGV[i + 1], '\n', 1, true) or 0
+  if header_bytes > HEADER_BYTES - 200 then
+    return {'too_large', header_bytes, HEADER_BYTES - 200} -- labels of its type and `delay` may still come to it
+  end
   if #ARGV[i + 1] > max_bytes + 1024 then
     return {'too_large', #ARGV[i + 1], max_bytes}
   end

@@ -5,6 +5,9 @@ local function task_key(id)
   return prefix .. 'task:' .. id
 end
 
+-- What scripts read of a record: its header is shorter.
+local HEADER_BYTES = 2500
+
 local function parse_head(text)
   local reply_to, agent, type, tenant, lane, later_us, options =
     string.match(text, '^task (%S+) (%S+) (%S+) (%S+) (%S+) (%d+) (%S+)\n')
@@ -14,7 +17,7 @@ end
 
 -- The plain words that a task begins with; nil when it is finished or unknown.
 local function read_head(id)
-  return parse_head(redis.call('GETRANGE', task_key(id), 0, 2000))
+  return parse_head(redis.call('GETRANGE', task_key(id), 0, HEADER_BYTES))
 end
 
 local function option(head, name)
