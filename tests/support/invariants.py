@@ -94,7 +94,9 @@ class Picture:
 
     def counts(self, task: str) -> bool:
         """Whether an unfinished task counts against the bound of its queue."""
-        return task not in self.came_back and not self.option(task, "parent")
+        return task not in self.came_back and not any(
+            self.option(task, name) for name in ("parent", "delay", "replays")
+        )
 
     def option(self, task: str, name: str) -> str:
         """Return the value of an option of an unfinished task, or ''."""

@@ -68,7 +68,7 @@ local function put_back(lease, id, verdict, delay_ms, error)
   tried.suspect = 0
   if verdict == 'retry' then
     tried.attempts = tried.attempts + 1
-    note_error(id, tried.attempts, error)
+    note_error(id, '', tried.attempts, error)
   elseif delay_ms > 0 then
     tried.starts = tried.starts + 1
   end
@@ -115,7 +115,7 @@ local function settle(lease, id, words, outcome, line, cancels)
     if verdict == 'dead' then
       local tried = read_attempts(id)
       tried.attempts = tried.attempts + 1
-      note_error(id, tried.attempts, outcome)
+      note_error(id, '', tried.attempts, outcome)
       bury(id, lease, outcome, 'failed', tried)
     end
     conclude(id, lease, outcome, result_ttl(), 'task.finished')

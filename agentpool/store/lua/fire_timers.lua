@@ -4,10 +4,11 @@
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          timers in this call, at most 100
--- BUILDS   pool:{p}:due  task:{p}/{id}  pool:{p}:leases  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}
---          pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes  pool:{p}:tenants  pool:{p}:held
---          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}
---          pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
+-- BUILDS   pool:{p}:due  task:{p}/{id}  pool:{p}:leases  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes
+--          pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes
+--          pool:{p}:tenants  pool:{p}:held  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}
+--          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
+--          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
@@ -69,7 +70,7 @@ for _, timer in ipairs(fired) do
   if kind == 'tenant' then
     woken = woken + (let_go(id) and 1 or 0)
   else
-    local head = read_head(id)
+    local head = id and read_head(id)
     if head and kind == 'start' then
       start(id, head)
     elseif head and kind == 'expire' then

@@ -21,8 +21,8 @@
 --          tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  pool:{p}:worker:{w}:waits
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:tenants  pool:{p}:held
 --          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}
---          pool:{p}:audit  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:due  pool:{p}:key:{digest}
---          pool:{p}:children:{id}  lock:pool:{p}:leader
+--          pool:{p}:audit  pool:{p}:followed  pool:{p}:trail:{id}  lock:pool:{p}:leader  pool:{p}:affinity
+--          pool:{p}:children:{id}  pool:{p}:due  pool:{p}:key:{digest}  pool:{p}:served  tenant:{p}:{t}:mail
 -- RETURNS  {"more", moved} | {"done", moved} | {"gone"} | {"fenced"} | {"alive"} | {"held"}
 -- AGAIN    "more" until everything is moved, then "gone"
 

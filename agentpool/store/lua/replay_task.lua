@@ -6,7 +6,7 @@
 -- ARGV[5]  again          id of the new one
 -- BUILDS   pool:{p}:dead  pool:{p}:letter:{id}  task:{p}/{id}  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes
 --          pool:{p}:turns:{lane}  pool:{p}:tenants  pool:{p}:held  pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}
---          pool:{p}:processes
+--          pool:{p}:processes  pool:{p}:events  pool:{p}:suspects
 -- RETURNS  {"ok"} | {"unknown_task"} | {"unknown_agent"}, when the task was for an agent that has ended
 -- AGAIN    "ok" for the same new id
 
