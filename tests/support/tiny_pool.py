@@ -113,7 +113,6 @@ class TinyWorker:
             verdict,
             encode_json(outcome),
             run_ms=1.0,
-            attempt=task.attempt,
             audit=encode_json({**line, "process_id": self.id}),
         )
         self._ended.append(ended)
