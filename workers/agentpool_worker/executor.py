@@ -417,7 +417,8 @@ class Executor:
         )
         outcome = msgspec.json.decode(ended.outcome)
         error = outcome.get("error", outcome) if isinstance(outcome, dict) else None
-        status = outcome.get("status", ended.verdict) if isinstance(outcome, dict) else ended.verdict
+        has_ended = ended.verdict in ("done", "dead")
+        status = outcome.get("status", ended.verdict) if has_ended and isinstance(outcome, dict) else ended.verdict
         if not error or ended.verdict == "back":
             bound.debug(f"task.{status}")
             return
