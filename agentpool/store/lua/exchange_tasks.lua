@@ -220,13 +220,13 @@ local function lease_all(found, set, tenant)
   redis.call('HSET', POOL .. ':leases', unpack(words))
 end
 
+-- Nothing is charged in advance: what it took counts when it ends.
 local function lease_one(id, record, rank, set)
-  local head = parse_head(record)
-  local ms, tokens = 0, 0
-  if head.agent == '-' then
-    ms, tokens = estimate(head.tenant, head.type)
+  local tenant = parse_head(record).tenant
+  lease_all({{id = id, record = record, rank = rank, ms = 0, tokens = 0}}, set, tenant)
+  if limits_of(tenant).requests_per_minute > 0 then
+    add_to_window(tenant, 'requests', 1)
   end
-  lease_all({{id = id, record = record, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
 end
 
 local function is_suspect(id)

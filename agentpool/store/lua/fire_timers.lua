@@ -1,47 +1,60 @@
 -- Do what is due: begin delayed and retried tasks, end expired ones, promote batch tasks, give tenants their turns back.
 --
--- @include base workers tenants tasks
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          timers in this call, at most 100
 -- BUILDS   pool:{p}:due  task:{p}/{id}  pool:{p}:leases  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}
 --          pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes  pool:{p}:tenants  pool:{p}:held
 --          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}
---          pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
+--          pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit  pool:{p}:ended:{n}
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
 local woken = 0
 
 local function start(id, head)
-  enqueue(id, head, nil, read_attempts(id).suspect == 1)
   if head.agent == '-' then
+    enqueue(id, head, nil, read_attempts(id).suspect == 1)
     woken = woken + 1
     return
   end
-  local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. head.agent,
-    'process_id', 'status'))
+  local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
+  if not status then
+    local _, _, _, detail = read_ending(head.agent)
+    local why = detail or 'the agent has ended'
+    finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
+    return
+  end
+  enqueue(id, head)
   if status == 'idle' then
     command(worker, {type = 'wake', agent_id = pool .. '/' .. head.agent}, true)
   end
 end
 
+-- What has begun once is not too late any more, also when it waits to be tried again.
 local function expire(id, head)
-  if redis.call('HEXISTS', POOL .. ':leases', id) == 0 then
+  local tried = read_attempts(id)
+  if redis.call('HEXISTS', POOL .. ':leases', id) == 0 and tried.attempts + tried.crashes == 0 then
     dequeue(id, head)
     local why = 'no agent took it in the time it was given'
     finish_task(id, plain_outcome('expired', '', 'TaskExpired', why), 'expired', '', why)
   end
 end
 
--- It has waited long enough behind everything else: from now on it waits like others, and keeps its time.
+-- It has waited long enough behind everything else: from now on it waits like others, and keeps its time. One that
+-- runs, or waits to be tried again, will wait like others when it comes back.
 local function promote(id, head)
-  local queue = lane_key(head.lane, head.tenant)
-  local rank = redis.call('ZSCORE', queue, id)
-  if rank and string.sub(head.lane, 1, 5) == 'batch' then
+  if string.sub(head.lane, 1, 5) ~= 'batch' then
+    return
+  end
+  local rank = redis.call('ZSCORE', lane_key(head.lane, head.tenant), id)
+  if rank then
     dequeue(id, head)
-    local record = string.gsub(redis.call('GET', task_key(id)), '^(task %S+ %S+ %S+ %S+) batch', '%1 normal', 1)
-    redis.call('SET', task_key(id), record)
+  end
+  local record = string.gsub(redis.call('GET', task_key(id)), '^(task %S+ %S+ %S+ %S+) batch', '%1 normal', 1)
+  redis.call('SET', task_key(id), record)
+  if rank then
     enqueue(id, parse_head(record), tonumber(rank))
     woken = woken + 1
   end
