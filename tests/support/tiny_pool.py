@@ -1,6 +1,7 @@
 """A pool whose master and workers are a few lines on the store, for tests of what clients see.
 
-It keeps every promise of a real worker towards Redis (register, confirm, claim, complete) in the test's own loop.
+It keeps every promise of a real worker towards Redis (register, confirm, exchange) in the test's own loop; a task that
+fails is not tried again.
 """
 
 import asyncio
@@ -11,11 +12,12 @@ from typing import Any
 import msgspec
 
 from agentpool.errors import InvalidInput
-from agentpool.protocol.codec import new_id
+from agentpool.protocol.codec import encode_json, new_id
 from agentpool.protocol.records import ClaimedTask, Outcome, TaskError, TypeInfo
 from agentpool.protocol.states import AgentStatus, TaskStatus
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
+from agentpool.store.tasks import EndedTask
 from agentpool.store.workers import beat_worker, register_worker
 
 __all__ = ["POOL", "TinyPool", "TinyWorker", "tiny_pool"]
@@ -44,13 +46,14 @@ async def echo(input: Any) -> Any:
 
 
 class TinyWorker:
-    """Confirms, claims and completes; `handler` is what its agents do."""
+    """Confirms, takes tasks and hands in what ended; `handler` is what its agents do."""
 
     def __init__(self, store: Store, pool: str, id: str, capacity: int, handler: Handler = echo) -> None:
         self.store, self.pool, self.id, self.capacity, self.handler = store, pool, id, capacity, handler
         self.starts = True
         """False: agents stay `placed`, as if `start()` did not return."""
-        self._claims = 0
+        self._exchanges = 0
+        self._ended: list[EndedTask] = []
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
 
@@ -86,16 +89,20 @@ class TinyWorker:
                 await self.store.agents.confirm(self.pool, self.id, name, agent.incarnation)
             elif agent.status is AgentStatus.IDLE:
                 idle.append(name)
-        self._claims += 1
-        claim = await self.store.tasks.claim(self.pool, self.id, self._claims, by_type=self.capacity, names=idle)
-        for task in claim.tasks if claim else ():
+        self._exchanges += 1
+        ended, self._ended = self._ended[:50], self._ended[50:]
+        answer = await self.store.tasks.exchange(
+            self.pool, self.id, self._exchanges, room=self.capacity, ended=ended, names=idle
+        )
+        for task in ended:
+            self._runs.pop(task.id, None)
+        for task in answer.tasks if answer else ():
             self._runs[task.id] = asyncio.create_task(self._run(task))
         return True
 
     async def _run(self, task: ClaimedTask) -> None:
         outcome = await self._outcome(task)
-        await self.store.tasks.complete(self.id, task.id, task.header.agent_name, outcome)
-        self._runs.pop(task.id, None)
+        self._ended.append(EndedTask(task.id, task.header.agent_name, "done", encode_json(outcome)))
 
     async def _outcome(self, task: ClaimedTask) -> Outcome:
         assert task.envelope
