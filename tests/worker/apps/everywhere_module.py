@@ -128,7 +128,7 @@ class Nested(Agent):
 
 
 class Painter(Agent):
-    labels = ("gpu",)
+    labels = "gpu"
 
     async def run(self, ctx: Context, input: Any) -> str:
         return "painted"
