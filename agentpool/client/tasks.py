@@ -102,8 +102,13 @@ async def submit_tasks(client: "Client", requests: Sequence[Request], kind: Kind
 
 
 async def run_task(client: "Client", request: Request, kind: Kind) -> Any:
-    """Submit and wait for the result; cancelling this, or a timeout, cancels the task."""
-    return result_of(request.task_id, kind, await client.backend.run(request))
+    """Submit and wait for the result; cancelling this, or a timeout, cancels the task unless another asked for it with
+    the same key.
+    """
+    try:
+        return result_of(request.task_id, kind, await client.backend.run(request))
+    except TimeoutError:
+        raise TaskTimedOut(f"The task of this key did not finish within {request.timeout} s. It goes on.") from None
 
 
 async def run_nested(

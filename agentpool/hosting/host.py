@@ -44,11 +44,13 @@ class Host:
         When that is recorded, `finish` must be called: until then a pinned agent takes no other task.
         """
         name = run.task.header.agent_name
+        if name and (held := self.agents.get(f"{self.place.pool}/{name}")):
+            held.begin(run)  # whatever becomes of the run, the agent is told of its end
         try:
             if run.why:
                 raise AgentPoolError(run.why)  # it was told to stop before it began
             if name:
-                self._begin_on_pinned(run, f"{self.place.pool}/{name}")
+                self._begin_on_pinned(run)
             else:
                 self._begin_on_any(run)
         except Exception as error:
@@ -81,9 +83,8 @@ class Host:
         """Stop the agents kept by type; pinned ones are stopped or handed over one by one."""
         await self.by_type.close()
 
-    def _begin_on_pinned(self, run: Run, agent_id: str) -> None:
-        if held := self.agents.get(agent_id):
-            held.begin(run)
+    @staticmethod
+    def _begin_on_pinned(run: Run) -> None:
         instance = run.pinned.instance if run.pinned else None
         if run.pinned is None or instance is None:
             raise AgentFailed("the agent is not running")

@@ -48,7 +48,7 @@ retry_delay = 0.05
 
 @asynccontextmanager
 async def one_pool(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Client]:
-    """Yield a client of the pool, by the parameter `redis` or `local`; at the end nothing is left that should not be."""
+    """Yield a client of the pool, over what the parameter says; at the end nothing is left that should not be."""
     if request.param == "local":
         (folder / "agentpool.toml").write_text(FILE)
         async with connect("local://", config=folder / "agentpool.toml") as client:

@@ -263,17 +263,12 @@ local function write_leases()
   end
 end
 
+-- Nothing is charged in advance: what it took counts when it ends.
 local function lease_one(id, record, rank, set)
-  local head = parse_head(record)
-  local ms, tokens = 0, 0
-  if head.agent == '-' then
-    ms, tokens = estimate(head.tenant, head.type)
-  end
-  local line = string.match(record, '^[^\n]*')
-  lease_all({{id = id, record = record, line = line, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
-  add_to_window(head.tenant, 'tokens', tokens)
-  if limits_of(head.tenant).requests_per_minute > 0 then
-    add_to_window(head.tenant, 'requests', 1)
+  local line, tenant = string.match(record, '^(task %S+ %S+ %S+ (%S+) [^\n]*)')
+  lease_all({{id = id, record = record, line = line, rank = rank, ms = 0, tokens = 0}}, set, tenant)
+  if limits_of(tenant).requests_per_minute > 0 then
+    add_to_window(tenant, 'requests', 1)
   end
 end
 

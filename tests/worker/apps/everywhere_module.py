@@ -120,32 +120,21 @@ class Spender(Agent):
 class Nested(Agent):
     """Asks its like, `input` deep, and tells how deep it came."""
 
+    retry = RetryPolicy(attempts=1)
+
     async def run(self, ctx: Context, input: int) -> int:
         await asyncio.sleep(0.02)
         return ctx.depth if not input else await ctx.run("Nested", input - 1)
 
 
 class Painter(Agent):
-    labels = ("gpu",)
+    labels = "gpu"
 
     async def run(self, ctx: Context, input: Any) -> str:
         return "painted"
 
 
 ALL = (
-    Reviewer,
-    Counter,
-    Shared,
-    Sleeper,
-    Napper,
-    Teller,
-    Asker,
-    NeverStarts,
-    SlowToStart,
-    Feverish,
-    Flaky,
-    Decided,
-    Spender,
-    Nested,
-    Painter,
-)
+    Reviewer, Counter, Shared, Sleeper, Napper, Teller, Asker, NeverStarts, SlowToStart, Feverish, Flaky, Decided,
+    Spender, Nested, Painter,
+)  # fmt: skip
