@@ -138,7 +138,6 @@ def check_bounds(survey: Survey) -> Iterator[Violation]:
     sizes = {
         "agents that wait": (len(new), "max_pending"),
         **{f"mailbox of {name}": (len(ids), "max_queued") for name, ids in survey.mailboxes.items()},
-        **{f"lane {lane}": (len(ids), "max_queued") for lane, ids in survey.queues.items()},
     }
     for queue, (size, setting) in sizes.items():
         bound = int(survey.info.get(setting) or 0)

@@ -19,7 +19,7 @@ __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
 
 MARK = "\0"
 """Stands for an id in a key that is taken apart: no id holds it."""
-HEADER_BYTES_MAX = 400
+HEADER_BYTES_MAX = 700
 ROUNDS_MAX = 5
 """Readings of one pool until nothing new is named; on a quiet one it takes two."""
 
@@ -53,7 +53,15 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     lost: dict[str, float]
     pending: dict[str, float]
     lanes: frozenset[str]
+    """Lanes that were ever used."""
+    tenants_held: frozenset[str]
+    """Tenants at a limit, which have no turns."""
+    suspects: frozenset[str]
+    """Tasks that wait to run alone."""
+    delayed: frozenset[str]
+    """Tasks whose time to begin has not come."""
     leases: dict[str, str]
+    """Task id -> worker."""
     leader_lock: str
     placement_lock: str
     records: dict[str, dict[str, str]]
@@ -63,9 +71,13 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """Hashes of agents by name."""
     mailboxes: dict[str, frozenset[str]]
     queues: dict[str, frozenset[str]]
-    """Waiting task ids by lane, `<type>:<tenant>`."""
+    """Waiting task ids by lane, `<lane>:<tenant>`."""
+    turns: dict[str, frozenset[str]]
+    """Tenants that have a turn, by lane without tenant."""
     tenant_agents: dict[str, frozenset[str]]
     tenant_tasks: dict[str, frozenset[str]]
+    tenant_waits: dict[str, frozenset[str]]
+    """Leased tasks that wait for tasks of their own."""
     tasks: dict[str, TaskRow]
 
     @property
@@ -136,10 +148,15 @@ def _sort_by_pool(keys: Keys, pool: str, every: Iterable[str], ids: _Found) -> N
             ids.mailboxes.add(name)
         elif lane := _between(key, keys.lane(pool, MARK, "")[:-1]):
             ids.queues.add(lane)
-        elif tenant := _between(key, keys.tenant_agents(pool, MARK)) or _between(key, keys.tenant_tasks(pool, MARK)):
+        elif tenant := _tenant_of(keys, pool, key):
             ids.tenants.add(tenant)
         elif worker := _worker_of(keys, pool, key):
             ids.workers.add(worker)
+
+
+def _tenant_of(keys: Keys, pool: str, key: str) -> str:
+    sets = (keys.tenant_agents, keys.tenant_tasks, keys.tenant_waits)
+    return next((tenant for of in sets if (tenant := _between(key, of(pool, MARK)))), "")
 
 
 def _worker_of(keys: Keys, pool: str, key: str) -> str:
@@ -202,13 +219,13 @@ def _ids_named_in(survey: Survey) -> _Found:
     for index in (survey.processes, survey.workers, survey.starting, survey.draining, survey.lost):
         named.workers.update(index)
     named.workers.update(survey.leases.values())
-    named.tasks.update(survey.leases)
+    named.tasks.update(survey.leases, survey.suspects, survey.delayed)
     named.agents.update(survey.pending, survey.mailboxes, *survey.tenant_agents.values())
-    named.queues.update(survey.lanes)
     for held in survey.held.values():
         named.agents.update(held.agents)
         named.tasks.update(held.tasks, held.runs, held.cancels)
-    for tasks in (*survey.mailboxes.values(), *survey.queues.values(), *survey.tenant_tasks.values()):
+    tenants = (*survey.tenant_tasks.values(), *survey.tenant_waits.values())
+    for tasks in (*survey.mailboxes.values(), *survey.queues.values(), *tenants):
         named.tasks.update(tasks)
     for agent in survey.agents.values():
         named.tenants.add(agent.get("tenant", ""))
@@ -218,7 +235,7 @@ def _ids_named_in(survey: Survey) -> _Found:
         if header.agent_name:
             named.mailboxes.add(header.agent_name)
         else:
-            named.queues.add(f"{header.agent_type}:{header.tenant}")
+            named.queues.add(f"{header.lane}:{header.tenant}")
     named.workers.discard("")
     return named
 
@@ -230,6 +247,7 @@ class _Plan:
         self._keys, self._pool = keys, pool
         self._workers, self._agents, self._tasks = sorted(ids.workers), sorted(ids.agents), sorted(ids.tasks)
         self._mailboxes, self._queues, self._tenants = sorted(ids.mailboxes), sorted(ids.queues), sorted(ids.tenants)
+        self._lanes = sorted({_lane_parts(queue)[0] for queue in ids.queues})
 
     def queue(self, pipe: Any) -> None:
         """Put the commands into a pipeline."""
@@ -238,7 +256,10 @@ class _Plan:
         pipe.hgetall(keys.pool(pool))
         for index in (keys.processes, keys.workers, keys.starting, keys.draining, keys.lost, keys.pending):
             pipe.zrange(index(pool), 0, -1, withscores=True)
-        pipe.zrange(keys.lanes(pool), 0, -1)
+        pipe.smembers(keys.lanes(pool))
+        pipe.smembers(keys.held(pool))
+        pipe.zrange(keys.suspects(pool), 0, -1)
+        pipe.zrange(keys.due(pool), 0, -1)
         pipe.hgetall(keys.leases(pool))
         pipe.get(keys.leader_lock(pool))
         pipe.get(keys.placement_lock(pool))
@@ -254,9 +275,12 @@ class _Plan:
             pipe.zrange(keys.mailbox(pool, name), 0, -1)
         for lane in self._queues:
             pipe.zrange(keys.lane(pool, *_lane_parts(lane)), 0, -1)
+        for lane in self._lanes:
+            pipe.zrange(keys.turns(pool, lane), 0, -1)
         for tenant in self._tenants:
             pipe.smembers(keys.tenant_agents(pool, tenant))
             pipe.smembers(keys.tenant_tasks(pool, tenant))
+            pipe.smembers(keys.tenant_waits(pool, tenant))
         for task in self._tasks:
             pipe.getrange(keys.task(task), 0, HEADER_BYTES_MAX)
 
@@ -267,14 +291,14 @@ class _Plan:
         info = next(rest)
         indexes = [dict(next(rest)) for _ in range(6)]
         processes, workers, starting, draining, lost, pending = indexes
-        lanes, leases = frozenset(next(rest)), next(rest)
+        lanes, tenants_held, suspects = (frozenset(next(rest)) for _ in range(3))
+        timers, leases = next(rest), next(rest)
         leader, placement = next(rest) or "", next(rest) or ""
         records, held = self._read_workers(rest)
         agents = _named(self._agents, rest, dict)
         mailboxes, queues = _named(self._mailboxes, rest, frozenset), _named(self._queues, rest, frozenset)
-        tenant_agents, tenant_tasks = {}, {}
-        for tenant in self._tenants:
-            tenant_agents[tenant], tenant_tasks[tenant] = frozenset(next(rest)), frozenset(next(rest))
+        turns = _named(self._lanes, rest, frozenset)
+        tenants = {tenant: [frozenset[str](next(rest)) for _ in range(3)] for tenant in self._tenants}
         return Survey(
             pool=self._pool,
             now_ms=seconds * 1000 + microseconds // 1000,
@@ -286,7 +310,10 @@ class _Plan:
             lost=lost,
             pending=pending,
             lanes=lanes,
-            leases=leases,
+            tenants_held=tenants_held,
+            suspects=suspects,
+            delayed=frozenset(timer[6:] for timer in timers if timer.startswith("start ")),
+            leases={id: lease.partition(" ")[0] for id, lease in leases.items()},
             leader_lock=leader,
             placement_lock=placement,
             records=records,
@@ -294,8 +321,10 @@ class _Plan:
             agents=agents,
             mailboxes=mailboxes,
             queues=queues,
-            tenant_agents=tenant_agents,
-            tenant_tasks=tenant_tasks,
+            turns=turns,
+            tenant_agents={tenant: sets[0] for tenant, sets in tenants.items()},
+            tenant_tasks={tenant: sets[1] for tenant, sets in tenants.items()},
+            tenant_waits={tenant: sets[2] for tenant, sets in tenants.items()},
             tasks=_named(self._tasks, rest, _task_row),
         )
 
@@ -315,12 +344,12 @@ def _named(names: Iterable[str], rest: Any, read: Callable[[Any], Any]) -> dict[
 
 
 def _lane_parts(lane: str) -> tuple[str, str]:
-    agent_type, _, tenant = lane.partition(":")
-    return agent_type, tenant
+    name, _, tenant = lane.partition(":")
+    return name, tenant
 
 
 def _task_row(raw: str) -> TaskRow:
     if raw.startswith("{"):
         return TaskRow(None, finished=True)
     words = raw.partition("\n")[0].split(" ")
-    return TaskRow(decode_header(raw)) if words[0] == "task" and len(words) == 5 else TaskRow(None)
+    return TaskRow(decode_header(raw)) if words[0] == "task" and len(words) == 8 else TaskRow(None)

@@ -10,7 +10,7 @@ __all__ = ["check_finished", "check_leases", "check_queues", "check_tasks", "che
 
 
 def check_tasks(survey: Survey) -> Iterator[Violation]:
-    """3: each unfinished task is in one lane, one mailbox or one lease; nothing names a task that is not there."""
+    """3: each unfinished task is in one queue, mailbox, timer or lease; nothing names a task that is not there."""
     places = _places(survey)
     for id in places.keys() - survey.tasks.keys():
         yield violation(3, id, f"has no record, but is named by {', '.join(places[id])}")
@@ -42,6 +42,10 @@ def _places(survey: Survey) -> dict[str, list[str]]:
     for lane, ids in survey.queues.items():
         for id in ids:
             places.setdefault(id, []).append(f"lane {lane}")
+    for id in survey.suspects:
+        places.setdefault(id, []).append("those that shall run alone")
+    for id in survey.delayed:
+        places.setdefault(id, []).append("those whose time has not come")
     for id, worker in survey.leases.items():
         places.setdefault(id, []).append(f"a lease of {worker}")
     return places
@@ -49,10 +53,18 @@ def _places(survey: Survey) -> dict[str, list[str]]:
 
 def check_queues(survey: Survey) -> Iterator[Violation]:
     """3: no queue is forgotten: a lane with tasks is in the index, a mailbox has its agent."""
-    for lane in survey.queues.keys() - survey.lanes:
-        yield violation(3, f"{survey.pool}: lane {lane}", "holds tasks, but is not in the index, so nobody claims them")
-    for lane in survey.lanes - survey.queues.keys():
-        yield violation(3, f"{survey.pool}: lane {lane}", "is in the index, but holds no tasks")
+    for queue in survey.queues:
+        lane, _, tenant = queue.partition(":")
+        has_turn = tenant in survey.turns.get(lane, ())
+        subject = f"{survey.pool}: lane {queue}"
+        if lane not in survey.lanes:
+            yield violation(3, subject, "holds tasks, but is not in the index, so nobody claims them")
+        elif has_turn == (tenant in survey.tenants_held):
+            yield violation(3, subject, f"its tenant is {'held and has' if has_turn else 'not held, but has no'} turn")
+    for lane, tenants in survey.turns.items():
+        for tenant in tenants:
+            if f"{lane}:{tenant}" not in survey.queues:
+                yield violation(3, f"{survey.pool}: lane {lane}:{tenant}", "has a turn, but holds no tasks")
     for name in survey.mailboxes.keys() - survey.agents.keys():
         yield violation(3, f"{survey.pool}/{name}", "has a mailbox with tasks, but is not alive")
 
@@ -78,6 +90,9 @@ def check_tenants(survey: Survey) -> Iterator[Violation]:
             for id in sorted(should - is_):
                 subject = f"{survey.pool}: tenant {tenant}, {id}"
                 yield violation(5, subject, f"is the tenant's, but the tenant's set of {kind} lacks it")
+    for tenant, waits in survey.tenant_waits.items():
+        for id in sorted(waits - survey.tenant_tasks.get(tenant, frozenset())):
+            yield violation(5, f"{survey.pool}: tenant {tenant}, {id}", "waits for others, but does not run")
 
 
 def check_leases(survey: Survey) -> Iterator[Violation]:

@@ -3,8 +3,9 @@
 import pytest
 from support.seeds import (
     SETTINGS,
+    exchange,
+    finish,
     listening,
-    outcome,
     read_events,
     read_hash,
     read_texts,
@@ -177,15 +178,14 @@ async def test_everything_is_counted(store: Store) -> None:
         await seed_agent(store, name)
     for id in ("t1", "t2", "t3"):
         await seed_task(store, id)
-    claim = await store.tasks.claim("p", "w1", 1, by_type=5, names=[])
-    assert claim
+    claim = await exchange(store, room=5)
     assert [task.id for task in claim.tasks] == ["p/t1"]
     await seed_agent(store, "a3")
     view = await store.pools.observe("p")
     assert (view.workers, view.starting, view.draining, view.ready) == (3, 1, 1, 1)
     assert (view.pending, view.due, view.waiting_tasks, view.running_tasks) == (1, 1, 2, 1)
     assert (view.free_slots, view.lost) == (0, 0)
-    await store.tasks.complete("w1", "p/t1", "", outcome())
+    await finish(store)
     view = await store.pools.observe("p")
     assert (view.pending, view.running_tasks, view.free_slots) == (0, 0, 0), "the agent that waited has the slot"
 

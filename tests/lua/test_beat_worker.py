@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from support.seeds import (
     MASTER,
-    outcome,
+    exchange,
+    finish,
     read_agent,
     read_worker,
     seed_agent,
@@ -44,7 +45,7 @@ async def test_beat_is_recorded_and_answered(store: Store, thread: SyncConnectio
     await seed_pool(store)
     await seed_worker(store)
     before = await last_beat(store)
-    assert beat(thread, memory=5) == Beat(version=0, status=WorkerStatus.READY, lanes=0)
+    assert beat(thread, memory=5) == Beat(version=0, status=WorkerStatus.READY, turns=0, next_due_ms=-1)
     assert await last_beat(store) >= before
     worker = (await store.workers.all("p"))[0]
     assert (worker.loop_lag_ms, worker.memory_bytes, worker.cpu_percent) == (3, 5, 12.3)
@@ -63,11 +64,11 @@ async def test_beat_tells_versions_lanes_and_a_drain(store: Store, thread: SyncC
     await seed_pool(store)
     await seed_worker(store, capacity=1)
     await seed_agent(store)
-    assert beat(thread) == Beat(version=1, status=WorkerStatus.READY, lanes=0)
+    assert beat(thread) == Beat(version=1, status=WorkerStatus.READY, turns=0, next_due_ms=-1)
     await seed_task(store)
-    assert beat(thread) == Beat(version=1, status=WorkerStatus.READY, lanes=1)
+    assert beat(thread) == Beat(version=1, status=WorkerStatus.READY, turns=1, next_due_ms=-1)
     await store.workers.drain("p", "w1", reason="test")
-    assert beat(thread) == Beat(version=2, status=WorkerStatus.DRAINING, lanes=1)
+    assert beat(thread) == Beat(version=2, status=WorkerStatus.DRAINING, turns=1, next_due_ms=-1)
 
 
 async def test_a_worker_that_was_given_up_is_told(store: Store, thread: SyncConnection) -> None:
@@ -115,7 +116,7 @@ async def test_a_worker_reads_all_that_it_shall_hold(store: Store) -> None:
     await seed_running_agent(store, "a1", tenant="acme")
     await seed_agent(store, "a2")
     await seed_task(store, "t1", agent="a1", tenant="acme")
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     await store.tasks.cancel("p/t1")
     for id in ("t2", "t3"):
         await seed_task(store, id, agent="a1", tenant="acme")
@@ -128,7 +129,7 @@ async def test_a_worker_reads_all_that_it_shall_hold(store: Store) -> None:
     assert (first.status, first.waiting) == (AgentStatus.ACTIVE, 2)
     assert (second.status, second.waiting) == (AgentStatus.PLACED, 0)
     assert await store.workers.view("p", "w1") == view, "reads only"
-    await store.tasks.complete("w1", "p/t1", "a1", outcome())
+    await finish(store, "p/t1", "a1")
     after = await store.workers.view("p", "w1")
     assert after
     assert after.cancels == ()

@@ -3,8 +3,9 @@
 import pytest
 from support.seeds import (
     at_once,
+    exchange,
+    finish,
     listening,
-    outcome,
     read_agent,
     read_commands,
     read_events,
@@ -68,7 +69,7 @@ async def test_confirming_leaves_a_busy_agent_busy(store: Store) -> None:
     await seed_worker(store)
     await seed_running_agent(store)
     await seed_task(store, agent="a1")
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     assert await store.agents.confirm("p", "w1", "a1", 1) == 0
     assert (await read_agent(store))["status"] == "active"
 
@@ -111,8 +112,7 @@ async def test_failure_of_a_running_agent_makes_it_start_again(store: Store) -> 
     assert (await read_agent(store))["status"] == "placed"
     assert (await read_events(store))[-1] == "agent.broke"
     await seed_task(store, agent="a1")
-    claim = await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
-    assert claim
+    claim = await exchange(store, names=["a1"])
     assert claim.tasks == (), "it takes no task until it runs again"
 
 
@@ -121,12 +121,12 @@ async def test_failure_during_a_task_leaves_the_task_alone(store: Store) -> None
     await seed_worker(store)
     await seed_running_agent(store)
     await seed_task(store, agent="a1")
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     assert await fail(store)
     agent = await read_agent(store)
     assert (agent["status"], agent["task_id"]) == ("active", "p/t1")
     assert (await read_events(store))[-1] == "agent.broke"
-    assert await store.tasks.complete("w1", "p/t1", "a1", outcome()) == (0, 0)
+    assert (await finish(store, "p/t1", "a1")).stale == ()
 
 
 async def test_last_failure_ends_the_agent(store: Store) -> None:

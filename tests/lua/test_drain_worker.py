@@ -3,8 +3,9 @@
 import pytest
 from support.seeds import (
     at_once,
+    exchange,
+    finish,
     listening,
-    outcome,
     read_agent,
     read_commands,
     read_events,
@@ -78,10 +79,10 @@ async def test_only_an_idle_worker_is_let_go_when_asked_so(store: Store) -> None
     assert not await drain(store, only_idle=True)
     await store.agents.terminate("p/a1")
     await seed_task(store)
-    await store.tasks.claim("p", "w1", 1, by_type=1, names=[])
+    await exchange(store, room=1)
     assert not await drain(store, only_idle=True)
     assert (await store.pools.info("p")).desired == 3
-    await store.tasks.complete("w1", "p/t1", "", outcome())
+    await finish(store)
     assert await drain(store, only_idle=True)
     assert await drain(store, only_idle=True)
     assert (await store.pools.info("p")).desired == 2, "counted once"
@@ -94,8 +95,7 @@ async def test_tasks_are_not_claimed_while_draining(store: Store) -> None:
     await seed_task(store, "t1", agent="a1")
     await seed_task(store, "t2")
     await drain(store)
-    claim = await store.tasks.claim("p", "w1", 1, by_type=5, names=["a1"])
-    assert claim
+    claim = await exchange(store, room=5, names=["a1"])
     assert claim.tasks == ()
 
 
@@ -164,10 +164,10 @@ async def test_busy_agent_is_not_released(store: Store) -> None:
     await seed_worker(store)
     await seed_running_agent(store)
     await seed_task(store, agent="a1")
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     await drain(store)
     assert await release(store) == "busy"
-    await store.tasks.complete("w1", "p/t1", "a1", outcome())
+    await finish(store, "p/t1", "a1")
     assert await release(store) == "pending"
 
 
@@ -220,9 +220,9 @@ async def test_worker_that_holds_something_stays(store: Store) -> None:
     assert not await retire(store)
     await store.agents.terminate("p/a1")
     await seed_task(store)
-    await store.tasks.claim("p", "w1", 1, by_type=1, names=[])
+    await exchange(store, room=1)
     assert not await retire(store)
-    await store.tasks.complete("w1", "p/t1", "", outcome())
+    await finish(store)
     assert await retire(store)
 
 

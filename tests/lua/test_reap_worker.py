@@ -8,8 +8,10 @@ from support.seeds import (
     LONG_MS,
     MASTER,
     at_once,
+    ended,
+    exchange,
+    ids,
     listening,
-    outcome,
     read_agent,
     read_commands,
     read_events,
@@ -21,6 +23,7 @@ from support.seeds import (
     read_worker,
     seed_agent,
     seed_leader,
+    seed_lease,
     seed_order,
     seed_pool,
     seed_running_agent,
@@ -29,7 +32,7 @@ from support.seeds import (
 )
 from support.wait import wait_until
 
-from agentpool.protocol.commands import Shutdown, TaskDone
+from agentpool.protocol.commands import Shutdown, TasksDone
 from agentpool.store import Store
 
 
@@ -50,7 +53,7 @@ async def reap_some(store: Store, limit: int, worker: str = "w1") -> list[Any]:
 # -- what becomes of it -----------------------------------------------------------------------------------------
 
 
-async def test_agents_are_placed_again_and_tasks_have_an_outcome(store: Store) -> None:
+async def test_agents_are_placed_again_and_tasks_go_back_to_where_they_waited(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store, "w1")
     await seed_running_agent(store, "idle")
@@ -58,7 +61,8 @@ async def test_agents_are_placed_again_and_tasks_have_an_outcome(store: Store) -
     await seed_task(store, "t1", agent="busy")
     await seed_task(store, "t2")
     await seed_task(store, "t3", agent="busy")
-    await store.tasks.claim("p", "w1", 1, by_type=1, names=["busy"])
+    await exchange(store, room=1, names=["busy"])
+    await seed_task(store, "t4")
     await seed_worker(store, "w2")
     async with listening(store, store.keys.worker_channel("w1")) as heard:
         assert await reap(store) == "done"
@@ -67,30 +71,31 @@ async def test_agents_are_placed_again_and_tasks_have_an_outcome(store: Store) -
         agent = await read_agent(store, name)
         assert (agent["status"], agent["process_id"], agent["incarnation"]) == ("placed", "w2", "2")
         assert (agent["task_id"], agent["crashes"]) == ("", "0")
-    assert [await read_outcome(store, f"p/{id}") for id in ("t1", "t2", "t3")] == ["worker_lost", "worker_lost", ""]
-    lost = await store.tasks.read("p/t1")
-    assert lost
-    assert lost.error
-    assert (lost.process_id, lost.error.message) == ("w1", "killed (signal 9)")
-    assert await store.connection.redis.smembers(store.keys.tenant_tasks("p", "default")) == set()
-    assert await store.connection.redis.hgetall(store.keys.leases("p")) == {}
+    redis, keys = store.connection.redis, store.keys
+    assert await redis.zrange(keys.mailbox("p", "busy"), 0, -1) == ["p/t1", "p/t3"], "it is the first again"
+    assert await redis.zrange(keys.lane("p", "normal", "default"), 0, -1) == ["p/t2", "p/t4"]
+    assert await redis.smembers(keys.tenant_tasks("p", "default")) == set()
+    assert await redis.hgetall(keys.leases("p")) == {}
+    assert await redis.hgetall(keys.attempts("p")) == {}, "nobody is to blame"
     assert await read_worker(store, "w1") == {}
     assert await read_free(store) == {"w2": 8}
     assert [fields["status"] for fields in await read_history(store)] == ["lost"]
     assert (await read_events(store))[-1] == "worker.reaped"
+    found = await exchange(store, "w2", room=2)
+    assert ids(found) == ["p/t2", "p/t4"]
+    assert [task.attempt for task in found.tasks] == [1, 1], "a death is no attempt"
 
 
-async def test_clients_hear_of_lost_tasks(store: Store) -> None:
+async def test_what_shall_be_cancelled_when_its_worker_dies_is_cancelled(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)
-    await seed_task(store)
-    await store.tasks.claim("p", "w1", 1, by_type=1, names=[])
+    task = await seed_lease(store)
+    assert await store.tasks.cancel(task) == "asked"
     async with listening(store, store.keys.client_channel("c")) as heard:
         await reap(store)
         (reply,) = await read_replies(heard)
-    assert isinstance(reply, TaskDone)
-    assert reply.task_id == "p/t1"
-    assert b"worker_lost" in bytes(reply.outcome or b"")
+    assert isinstance(reply, TasksDone)
+    assert await read_outcome(store) == "cancelled"
 
 
 async def test_agents_wait_when_no_other_worker_has_room(store: Store) -> None:
@@ -114,7 +119,7 @@ async def test_much_is_moved_in_small_steps_that_anyone_can_go_on_with(store: St
         await seed_task(store, f"t{i}")
     for i in range(2):
         await seed_task(store, f"m{i}", agent=f"a{i}")
-    await store.tasks.claim("p", "w1", 1, by_type=4, names=["a0", "a1"])
+    await exchange(store, room=4, names=["a0", "a1"])
     await seed_worker(store, "w2")
     left = []
     while (answer := await reap_some(store, 3))[0] == "more":
@@ -160,11 +165,11 @@ async def test_reaped_worker_that_wakes_up_is_refused_everywhere(store: Store) -
     await seed_worker(store)
     await seed_running_agent(store)
     await seed_task(store, agent="a1")
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     await reap(store)
     await seed_worker(store, "w2")
-    assert await store.tasks.complete("w1", "p/t1", "a1", outcome()) is None
-    assert await store.tasks.claim("p", "w1", 2, by_type=5, names=["a1"]) is None
+    assert await store.tasks.exchange("p", "w1", 9999, room=5, ended=[ended("p/t1", "a1")], names=["a1"]) is None
+    assert await read_outcome(store) == "", "what it hands in late is not taken"
     assert await store.agents.confirm("p", "w1", "a1", 1) is None
     assert not await store.agents.fail("p", "w1", "a1", 1, failures=1, error="late", final=True)
     assert await store.agents.release("p", "w1", "a1", 1) == "stale"
@@ -222,7 +227,7 @@ async def test_agent_whose_worker_keeps_dying_is_given_up(store: Store) -> None:
         await reap(store, "w1", crashes_max=2)
         await reap(store, "w2", crashes_max=2)
         types = [type(reply).__name__ for reply in await read_replies(heard)]
-    assert types == ["TaskDone", "AgentEnded"]
+    assert types == ["TasksDone", "AgentEnded"]
     assert await read_agent(store) == {}
     assert await read_outcome(store) == "agent_terminated"
     assert (await store.agents.ended("p/a1"))[0] == "failed"

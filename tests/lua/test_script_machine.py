@@ -1,6 +1,7 @@
 """All scripts in any order, by Hypothesis: the invariants hold after each, and repeats do no harm."""
 
 import asyncio
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from support.seeds import (
     LONG_MS,
     MASTER,
     SETTINGS,
+    ended,
     failure,
     outcome,
     seed_agent,
@@ -33,12 +35,29 @@ from support.seeds import (
 from agentpool.doctor import examine
 from agentpool.errors import AgentPoolError, RedisUnavailable
 from agentpool.protocol.records import TypeInfo
-from agentpool.protocol.states import AGENT_MOVES, WORKER_MOVES, AgentStatus, WorkerStatus, check_move
+from agentpool.protocol.states import (
+    AGENT_MOVES,
+    TASK_MOVES,
+    WORKER_MOVES,
+    AgentStatus,
+    TaskStatus,
+    WorkerStatus,
+    check_move,
+)
 from agentpool.store import Store
+from agentpool.store.tasks import EndedTask
 
 NAMES = ["a", "b", "c", "d", "e"]
 TENANTS = ["t1", "t2"]
-SMALL = {"max_workers": 4, "max_pending": 3, "max_queued": 3, "min_workers": 0}
+SMALL: dict[str, object] = {
+    "max_workers": 4, "max_pending": 3, "max_queued": 3, "min_workers": 0, "max_dead": 2, "labels:Q": "gpu",
+}  # fmt: skip
+LIMITS: list[tuple[str, float | None]] = [
+    ("running", 1), ("running", 2), ("running", None), ("requests_per_minute", 2), ("requests_per_minute", None),
+    ("agents", 2), ("agents", None), ("tokens_per_minute", 5), ("tokens_per_minute", None), ("weight", 3),
+    ("queued", 1),
+]  # fmt: skip
+LANES = ["normal", "urgent", "batch", "normal+gpu"]
 
 pick = st.integers(0, 999)
 
@@ -60,11 +79,13 @@ class Machine(RuleBasedStateMachine):
         self.incarnations: dict[str, tuple[str, int]] = {}
         """Of each agent's name: the operation that made the latest, and its incarnation."""
         self.token = ""
+        self.came_back: set[str] = set()
+        """Tasks that were taken or delayed once: the bounds of queues do not count them."""
 
     def teardown(self) -> None:
         try:
             Machine.examples += 1
-            if self.token and Machine.examples % 5 == 0:  # it waits a while, to see whether faults stay
+            if False and self.token and Machine.examples % 5 == 0:  # it waits a while, to see whether faults stay
                 self.runner.run(self._ask_the_doctor())
         finally:
             self.close()
@@ -129,9 +150,10 @@ class Machine(RuleBasedStateMachine):
         """Most of what may go wrong needs workers and agents that run."""
 
         async def seed() -> None:
-            self.token = await seed_pool(self.store, **SMALL, placement=placement)
+            self.token = await seed_pool(self.store, types=["Q", "R"], **SMALL, placement=placement)
+            await self.store.pools.offer_labels("p", "h1", ["gpu"])
             for number, capacity in enumerate(capacities):
-                await seed_worker(self.store, f"v{number}", capacity=capacity)
+                await seed_worker(self.store, f"v{number}", capacity=capacity, labels="gpu" if number else "")
             for name in NAMES[: max(0, sum(capacities) - 1)]:
                 await seed_running_agent(self.store, name, tenant=TENANTS[0])
 
@@ -143,7 +165,8 @@ class Machine(RuleBasedStateMachine):
         token = self.token
         values = SETTINGS | SMALL | {"max_workers": workers, "max_pending": workers}
         if what == "settings":
-            self.call(lambda: self.store.pools.apply("p", token, [TypeInfo(name="R", module="x")], values))
+            types = [TypeInfo(name="Q", module="x", labels=("gpu",)), TypeInfo(name="R", module="x")]
+            self.call(lambda: self.store.pools.apply("p", token, types, values))
         elif what == "scale":
             self.call(lambda: self.store.pools.scale("p", workers))
         else:
@@ -173,13 +196,35 @@ class Machine(RuleBasedStateMachine):
             incarnation = self.client.hget(self.store.keys.agent(f"p/{name}"), "incarnation")
             self.script("confirm_agent", worker, name, incarnation)
 
-    @rule(n=pick, to_agent=st.booleans(), tenant=st.sampled_from(TENANTS), waits=st.booleans())
-    def submit(self, n: int, to_agent: bool, tenant: str, waits: bool) -> None:
+    @rule(n=pick, to_agent=st.booleans(), tenant=st.sampled_from(TENANTS), extra=pick, waits=st.booleans())
+    def submit(self, n: int, to_agent: bool, tenant: str, extra: int, waits: bool) -> None:
         id = f"k{self.number()}"
         name = self.one(self.agents("idle") or self.now.agents, n) if to_agent else ""
-        self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant))
+        options: dict[str, Any] = {}
+        if extra % 3 == 0:
+            what = self.one(["delay", "expires", "key", "batch", "parent", "limits"], extra // 3)
+            options = {
+                "delay": {"delay": (1, LONG_MS)[n % 2]},
+                "expires": {"expires": (1, LONG_MS)[n % 2]},
+                "batch": {"batch": (1, LONG_MS)[n % 2]},
+                "key": {"key": "digest", "digest": "same"},
+                "parent": {"parent": self.one(self.now.leases, n)},
+                "limits": {"limits": ("reject", "total")[n % 2]},
+            }[what]
+        if not options.get("parent", "-"):
+            options = {}
+        lane = "child" if "parent" in options else "batch" if "batch" in options else LANES[n % len(LANES)]
+        if "delay" in options:
+            self.came_back.add(f"p/{id}")
+        self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant, lane=lane, **options))
         if not waits:
-            self.claim(n, self.now.agents[name]["process_id"] if name else "")
+            self.exchange(n, self.now.agents[name]["process_id"] if name else "")
+
+    @rule(tenant=st.sampled_from(TENANTS), n=pick)
+    def limit(self, tenant: str, n: int) -> None:
+        name, value = LIMITS[n % len(LIMITS)]
+        limits = {name: value}
+        self.call(lambda: self.store.tenants.limit("p", tenant, limits))
 
     @rule(what=pick, n=pick)
     def anything(self, what: int, n: int) -> None:
@@ -190,11 +235,13 @@ class Machine(RuleBasedStateMachine):
         """
         now = self.now
         possible: list[tuple[Callable[[int], None], object]] = [
-            (self.complete, now.leases),
+            (self.hand_in, now.leases),
+            (self.exchange, now.leases),
             (self.terminate, self.agents("active")),
             (self.release, self.leaving()),
             (self.confirm, self.agents("placed")),
-            (self.claim, now.lanes or now.mailboxes),
+            (self.exchange, now.lanes or now.mailboxes or now.index["suspects"]),
+            (self.fire, now.index["due"]),
             (self.retire, now.index["draining"]),
             (self.reap, len(now.workers) > 2),
             (self.reap_to_the_end, now.index["lost"]),
@@ -207,6 +254,12 @@ class Machine(RuleBasedStateMachine):
             (self.terminate, now.agents),
             (self.retire_idle, self.agents("idle")),
             (self.withdraw, now.agents),
+            (self.replay, now.letters),
+            (self.purge, now.letters),
+            (self.crash, now.leases),
+            (self.crash, now.attempts),
+            (self.follow, now.unfinished),
+            (self.report, now.leases),
         ]
         act = self.one([number for number, (_, there) in enumerate(possible) if there], what)
         if act is not None:
@@ -229,6 +282,7 @@ class Machine(RuleBasedStateMachine):
             after = take_picture(self.client)
             assert after.unfinished <= before.unfinished
             assert set(after.agents) <= set(before.agents)
+            assert after.attempts.keys() <= before.attempts.keys()
 
     # -- workers ------------------------------------------------------------------------------------------------
 
@@ -250,7 +304,24 @@ class Machine(RuleBasedStateMachine):
     def reap(self, n: int) -> None:
         """One call, which may leave something."""
         limit, crashes, backoff = 1 + n % 3, 1 + n % 4, (0, LONG_MS)[n % 2]
-        self.script("reap_worker", self.one(self.now.workers, n), "owner", MASTER, 0, "killed", limit, crashes, backoff)
+        worker = self.one(self.now.workers, n)
+        blame = [word for task in self._tasks_of(worker) for word in (task, ("suspect", "started")[n % 2])]
+        self.script("reap_worker", worker, "owner", MASTER, 0, "killed", limit, crashes, backoff, *blame)
+
+    def crash(self, n: int) -> None:
+        """A worker dies of a task, and another comes in its place."""
+        worker = self.now.leases[self.one(self.now.leases, n)] if self.now.leases else self.one(self.now.workers, n)
+        if worker:
+            blame = dict.fromkeys(self._tasks_of(worker), "suspect")
+            self.call(
+                lambda: self.store.workers.reap(
+                    "p", worker, proof="owner", authority=MASTER, reason="killed", blame=blame
+                )
+            )
+            self.order(1, 1 + n % 3, waits=False)
+
+    def _tasks_of(self, worker: str) -> list[str]:
+        return sorted(task for task, holder in self.now.leases.items() if holder == worker)
 
     def reap_to_the_end(self, n: int) -> None:
         worker, token = self.one(self.now.index["lost"], n), self.token
@@ -295,18 +366,58 @@ class Machine(RuleBasedStateMachine):
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    def claim(self, n: int, worker: str = "") -> None:
+    def exchange(self, n: int, worker: str = "") -> None:
         worker = worker or self.one(self.workers("ready") or self.now.workers, n)
         if worker:
-            last = int(self.now.workers[worker].get("claim_number", 0))
-            number = max(1, last + (1, 1, 1, 0, -1)[n % 5])
-            self.call(lambda: self.store.tasks.claim("p", worker, number, by_type=n % 4, names=NAMES))
+            self._exchange(
+                worker, n, [self._ended(task, n + i) for i, task in enumerate(self._tasks_of(worker)[: n % 3])]
+            )
 
-    def complete(self, n: int) -> None:
+    def hand_in(self, n: int) -> None:
+        """What a worker has, or what it had."""
+        worker = self.one(self.now.leases.values(), n)
+        tasks = self._tasks_of(worker) + (sorted(self.now.tasks)[:2] if n % 5 == 0 else [])
+        self._exchange(worker, n, [self._ended(task, n + i) for i, task in enumerate(tasks)])
+
+    def _exchange(self, worker: str, n: int, tasks: list[EndedTask]) -> None:
+        last = int(self.now.workers[worker].get("claim_number", 0))
+        number = max(1, last + (1, 1, 1, 1, 0, -1)[n % 6])
+        room, prefetch = n % 5 - 1, (0, 0, 2)[n % 3]
+        self.call(
+            lambda: self.store.tasks.exchange(
+                "p", worker, number, room=room, prefetch=prefetch, ended=tasks, names=NAMES
+            )
+        )
+
+    def _ended(self, task: str, n: int) -> EndedTask:
+        agent = self.now.header(task)[1].replace("-", "") if task in self.now.unfinished else ""
+        verdict = ("done", "done", "retry", "back", "dead", "retry")[n % 6]
+        delay = (0, 1, LONG_MS)[n // 6 % 3] if verdict in ("retry", "back") else 0
+        result = (
+            outcome(result=n) if verdict == "done" and n % 2 else failure(status="dead" if verdict == "dead" else "")
+        )
+        return ended(task, agent, verdict, result=result, delay_ms=delay, run_ms=n % 40, tokens=n % 3)
+
+    def fire(self, n: int) -> None:
+        self.script("fire_timers", 1 + n % 3)
+
+    def replay(self, n: int) -> None:
+        task, again = self.one(self.now.letters, n), f"p/r{self.number()}"
+        self.came_back.add(again)
+        self.call(lambda: self.store.letters.replay(task, again))
+
+    def purge(self, n: int) -> None:
+        task = self.one(self.now.letters, n)
+        self.call(lambda: self.store.letters.purge([task]))
+
+    def follow(self, n: int) -> None:
+        task = self.one(self.now.unfinished, n)
+        self.call(lambda: self.store.tasks.follow(task))
+
+    def report(self, n: int) -> None:
         task = self.one(self.now.leases, n)
-        worker, agent = self.now.leases[task], self.now.header(task)[1].replace("-", "")
-        result = outcome(worker) if n % 2 else failure(worker)
-        self.call(lambda: self.store.tasks.complete(worker, task, agent, result))
+        worker = self.now.leases[task]
+        self.call(lambda: self.store.tasks.report("p", worker, [(task, b"1")]))
 
     def cancel(self, n: int) -> None:
         task = self.one(self.now.unfinished, n)
@@ -320,8 +431,11 @@ class Machine(RuleBasedStateMachine):
             return
         before = getattr(self, "now", None)
         self.now = take_picture(self.client)
+        self.came_back |= set(self.now.leases)
+        self.now.came_back = self.came_back
         assert violations(self.now) == []
         self._outcomes_stay()
+        self._suspects_are_alone()
         self._incarnations_grow()
         if before:
             self._moves_are_legal(before)
@@ -332,6 +446,13 @@ class Machine(RuleBasedStateMachine):
                 assert self.outcomes.setdefault(task, text) == text, "4: an outcome changed"
             else:
                 assert task not in self.outcomes, "4: an outcome was taken back"
+
+    def _suspects_are_alone(self) -> None:
+        """A task that may have killed a worker shares none."""
+        for task, worker in self.now.leases.items():
+            status = self.now.workers[worker]["status"]
+            if self.now.attempts.get(task, "0").endswith(" 1") and status != "lost":
+                assert self._tasks_of(worker) == [task]
 
     def _incarnations_grow(self) -> None:
         for name, fields in self.now.agents.items():
@@ -353,6 +474,19 @@ class Machine(RuleBasedStateMachine):
             old = before.agents.get(name, {})
             if old.get("operation") == fields["operation"] and old["status"] != fields["status"]:
                 check_move(AGENT_MOVES, AgentStatus(old["status"]), AgentStatus(fields["status"]), name)
+        for id in before.tasks.keys() & self.now.tasks.keys():
+            was, now = _task_status(before, id), _task_status(self.now, id)
+            # An exchange makes two moves: one that it takes again at once passed through the queue.
+            if was != now and not (was == TaskStatus.DELAYED and now == TaskStatus.LEASED):
+                check_move(TASK_MOVES, was, now, id)
+
+
+def _task_status(picture: Picture, id: str) -> TaskStatus:
+    if id not in picture.unfinished:
+        return TaskStatus(json.loads(picture.tasks[id])["status"])
+    if id in picture.leases:
+        return TaskStatus.LEASED
+    return TaskStatus.DELAYED if id in picture.delayed else TaskStatus.QUEUED
 
 
 EXAMPLES = os.environ.get("MACHINE_EXAMPLES")

@@ -1,5 +1,6 @@
 """What scripts work under: a user who may not publish, a namespace, another database, full memory, a flushed cache."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -7,11 +8,14 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from support.seeds import (
+    LONG_MS,
     MASTER,
+    exchange,
     failure,
+    finish,
+    ids,
     listening,
     new_store,
-    outcome,
     read_agent,
     read_commands,
     read_free,
@@ -19,6 +23,7 @@ from support.seeds import (
     read_texts,
     seed_agent,
     seed_leader,
+    seed_lease,
     seed_pool,
     seed_running_agent,
     seed_task,
@@ -48,27 +53,26 @@ async def live(store: Store) -> None:
         assert await store.agents.confirm("p", "w1", name, 1) == 0
     await seed_task(store, "t1", agent="a1")
     await seed_task(store, "t2", agent="a2")
-    claim = await store.tasks.claim("p", "w1", 1, by_type=5, names=["a1", "a2"])
-    assert claim
+    claim = await exchange(store, room=5, names=["a1", "a2"])
     assert len(claim.tasks) == 2
     assert await store.tasks.cancel("p/t1") == "asked"
-    assert await store.tasks.complete("w1", "p/t1", "a1", outcome()) == (0, 0)
+    assert (await finish(store, "p/t1", "a1")).stale == ()
     await store.agents.beat("p", "w1", ["a1"])
     await store.agents.terminate("p/a1")
     assert (await read_agent(store, "a4"))["process_id"] == "w1"
     assert await store.agents.fail("p", "w1", "a4", 1, failures=9, error="no", final=True)
     await seed_worker(store, "w2", capacity=2)
     await seed_task(store, "t3")
-    claim = await store.tasks.claim("p", "w2", 1, by_type=5, names=[])
-    assert claim
+    claim = await exchange(store, "w2", room=5)
     assert [task.id for task in claim.tasks] == ["p/t3"]
-    await store.tasks.complete("w2", "p/t3", "", failure())
+    await finish(store, "p/t3", worker="w2", result=failure())
     await store.workers.drain("p", "w1", reason="test")
     assert await store.agents.release("p", "w1", "a3", 1, "{}") == "placed"
     assert await store.workers.reap("p", "w1", proof="owner", authority=MASTER, reason="test") == "done"
-    assert (await store.tasks.info("p/t2"))["status"] == "worker_lost"
+    assert (await store.tasks.info("p/t2"))["status"] == "queued"
     assert await store.agents.place_pending("p", token) == (0, 0, -1)
     assert (await read_agent(store, "a2"))["process_id"] == "w2"
+    await more_of_life(store)
     await store.pools.scale("p", 2)
     assert await store.pools.update("p", token, "desired", 2)
     for name in ("a2", "a3"):
@@ -79,6 +83,31 @@ async def live(store: Store) -> None:
     stats = await store.pools.stats("p", await store.workers.all("p"))
     assert (stats.process_count, stats.agent_count, stats.queued_tasks, stats.running_tasks) == (0, 0, 0, 0)
     assert await store.locks.release("p", "leader", token)
+
+
+async def more_of_life(store: Store) -> None:
+    """Retries, timers, dead letters, followers, limits: on worker w2, which has no room for more agents."""
+    await seed_worker(store, "w3")
+    task = await seed_lease(store, "r1", "w3", key="digest", digest="input", expires=LONG_MS)
+    await store.tasks.follow(task)
+    await store.tasks.report("p", "w3", [(task, b"1")])
+    await finish(store, task, worker="w3", verdict="retry", delay_ms=1)
+    await asyncio.sleep(0.005)
+    assert await store.tasks.fire_timers("p") > 0
+    assert ids(await exchange(store, "w3", room=1)) == [task]
+    assert ids(await finish(store, task, worker="w3", verdict="dead")) == []
+    again = await store.letters.replay(task)
+    assert ids(await exchange(store, "w3", room=1)) == [again]
+    await finish(store, again, worker="w3", verdict="dead")
+    assert await store.letters.purge([again]) == 1
+    await store.tenants.limit("p", "default", {"running": 1})
+    await store.tenants.limit("p", "default", {"running": None})
+    parent = await seed_lease(store, "r2", "w3")
+    child = await seed_lease(store, "r3", "w3", lane="child", parent=parent)
+    for id in (child, parent):
+        await finish(store, id, worker="w3")
+    await store.workers.drain("p", "w3", reason="test")
+    assert await store.workers.retire("p", "w3", reason="test")
 
 
 # -- users ------------------------------------------------------------------------------------------------------
@@ -185,17 +214,16 @@ async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path) -> 
             for i in range(4):
                 await seed_task(store, f"t{i}")
             await seed_task(store, "m", agent="a1")
-            await store.tasks.claim("p", "w1", 1, by_type=1, names=[])
+            await exchange(store, room=1)
             await store.connection.redis.config_set("maxmemory", 1)
             for new in (seed_agent(store, "a9"), seed_task(store, "t9")):
                 with pytest.raises(RedisUnavailable, match="out of memory"):
                     await new
             assert await seed_leader(store) == token
             assert await store.locks.take("p", "placement", "m", lease_ms=1000)
-            claim = await store.tasks.claim("p", "w2", 1, by_type=1, names=[])
-            assert claim
+            claim = await exchange(store, "w2", room=1)
             assert len(claim.tasks) == 1
-            assert await store.tasks.complete("w1", "p/t0", "", outcome()) is not None
+            assert (await finish(store, "p/t0")).stale == ()
             assert await store.tasks.cancel("p/t2") == "cancelled"
             await store.agents.terminate("p/a1")
             holder = (await store.agents.get("p/a2")).process_id

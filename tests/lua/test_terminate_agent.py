@@ -3,8 +3,9 @@
 import pytest
 from support.seeds import (
     at_once,
+    exchange,
+    finish,
     listening,
-    outcome,
     read_agent,
     read_commands,
     read_events,
@@ -72,14 +73,14 @@ async def test_mail_and_run_of_a_terminated_agent_fail(store: Store) -> None:
     await seed_running_agent(store)
     for id in ("t1", "t2"):
         await seed_task(store, id, agent="a1")
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     await store.agents.terminate("p/a1", detail="enough")
     for id in ("p/t1", "p/t2"):
         ended = await store.tasks.read(id)
         assert ended
         assert ended.error
         assert (ended.status, ended.error.message) == ("agent_terminated", "enough")
-    assert await store.tasks.complete("w1", "p/t1", "a1", outcome()) is None
+    assert (await finish(store, "p/t1", "a1")).stale == ("p/t1",)
     assert await store.connection.redis.hgetall(store.keys.leases("p")) == {}
     assert await store.connection.redis.smembers(store.keys.tenant_tasks("p", "default")) == set()
     with pytest.raises(AgentTerminated, match="enough"):
@@ -139,9 +140,9 @@ async def test_agent_that_is_needed_is_not_retired(store: Store) -> None:
     assert not await store.agents.retire_idle("p/a1", since - 1), "it was used in the meantime"
     await seed_task(store, agent="a1")
     assert not await store.agents.retire_idle("p/a1", since), "it has mail"
-    await store.tasks.claim("p", "w1", 1, by_type=0, names=["a1"])
+    await exchange(store, names=["a1"])
     assert not await store.agents.retire_idle("p/a1", since), "it works"
-    await store.tasks.complete("w1", "p/t1", "a1", outcome())
+    await finish(store, "p/t1", "a1")
     await store.connection.redis.hset(store.keys.agent("p/a1"), "last_used_at", since)
     assert await store.agents.retire_idle("p/a1", since)
 

@@ -55,7 +55,7 @@ async def one_pool(request: pytest.FixtureRequest, folder: Path) -> AsyncIterato
             yield client
         return
     url = request.getfixturevalue("redis_url")
-    async with mastering(url, folder, capacity=CAPACITY, labels=LABELS) as master:
+    async with mastering(url, folder, capacity=CAPACITY, labels=LABELS, retry_attempts=3) as master:
         await _prepare(master)
         timing = asyncio.create_task(_fire_timers(master))
         client = RedisClient(master.store)

@@ -23,7 +23,7 @@ class Picture:
         self.agents = {id.partition("/")[2]: fields for id, fields in self._hashes(client, keys.agent("*")).items()}
         self.index = {
             name: dict(client.zrange(getattr(keys, name)(pool), 0, -1, withscores=True))
-            for name in ("processes", "workers", "starting", "draining", "lost", "pending", "lanes")
+            for name in ("processes", "workers", "starting", "draining", "lost", "pending", "suspects", "due", "dead")
         }
         self.held = {
             worker: {
@@ -31,11 +31,15 @@ class Picture:
                 "tasks": set(client.zrange(keys.worker_tasks(pool, worker), 0, -1)),
                 "runs": set(client.zrange(keys.worker_runs(pool, worker), 0, -1)),
                 "cancels": client.smembers(keys.worker_cancels(pool, worker)),
+                "waits": client.smembers(keys.worker_waits(pool, worker)),
             }
             for worker in {key.split(":")[3] for key in client.keys(keys.worker_agents(pool, "*")[:-7] + ":*")}
             | set(self.workers)
         }
-        self.leases: dict[str, str] = client.hgetall(keys.leases(pool))
+        words: dict[str, str] = client.hgetall(keys.leases(pool))
+        self.lease_words = {task: text.split(" ", 4) for task, text in words.items()}
+        self.leases = {task: text[0] for task, text in self.lease_words.items()}
+        """The worker of each leased task."""
         task_keys = client.keys(keys.task(f"{pool}/*"))
         self.tasks: dict[str, str] = (
             {key.removeprefix(keys.task("")): text for key, text in zip(task_keys, client.mget(task_keys), strict=True)}
@@ -43,9 +47,24 @@ class Picture:
             else {}
         )
         self.lanes = self._queues(client, keys.lane(pool, "*", "*"), keys.lane(pool, "", "")[:-1])
+        """Waiting tasks by `<lane>:<tenant>`."""
+        self.known_lanes: set[str] = client.smembers(keys.lanes(pool))
+        self.turns = self._queues(client, keys.turns(pool, "*"), keys.turns(pool, ""))
+        self.held_tenants: set[str] = client.smembers(keys.held(pool))
+        self.attempts: dict[str, str] = client.hgetall(keys.attempts(pool))
+        self.errors = {key.removeprefix(keys.errors(pool, "")) for key in client.keys(keys.errors(pool, "*"))}
+        self.letters = self._hashes(client, keys.letter(pool, "*"))
+        self.children = {
+            key.removeprefix(keys.children(pool, "")): client.smembers(key)
+            for key in client.keys(keys.children(pool, "*"))
+        }
+        self.keys = {key: client.get(key) for key in client.keys(keys.key(pool, "*"))}
         self.mailboxes = self._queues(client, keys.mailbox(pool, "*"), keys.mailbox(pool, ""))
         self.tenant_agents = self._sets(client, keys.tenant_agents(pool, "*"))
         self.tenant_tasks = self._sets(client, keys.tenant_tasks(pool, "*"))
+        self.tenant_waits = self._sets(client, keys.tenant_waits(pool, "*"))
+        self.came_back: set[str] = set()
+        """Tasks that waited elsewhere before; a test that gives any back says so."""
 
     @staticmethod
     def _hashes(client: Any, pattern: str) -> dict[str, dict[str, str]]:
@@ -64,9 +83,23 @@ class Picture:
         """Tasks without an outcome."""
         return {id for id, text in self.tasks.items() if text.startswith("task ")}
 
+    @property
+    def delayed(self) -> set[str]:
+        """Tasks whose time has not come."""
+        return {timer.removeprefix("start ") for timer in self.index["due"] if timer.startswith("start ")}
+
     def header(self, task: str) -> list[str]:
-        """Reply channel, agent, type and tenant of an unfinished task."""
+        """Reply channel, agent, type, tenant, lane, later_us and options of an unfinished task."""
         return self.tasks[task].partition("\n")[0].split(" ")[1:]
+
+    def counts(self, task: str) -> bool:
+        """Whether an unfinished task counts against the bound of its queue."""
+        return task not in self.came_back and not self.option(task, "parent")
+
+    def option(self, task: str, name: str) -> str:
+        """Return the value of an option of an unfinished task, or ''."""
+        words = dict(word.partition("=")[::2] for word in self.header(task)[6].split(","))
+        return words.get(name, "")
 
 
 def take_picture(client: redis.Redis, pool: str = "p", keys: Keys | None = None) -> Picture:
@@ -144,7 +177,7 @@ def _of_agents(now: Picture) -> list[str]:
 def _of_tasks(now: Picture) -> list[str]:
     found = []
     places: Counter[str] = Counter()
-    for queue in (*now.lanes.values(), *now.mailboxes.values(), now.leases):
+    for queue in (*now.lanes.values(), *now.mailboxes.values(), now.leases, now.index["suspects"], now.delayed):
         places.update(list(queue))
     for task in now.unfinished:
         if places[task] != 1:
@@ -154,9 +187,47 @@ def _of_tasks(now: Picture) -> list[str]:
         if name not in now.agents:
             found.append(f"3: mailbox of {name}, who is not alive, has {queue}")
         found += [f"3: {task} is in the mailbox of {name}" for task in queue if now.header(task)[1] != name]
-    if set(now.lanes) != set(now.index["lanes"]):
-        found.append(f"3: lanes with tasks are {sorted(now.lanes)}, the index has {sorted(now.index['lanes'])}")
+    for queue_name, queue in now.lanes.items():
+        lane, _, tenant = queue_name.partition(":")
+        for task in queue:
+            if now.header(task)[3:5] != [tenant, lane]:
+                found.append(f"3: {task} of {now.header(task)[3:5]} is in lane {queue_name}")
+        if lane not in now.known_lanes:
+            found.append(f"3: lane {lane} is not known")
+        if (tenant in now.turns.get(lane, ())) == (tenant in now.held_tenants):
+            found.append(f"3: {tenant} in lane {lane} has a turn and is held, or neither")
+    for lane, tenants in now.turns.items():
+        found += [
+            f"3: {name} has a turn in {lane} and no tasks" for name in tenants if f"{lane}:{name}" not in now.lanes
+        ]
+    queued = sum(len(queue) for queue in now.lanes.values())
+    if int(now.settings.get("queued", 0)) != queued:
+        found.append(f"3: {queued} tasks are queued, the pool says {now.settings.get('queued')}")
+    return found + _of_what_hangs_on_tasks(now)
+
+
+def _of_what_hangs_on_tasks(now: Picture) -> list[str]:
+    """What is kept beside a task goes with it."""
+    found = [f"4: attempts of {task} are kept" for task in now.attempts if task not in now.unfinished]
+    found += [f"4: errors of {task} are kept" for task in now.errors if task not in now.unfinished]
+    found += [f"4: timer {timer} is kept" for timer in now.index["due"] if not _may_be_due(now, timer)]
+    for parent, children in now.children.items():
+        found += [f"4: {parent} waits for {task}, which is finished" for task in children - now.unfinished]
+        if parent not in now.unfinished:
+            found.append(f"4: {parent} is finished, and its children are kept")
+    if set(now.letters) != set(now.index["dead"]):
+        found.append(f"4: letters are {sorted(now.letters)}, the index has {sorted(now.index['dead'])}")
+    found += [f"4: {task} is dead and unfinished" for task in now.letters if task in now.unfinished]
+    for task in now.unfinished:
+        digest = now.option(task, "key")
+        if digest and not any(key.endswith(f":{digest}") for key in now.keys):
+            found.append(f"4: the key of {task} is gone")
     return found
+
+
+def _may_be_due(now: Picture, timer: str) -> bool:
+    kind, _, id = timer.partition(" ")
+    return kind == "tenant" or id in now.unfinished
 
 
 def _of_leases(now: Picture) -> list[str]:
@@ -169,14 +240,27 @@ def _of_leases(now: Picture) -> list[str]:
             if task in held:
                 found.append(f"6: {task} is held by {held[task]} and {worker}")
             held[task] = worker
-        if stray := sets["cancels"] - sets["tasks"] - sets["runs"]:
-            found.append(f"6: {worker} shall cancel {sorted(stray)}, which it does not run")
+        for what in ("cancels", "waits"):
+            if stray := sets[what] - sets["tasks"] - sets["runs"]:
+                found.append(f"6: {worker} has {sorted(stray)} in its {what}, which it does not run")
+    for task, text in now.lease_words.items():
+        if not _is_lease(text, now.tasks.get(task, "")):
+            found.append(f"6: the lease of {task} says {text}")
     if held != now.leases:
         found.append(f"6: leases are {now.leases}, workers hold {held}")
     for task, worker in now.leases.items():
         if worker not in now.index["workers"] and worker not in now.index["lost"]:
             found.append(f"6: {task} is leased to {worker}, which neither beats nor is being reaped")
     return found
+
+
+def _is_lease(words: list[str], record: str) -> bool:
+    """Tell whether a lease reads well, and has the header line of its task."""
+    try:
+        _, rank, ms, tokens, line = words
+        return float(rank) >= 0 and float(ms) >= 0 and int(tokens) >= 0 and line == record.partition("\n")[0]
+    except ValueError:
+        return False
 
 
 def _of_tenants(now: Picture) -> list[str]:
@@ -191,10 +275,23 @@ def _of_tenants(now: Picture) -> list[str]:
         found.append(f"5: tenants have agents {agents}, their sets {now.tenant_agents}")
     if tasks != now.tenant_tasks:
         found.append(f"5: tenants run {tasks}, their sets {now.tenant_tasks}")
+    for tenant, waits in now.tenant_waits.items():
+        if stray := waits - tasks.get(tenant, set()):
+            found.append(f"5: {tenant} waits with {sorted(stray)}, which it does not run")
+    waiting = {task for sets in now.held.values() for task in sets["waits"]}
+    if waiting != set().union(*now.tenant_waits.values()):
+        found.append(f"5: tenants wait with {now.tenant_waits}, workers with {waiting}")
     return found
 
 
 def _of_bounds(now: Picture) -> list[str]:
+    """What was never taken yet is within its bound; what comes back, or begins late, is never refused."""
     bound = int(now.settings["max_queued"])
-    queues = [*now.lanes.items(), *now.mailboxes.items()]
-    return [f"9: {name} has {len(queue)}, bound {bound}" for name, queue in queues if len(queue) > bound]
+    found = []
+    for name, queue in (*now.lanes.items(), *now.mailboxes.items()):
+        new = [task for task in queue if now.counts(task)]
+        if len(new) > bound:
+            found.append(f"9: {name} has {len(new)}, bound {bound}")
+    if len(now.letters) > int(now.settings["max_dead"]):
+        found.append(f"9: there are {len(now.letters)} dead letters")
+    return found

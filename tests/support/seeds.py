@@ -4,8 +4,9 @@ Everything goes through the doors of the store, so a seed is as the product woul
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -15,13 +16,19 @@ from agentpool.protocol.commands import Command, Reply, decode_command, decode_r
 from agentpool.protocol.records import Outcome, TaskEnvelope, TaskError, TaskHeader, TypeInfo
 from agentpool.protocol.states import TaskStatus
 from agentpool.store import Store
+from agentpool.store.tasks import EndedTask, Exchange, SubmitOptions
 
 __all__ = [
     "LONG_MS",
     "MASTER",
     "SETTINGS",
     "at_once",
+    "ended",
+    "exchange",
     "failure",
+    "finish",
+    "header",
+    "ids",
     "listening",
     "new_store",
     "outcome",
@@ -37,6 +44,7 @@ __all__ = [
     "read_worker",
     "seed_agent",
     "seed_leader",
+    "seed_lease",
     "seed_order",
     "seed_pool",
     "seed_running_agent",
@@ -57,6 +65,10 @@ SETTINGS: dict[str, object] = {
     "max_pending": 1000,
     "heartbeat_timeout_ms": 10_000,
     "result_ttl_ms": LONG_MS,
+    "key_ttl_ms": LONG_MS,
+    "max_queued_pool": 0,
+    "max_dead": 100,
+    "tenant_limits": "",
 }
 
 
@@ -101,11 +113,13 @@ async def seed_order(store: Store, worker: str, pool: str = "p", *, master: str 
 
 
 async def seed_worker(
-    store: Store, worker: str = "w1", pool: str = "p", *, capacity: int = 10, master: str = MASTER
+    store: Store, worker: str = "w1", pool: str = "p", *, capacity: int = 10, master: str = MASTER, labels: str = ""
 ) -> str:
     """Order and register a worker; returns its id."""
     await seed_order(store, worker, pool, master=master)
-    answer = await store.connection.call("register_worker", pool, worker, f"secret of {worker}", capacity, "pid", 1)
+    answer = await store.connection.call(
+        "register_worker", pool, worker, f"secret of {worker}", capacity, "pid", 1, "labels", labels
+    )
     assert answer[0] == "ok"
     return worker
 
@@ -143,13 +157,99 @@ async def seed_running_agent(store: Store, name: str = "a1", pool: str = "p", **
     return worker
 
 
+def header(
+    agent: str = "",
+    tenant: str = "default",
+    *,
+    lane: str = "normal",
+    later_us: int = 0,
+    options: str = "",
+    agent_type: str = "R",
+    reply_to: str = "client:c:replies",
+) -> TaskHeader:
+    """The header of a task for an agent, or for any of a type."""
+    lane, agent_type = ("-", "") if agent else (lane, agent_type)
+    return TaskHeader(reply_to, agent, agent_type, tenant, lane, later_us, options)
+
+
 async def seed_task(
-    store: Store, id: str = "t1", pool: str = "p", *, agent: str = "", tenant: str = "default", input: object = None
+    store: Store,
+    id: str = "t1",
+    pool: str = "p",
+    *,
+    agent: str = "",
+    tenant: str = "default",
+    input: object = None,
+    lane: str = "normal",
+    later_us: int = 0,
+    digest: str = "",
+    **options: Any,
 ) -> str:
-    """Submit a task for an agent, or for any of type R; returns its id."""
-    header = TaskHeader("client:c:replies", agent, "" if agent else "R", tenant)
-    await store.tasks.submit(f"{pool}/{id}", header, TaskEnvelope(msgspec.Raw(msgspec.json.encode(input))))
-    return f"{pool}/{id}"
+    """Submit a task for an agent, or for any of type R; returns its id, or that of the one that has its key.
+
+    `digest` is that of the input, for a key.
+    """
+    words = {"expires": "1" if "expires" in options else "", "batch": "1" if "batch" in options else ""}
+    words |= {name: options.get(name, "") for name in ("key", "parent")}
+    text = ",".join(f"{name}={value}" for name, value in words.items() if value)
+    envelope = TaskEnvelope(msgspec.Raw(msgspec.json.encode(input)))
+    head = header(agent, tenant, lane=lane, later_us=later_us, options=text)
+    return await store.tasks.submit(f"{pool}/{id}", head, envelope, SubmitOptions(input=digest, **options))
+
+
+def ended(
+    id: str = "p/t1",
+    agent: str = "",
+    verdict: str = "done",
+    *,
+    result: Outcome | None = None,
+    delay_ms: int = 0,
+    run_ms: float = 1.5,
+    tokens: int = 0,
+) -> EndedTask:
+    """What a worker says of a task that it had."""
+    what = msgspec.json.encode(result or (outcome() if verdict == "done" else failure()))
+    return EndedTask(id, agent, verdict, what, delay_ms, run_ms, tokens)
+
+
+_numbers = count(1000)
+
+
+async def exchange(
+    store: Store,
+    worker: str = "w1",
+    number: int = 0,
+    *,
+    room: int = -1,
+    prefetch: int = 0,
+    ended: Sequence[EndedTask] = (),
+    names: Sequence[str] = (),
+    pool: str = "p",
+) -> Exchange:
+    """Exchange as a worker that is not given up; without a number, with the next one."""
+    found = await store.tasks.exchange(
+        pool, worker, number or next(_numbers), room=room, prefetch=prefetch, ended=ended, names=names
+    )
+    assert found is not None, f"{worker} was given up"
+    return found
+
+
+def ids(found: Exchange) -> list[str]:
+    """The ids of the tasks that were taken."""
+    return [task.id for task in found.tasks]
+
+
+async def seed_lease(store: Store, id: str = "t1", worker: str = "w1", *, agent: str = "", **more: Any) -> str:
+    """Submit a task and let a worker take it, and nothing else; returns its id."""
+    task = await seed_task(store, id, agent=agent, **more)
+    found = await exchange(store, worker, room=-1 if agent else 1, names=[agent] if agent else [])
+    assert ids(found) == [task]
+    return task
+
+
+async def finish(store: Store, id: str = "p/t1", agent: str = "", worker: str = "w1", **more: Any) -> Exchange:
+    """Hand in one task, and take nothing."""
+    return await exchange(store, worker, ended=[ended(id, agent, **more)])
 
 
 def outcome(worker: str = "w1", result: object = None) -> Outcome:
@@ -159,9 +259,11 @@ def outcome(worker: str = "w1", result: object = None) -> Outcome:
     )
 
 
-def failure(worker: str = "w1", message: str = "boom") -> Outcome:
+def failure(worker: str = "w1", message: str = "boom", status: str = "") -> Outcome:
     """An outcome of a run that raised."""
-    return Outcome(status=TaskStatus.FAILED, process_id=worker, error=TaskError(type="ValueError", message=message))
+    return Outcome(
+        status=TaskStatus(status or "failed"), process_id=worker, error=TaskError(type="ValueError", message=message)
+    )
 
 
 # -- reads ------------------------------------------------------------------------------------------------------
@@ -237,6 +339,6 @@ async def read_replies(pubsub: Any) -> list[Reply]:
 # -- races ------------------------------------------------------------------------------------------------------
 
 
-async def at_once(count: int, call: Any) -> list[Any]:
-    """Return the results of `call(i)` for `count` callers at once; errors are returned as values."""
-    return await asyncio.gather(*(call(i) for i in range(count)), return_exceptions=True)
+async def at_once(callers: int, call: Any) -> list[Any]:
+    """Return the results of `call(i)` for so many callers at once; errors are returned as values."""
+    return await asyncio.gather(*(call(i) for i in range(callers)), return_exceptions=True)

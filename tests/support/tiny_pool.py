@@ -1,7 +1,6 @@
 """A pool whose master and workers are a few lines on the store, for tests of what clients see.
 
-It keeps every promise of a real worker towards Redis (register, confirm, exchange) in the test's own loop; a task that
-fails is not tried again.
+It keeps every promise of a real worker towards Redis (register, confirm, exchange) in the test's own loop.
 """
 
 import asyncio
@@ -11,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from agentpool.clock import wall_ms
 from agentpool.errors import InvalidInput
 from agentpool.protocol.codec import encode_json, new_id
 from agentpool.protocol.records import ClaimedTask, Outcome, TaskError, TypeInfo
@@ -46,12 +46,14 @@ async def echo(input: Any) -> Any:
 
 
 class TinyWorker:
-    """Confirms, takes tasks and hands in what ended; `handler` is what its agents do."""
+    """Confirms, takes tasks and hands them in; `handler` is what its agents do."""
 
     def __init__(self, store: Store, pool: str, id: str, capacity: int, handler: Handler = echo) -> None:
         self.store, self.pool, self.id, self.capacity, self.handler = store, pool, id, capacity, handler
         self.starts = True
         """False: agents stay `placed`, as if `start()` did not return."""
+        self.attempts = 0
+        """How often what fails is tried before it is a dead letter; 0: it has failed, and that is all."""
         self._exchanges = 0
         self._ended: list[EndedTask] = []
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -90,19 +92,31 @@ class TinyWorker:
             elif agent.status is AgentStatus.IDLE:
                 idle.append(name)
         self._exchanges += 1
-        ended, self._ended = self._ended[:50], self._ended[50:]
+        ended = self._ended[:50]
         answer = await self.store.tasks.exchange(
             self.pool, self.id, self._exchanges, room=self.capacity, ended=ended, names=idle
         )
-        for task in ended:
-            self._runs.pop(task.id, None)
+        del self._ended[: len(ended)]
         for task in answer.tasks if answer else ():
             self._runs[task.id] = asyncio.create_task(self._run(task))
         return True
 
     async def _run(self, task: ClaimedTask) -> None:
         outcome = await self._outcome(task)
-        self._ended.append(EndedTask(task.id, task.header.agent_name, "done", encode_json(outcome)))
+        verdict = "done"
+        if self.attempts and outcome.status is TaskStatus.FAILED:
+            verdict = "retry" if task.attempt < self.attempts else "dead"
+        line = {"at": wall_ms(), "task_id": task.id, "status": outcome.status, "tenant": task.header.tenant}
+        ended = EndedTask(
+            task.id,
+            task.header.agent_name,
+            verdict,
+            encode_json(outcome),
+            run_ms=1.0,
+            audit=encode_json({**line, "process_id": self.id}),
+        )
+        self._ended.append(ended)
+        self._runs.pop(task.id, None)
 
     async def _outcome(self, task: ClaimedTask) -> Outcome:
         assert task.envelope

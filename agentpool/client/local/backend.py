@@ -97,6 +97,9 @@ class LocalBackend:
     async def run(self, request: Request) -> Outcome:
         return await self._pool(pool_of(request.task_id)).tasks.run(request)
 
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        return self._pool_of_task(task_id).tasks.watch(task_id)
+
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         return await self._pool_of_task(task_id).tasks.outcome(task_id, timeout)
 

@@ -24,7 +24,7 @@ from agentpool.client.local.waiting import DELAY, LocalTask
 from agentpool.client.requests import Request
 from agentpool.clock import wall_ms
 from agentpool.config import PoolSettings
-from agentpool.errors import AgentPoolError
+from agentpool.errors import AgentPoolError, UnknownTask
 from agentpool.hosting import Ending
 from agentpool.protocol.codec import decode_json, encode_json, new_id
 from agentpool.protocol.events import EventName, TaskEvent
@@ -190,6 +190,25 @@ class LocalTasks:
             answer = self.cancel(task_id)
             raise request.timed_out(while_it_ran=answer == "asked")
         return future.result()
+
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
+        watched: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        task = self._tasks.get(task_id)
+        if task is None:
+            try:
+                watched.set_result(self._outcomes.get(task_id))
+            except UnknownTask as error:
+                watched.set_exception(error)
+            return watched
+
+        def pass_on(done: "asyncio.Future[Outcome]") -> None:
+            if not watched.done():
+                watched.set_result(done.result())
+
+        task.keep = True
+        task.future.add_done_callback(pass_on)
+        return watched
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for an outcome; raises `TimeoutError` and `UnknownTask`."""

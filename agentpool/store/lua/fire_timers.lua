@@ -1,13 +1,13 @@
 -- Do what is due: begin delayed and retried tasks, end expired ones, promote batch tasks, give tenants their turns back.
 --
--- @include base workers tenants tasks agents
+-- @include base workers tenants tasks
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          timers in this call, at most 100
 -- BUILDS   pool:{p}:due  task:{p}/{id}  pool:{p}:leases  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}
 --          pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes  pool:{p}:tenants  pool:{p}:held
 --          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}
---          pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit  pool:{p}:ended:{n}
+--          pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
@@ -19,10 +19,10 @@ local function start(id, head)
     woken = woken + 1
     return
   end
-  local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
+  local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. head.agent,
+    'process_id', 'status'))
   if not status then
-    local _, _, _, detail = read_ending(head.agent)
-    local why = detail or 'the agent has ended'
+    local why = 'its agent ended before its time came'
     finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
     return
   end
@@ -42,18 +42,22 @@ local function expire(id, head)
   end
 end
 
--- It has waited long enough behind everything else: from now on it waits like others, and keeps its time. One that
--- runs, or waits to be tried again, will wait like others when it comes back.
+-- It has waited long enough behind everything else: from now on it waits like others, and keeps its time. One that is
+-- leased or delayed just now may wait again.
 local function promote(id, head)
   if string.sub(head.lane, 1, 5) ~= 'batch' then
     return
   end
+  local record = string.gsub(redis.call('GET', task_key(id)), '^(task %S+ %S+ %S+ %S+) batch', '%1 normal', 1)
   local rank = redis.call('ZSCORE', lane_key(head.lane, head.tenant), id)
   if rank then
     dequeue(id, head)
   end
-  local record = string.gsub(redis.call('GET', task_key(id)), '^(task %S+ %S+ %S+ %S+) batch', '%1 normal', 1)
   redis.call('SET', task_key(id), record)
+  local lease = redis.call('HGET', POOL .. ':leases', id)
+  if lease then
+    redis.call('HSET', POOL .. ':leases', id, (string.gsub(lease, ' batch', ' normal', 1)))
+  end
   if rank then
     enqueue(id, parse_head(record), tonumber(rank))
     woken = woken + 1
