@@ -47,7 +47,7 @@ _STARTED = frozenset({AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLIN
 
 
 class Waiter:
-    """Something that waits for the answer to one request; several may wait for the same id, each with its own future."""
+    """Something that waits for the answer to one request; several may wait for the same id, each with a future."""
 
     __slots__ = ("accepted", "futures", "id")
 
