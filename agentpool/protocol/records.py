@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agentpool.protocol.commands import Spawn
 
 __all__ = [
+    "NESTED_MAX",
     "AgentRecord",
     "Beat",
     "ClaimedTask",
@@ -55,6 +56,9 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+NESTED_MAX = 8
+"""Tasks that may wait for one another, one within the other."""
 
 
 def decode_hash(record: type[R], fields: Mapping[str, str]) -> R:
