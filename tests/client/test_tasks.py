@@ -478,7 +478,7 @@ async def test_redis_is_away_while_a_result_is_awaited(
     with monkeypatch.context() as patch:
         patch.setattr(client.store.tasks, "settled", away)
         with pytest.raises(RedisUnavailable):
-            await task.result(0.3)
+            await task.result(1.0)
         patch.setattr("agentpool.client.replies.OUTAGE_S", 0.2)
         with pytest.raises(RedisUnavailable):
             await asyncio.wait_for(task.result(), 5)
