@@ -10,9 +10,28 @@ from agentpool.cli import output
 from agentpool.client import AgentHandle, Client
 from agentpool.client.raw import raw_command
 from agentpool.client.requests import TaskOptions
+from agentpool.client.tasks import TaskHandle
 from agentpool.errors import AgentPoolError, InvalidInput, UnknownAgent
+from agentpool.protocol.keys import pool_of
+from agentpool.protocol.limits import check_limits
+from agentpool.protocol.records import plain
+from agentpool.protocol.retrying import RetryPolicy
 
-__all__ = ["print_result", "raw", "run", "spawn", "terminate"]
+__all__ = [
+    "cancel",
+    "letter_ids",
+    "limit_tenant",
+    "print_result",
+    "purge",
+    "raw",
+    "replay",
+    "run",
+    "spawn",
+    "submit",
+    "terminate",
+]
+
+AT_ONCE = 50
 
 Row = dict[str, Any]
 
@@ -79,8 +98,80 @@ async def run(
     if agent_id is not None:
         return await client.pool(pool).agent(agent_id).run(input, timeout=timeout)
     assert agent_type is not None
-    more: TaskOptions = {} if priority is None else {"priority": priority}
-    return await client.pool(pool).run(agent_type, input, tenant=tenant or "default", timeout=timeout, **more)
+    options: TaskOptions = {"tenant": tenant or "default", "timeout": timeout}
+    if priority is not None:
+        options["priority"] = priority
+    return await client.pool(pool).run(agent_type, input, **options)
+
+
+async def submit(
+    client: Client, pool: str, agent_type: str, input: Any, *, retry_attempts: int | None, wait: bool, **given: Any
+) -> tuple[str, Any]:
+    """Hand in a task; returns its id and, if it was waited for, its result."""
+    options: TaskOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
+    if retry_attempts is not None:
+        options["retry"] = RetryPolicy(attempts=retry_attempts)
+    task = await client.pool(pool).submit(agent_type, input, **options)
+    return task.id, await task.result() if wait else None
+
+
+async def cancel(client: Client, task_ids: Sequence[str]) -> tuple[list[Row], AgentPoolError | None]:
+    """Cancel tasks all at once; returns what became of each, and the error of those that are not known."""
+    tasks = [client.task(task_id) for task_id in task_ids]
+    answers = await asyncio.gather(*(task.cancel() for task in tasks), return_exceptions=True)
+    rows = [
+        {"task_id": task.id, "cancelled": answer}
+        for task, answer in zip(tasks, answers, strict=True)
+        if isinstance(answer, bool)
+    ]
+    return rows, _sum_up(f"{len(rows)} of {len(tasks)} tasks are known", answers)
+
+
+# -- dead letters and tenants -----------------------------------------------------------------------------------
+
+
+async def letter_ids(client: Client, pool: str, **filters: Any) -> list[str]:
+    """Return the ids of the dead letters that fit."""
+    return [letter.task_id async for letter in client.pool(pool).dead_letters(**filters)]
+
+
+async def replay(client: Client, task_ids: Sequence[str]) -> tuple[list[Row], AgentPoolError | None]:
+    """Submit dead tasks anew; returns their new ids, and the error of those that could not be."""
+    tasks = [client.task(task_id) for task_id in task_ids]
+    answers: list[Any] = []
+    for start in range(0, len(tasks), AT_ONCE):
+        asked = (client.pool(pool_of(task.id)).replay(task.id) for task in tasks[start : start + AT_ONCE])
+        answers += await asyncio.gather(*asked, return_exceptions=True)
+    rows = [
+        {"task_id": task.id, "new_task_id": answer.id}
+        for task, answer in zip(tasks, answers, strict=True)
+        if isinstance(answer, TaskHandle)
+    ]
+    return rows, _sum_up(f"{len(rows)} of {len(tasks)} tasks were submitted anew", answers)
+
+
+async def purge(client: Client, task_ids: Sequence[str]) -> int:
+    """Throw dead letters away; returns how many there were."""
+    by_pool: dict[str, list[str]] = {}
+    for task_id in task_ids:
+        by_pool.setdefault(pool_of(client.task(task_id).id), []).append(task_id)
+    return sum([await client.pool(pool).purge(ids) for pool, ids in by_pool.items()])
+
+
+async def limit_tenant(client: Client, pool: str, tenant: str, words: Sequence[str]) -> Row:
+    """Set limits from `name=value` words; `name=` takes one back. Returns the tenant as it stands then."""
+    limits: dict[str, float | None] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            limits[name] = float(value) if value else None
+        except ValueError:
+            raise InvalidInput(f"{word}: the value of a limit is a number.", f"$.{name}") from None
+    check_limits(limits)  # here, because a word may be anything, and not only what can be the name of an argument
+    return {"pool_name": pool, **plain(await client.pool(pool).limit_tenant(tenant, **limits))}
+
+
+# -- results ----------------------------------------------------------------------------------------------------
 
 
 def print_result(result: Any, *, as_json: bool) -> None:

@@ -1,55 +1,25 @@
 """`agentpool`: look at pools, and ask for things. Thin: what is asked is in `agentpool.client`."""
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich_click import RichCommand, RichGroup
 
-from agentpool.cli import output
+from agentpool.cli import output, tasks, tenants
 from agentpool.cli.ending import guarded
 from agentpool.cli.raw_words import RawCommand
-from agentpool.cli.session import INTERRUPTED, Session, common_options, session_of
+from agentpool.cli.root import PROGRAM, command, operator, say, show
+from agentpool.cli.session import INTERRUPTED, Session
 from agentpool.errors import AgentPoolError
 from agentpool.protocol.states import AGENT_MOVES
-from agentpool.version import __version__
 
-__all__ = ["main", "operator"]
+__all__ = ["GROUPS", "main", "operator"]
 
-PROGRAM = "agentpool"
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+GROUPS = (tasks, tenants)
+"""Modules with further sub-commands."""
 RAW_SETTINGS = {"help_option_names": ["--help"], "allow_interspersed_args": False}
 LIVE = [str(status) for status, moves in AGENT_MOVES.items() if moves]
-
-
-@click.group(cls=RichGroup, context_settings=SETTINGS)
-@click.version_option(__version__, prog_name=PROGRAM)
-@common_options
-def operator() -> None:
-    """Look at pools of agents, and ask them for things.
-
-    Finds Redis as agentpool-master does: --redis-url, the environment, the configuration file, and last the embedded
-    server of the data directory.
-    """
-
-
-def command(
-    name: str, /, cls: type[click.Command] = RichCommand, **settings: Any
-) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a function a sub-command; it gets the session first."""
-
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        @wraps(function)
-        def with_session(**given: Any) -> Any:
-            return function(session_of(click.get_current_context()), **given)
-
-        made: click.Command = click.command(name, cls=cls, **settings)(common_options(with_session))
-        operator.add_command(made)
-        return made
-
-    return decorate
 
 
 # -- looking ----------------------------------------------------------------------------------------------------
@@ -61,7 +31,7 @@ def pools(session: Session) -> None:
     from agentpool.cli import views
 
     rows = session.run(views.pools)
-    _show(session, rows, output.POOL_COLUMNS, "No pools. Start agentpool-master with a configuration that has some.")
+    show(session, rows, output.POOL_COLUMNS, "No pools. Start agentpool-master with a configuration that has some.")
 
 
 @command("stats")
@@ -86,7 +56,7 @@ def workers(session: Session, pool: str | None) -> None:
     from agentpool.cli import views
 
     rows = session.run(lambda client: views.workers(client, pool))
-    _show(session, rows, output.WORKER_COLUMNS, "No workers.", views.worker_cells)
+    show(session, rows, output.WORKER_COLUMNS, "No workers.", views.worker_cells)
 
 
 @command("agents")
@@ -99,7 +69,7 @@ def agents(session: Session, pool: str | None, **filters: str | None) -> None:
     from agentpool.cli import views
 
     rows = session.run(lambda client: views.agents(client, pool, **filters))
-    _show(session, rows, output.AGENT_COLUMNS, "No agents.", views.agent_cells)
+    show(session, rows, output.AGENT_COLUMNS, "No agents.", views.agent_cells)
 
 
 @command("events")
@@ -114,7 +84,7 @@ def events(session: Session, pool: str | None, follow: bool, limit: int) -> None
         session.run(lambda client: views.follow(client, pool, as_json=session.as_json))
         return
     rows = session.run(lambda client: views.events(client, pool, limit))
-    _show(session, rows, output.EVENT_COLUMNS, "No events.", views.event_cells)
+    show(session, rows, output.EVENT_COLUMNS, "No events.", views.event_cells)
 
 
 @command("doctor")
@@ -149,7 +119,7 @@ def spawn(session: Session, pool: str, **wanted: Any) -> None:
 
     spawned, error = session.run(lambda client: asks.spawn(client, pool, **wanted))
     if spawned:
-        _show(session, spawned, output.SPAWN_COLUMNS, "")
+        show(session, spawned, output.SPAWN_COLUMNS, "")
     if error:
         raise error
 
@@ -161,7 +131,7 @@ def terminate(session: Session, agent_ids: tuple[str, ...]) -> None:
     from agentpool.cli import asks
 
     ended = session.run(lambda client: asks.terminate(client, agent_ids))
-    _show(session, ended, {"agent_id": "agent", "status": "status"}, "")
+    show(session, ended, {"agent_id": "agent", "status": "status"}, "")
 
 
 @command("run")
@@ -192,7 +162,7 @@ def drain(session: Session, worker_id: str) -> None:
     """Have a worker finish, hand its agents over and leave."""
     session.run(lambda client: client.drain(worker_id))
     done = {"process_id": worker_id, "status": "draining"}
-    _say(session, done, f"Worker {worker_id} drains. Watch: agentpool events --follow")
+    say(session, done, f"Worker {worker_id} drains. Watch: agentpool events --follow")
 
 
 @command("scale")
@@ -201,7 +171,7 @@ def drain(session: Session, worker_id: str) -> None:
 def scale(session: Session, pool: str, workers: int) -> None:
     """Set how many workers a pool keeps, between its min_workers and max_workers."""
     session.run(lambda client: client.pool(pool).scale(workers))
-    _say(session, {"pool_name": pool, "workers": workers}, f"Pool {pool} keeps {workers} worker(s).")
+    say(session, {"pool_name": pool, "workers": workers}, f"Pool {pool} keeps {workers} worker(s).")
 
 
 @command("redis", cls=RawCommand, context_settings=RAW_SETTINGS)
@@ -215,29 +185,6 @@ def redis(session: Session, words: tuple[str, ...]) -> None:
     from agentpool.cli import asks
 
     session.run(lambda client: asks.raw(client, words, as_json=session.as_json))
-
-
-# -- saying -----------------------------------------------------------------------------------------------------
-
-
-def _show(
-    session: Session,
-    rows: list[dict[str, Any]],
-    columns: dict[str, str],
-    empty: str,
-    cells: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> None:
-    if session.as_json:
-        output.print_json(rows)
-    else:
-        output.print_rows([cells(row) for row in rows] if cells else rows, columns, empty=empty)
-
-
-def _say(session: Session, document: dict[str, Any], line: str) -> None:
-    if session.as_json:
-        output.print_json(document)
-    else:
-        print(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,14 +10,18 @@ from agentpool.errors import AgentPoolError
 __all__ = [
     "AGENT_COLUMNS",
     "EVENT_COLUMNS",
+    "EXECUTION_COLUMNS",
+    "LETTER_COLUMNS",
     "POOL_COLUMNS",
     "SPAWN_COLUMNS",
     "STATS_COLUMNS",
+    "TENANT_COLUMNS",
     "VIOLATION_COLUMNS",
     "WORKER_COLUMNS",
     "ages",
     "print_error",
     "print_json",
+    "print_note",
     "print_rows",
     "print_sheet",
     "redis_text",
@@ -49,6 +53,8 @@ STATS_COLUMNS = {
     "pending_agents": "pending",
     "queued_tasks": "queued",
     "running_tasks": "running",
+    "delayed_tasks": "delayed",
+    "dead_tasks": "dead",
     "utilization": "load",
 }
 WORKER_COLUMNS = {
@@ -85,6 +91,42 @@ EVENT_COLUMNS = {
     "process_id": "worker",
     "detail": "detail",
 }
+LETTER_COLUMNS = {
+    "task_id": "task",
+    "kind": "kind",
+    "agent": "agent",
+    "tenant": "tenant",
+    "died": "died",
+    "attempts": "attempts",
+    "crashes": "crashes",
+    "error": "error",
+}
+TENANT_COLUMNS = {
+    "pool_name": "pool",
+    "tenant": "tenant",
+    "weight": "weight",
+    "agents": "agents",
+    "running": "running",
+    "queued": "queued",
+    "tokens": "tokens/min",
+    "requests": "requests/min",
+    "tokens_per_task": "tokens/task",
+    "mean_ms": "mean ms",
+    "held": "held",
+    "set_live": "set live",
+}
+EXECUTION_COLUMNS = {
+    "time": "time",
+    "task_id": "task",
+    "status": "status",
+    "tenant": "tenant",
+    "agent": "agent",
+    "process_id": "worker",
+    "attempt": "attempt",
+    "duration_ms": "ms",
+    "tokens": "tokens",
+    "error": "error",
+}
 VIOLATION_COLUMNS = {"invariant": "no", "name": "invariant", "subject": "subject", "detail": "detail"}
 
 
@@ -118,6 +160,11 @@ def print_error(program: str, error: AgentPoolError | str, *, as_json: bool, cod
     code = code or getattr(error, "code", "ERROR")
     document = json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False)
     print(document if as_json else f"{program}: {message}", file=sys.stderr, flush=True)
+
+
+def print_note(program: str, text: str) -> None:
+    """Print one line to standard error that is no error."""
+    print(f"{program}: note: {text}", file=sys.stderr, flush=True)
 
 
 def ages(now_ms: int, at_ms: int) -> str:

@@ -51,7 +51,11 @@ def stats_sheet(stats: Row) -> tuple[str, list[tuple[str, Any]]]:
         ("workers", f"{workers}{extra} (bounds {bounds})"),
         ("slots", f"{used} of {total} used, {stats['available_capacity']} free ({stats['utilization']:.0%})"),
         ("agents", f"{stats['agent_count']}, of which {stats['pending_agents']} wait for a place"),
-        ("tasks", f"{stats['queued_tasks']} queued by type, {stats['running_tasks']} running"),
+        (
+            "tasks",
+            f"{stats['queued_tasks']} queued by type, {stats['running_tasks']} running, "
+            f"{stats['delayed_tasks']} delayed, {stats['dead_tasks']} dead",
+        ),
         ("leader", stats["leader"] or "none: start agentpool-master"),
         ("restarts", f"given up: {stats['restarts']}" if stats["restarts"] else ""),
     ]

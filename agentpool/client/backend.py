@@ -4,6 +4,7 @@ Everything above it is the same wherever that is: names and numbers are checked,
 there. A backend gets whole requests and answers with records or with errors of `agentpool.errors`.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -67,8 +68,13 @@ class Backend(Protocol):
         """Submit a task and return its outcome; a task that was not finished in time or whose caller is gone is
         cancelled.
 
-        Raises what `submit` does, and `request.timed_out()` when `request.patience` is over.
+        Raises what `submit` does, and `request.timed_out()` when `request.patience` is over, or `TimeoutError` where
+        the task is that of an earlier request with the same key, and goes on.
         """
+        ...
+
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
         ...
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:

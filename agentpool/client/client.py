@@ -14,12 +14,14 @@ from agentpool.client.choice import LOCAL_URL, LocalPools, is_local, uses_proces
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.kinds import check_count
 from agentpool.client.pool import Pool
+from agentpool.client.tasks import TaskHandle
 from agentpool.errors import ConfigError, InvalidInput, PoolClosed, RedisUnavailable, UnknownPool
 from agentpool.protocol.events import Event
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import PoolInfo, PoolStats
 
 if TYPE_CHECKING:
+    from agentpool.client.redis_backend import RedisBackend
     from agentpool.store import Store
 
 __all__ = ["Client", "RedisClient", "connect"]
@@ -111,6 +113,15 @@ class Client:
     @property
     def store(self) -> "Store":
         """The door to Redis, for what is about Redis itself; raises `ConfigError` without one, and `PoolClosed`."""
+        return self._on_redis.store
+
+    @property
+    def data_dir(self) -> str:
+        """The data directory of this host that goes with the server, whether there is a master on it or not."""
+        return self._on_redis.data_dir
+
+    @property
+    def _on_redis(self) -> "RedisBackend":
         backend = self.backend
         from agentpool.client.redis_backend import RedisBackend
 
@@ -119,7 +130,7 @@ class Client:
                 "`agentpool doctor`, `agentpool redis` and `client.store` need Redis, and this client is not on one. "
                 "Start agentpool-master and give its Redis: --redis-url, REDIS_URL, or connect(url)."
             )
-        return backend.store
+        return backend
 
     def pool(self, name: str) -> Pool:
         """Return a pool by name, without I/O; raises `InvalidInput` for what cannot be a name."""
@@ -133,6 +144,13 @@ class Client:
                 f"{agent_id!r} is no agent id: ids are <pool>/<name>. List them: agentpool agents", "$.id"
             )
         return self.pool(pool).agent(agent_id)
+
+    def task(self, task_id: str) -> TaskHandle:
+        """Return a handle of a task by its id, without I/O."""
+        pool, _ = split_id(task_id)
+        if not pool:
+            raise InvalidInput(f"{task_id!r} is no task id: ids are <pool>/<id>.", "$.id")
+        return self.pool(pool).task(task_id)
 
     async def pools(self) -> list[PoolInfo]:
         """Return all pools with their settings as applied, in the order of their names."""
@@ -196,7 +214,8 @@ def _find_redis(url: str | None, data_dir: Place | None, config: Place | None, c
     from agentpool.store import Store
 
     target = load_client_target(url=url, data_dir=data_dir, config=config, environ=os.environ)
-    return RedisBackend(Store.open(target.url or _embedded_url(target.data_dir), namespace=target.namespace), cleanup)
+    store = Store.open(target.url or _embedded_url(target.data_dir), namespace=target.namespace)
+    return RedisBackend(store, cleanup, data_dir=target.data_dir)
 
 
 def _embedded_url(data_dir: str) -> str:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.tasks import TaskHandle
 from agentpool.errors import UnknownTask
+from agentpool.protocol.records import Outcome
 
 __all__ = ["PARALLEL", "map_tasks"]
 
@@ -23,31 +25,45 @@ async def map_tasks(
 ) -> AsyncGenerator[Any, None]:
     """Yield results; whatever is unfinished when this ends is cancelled."""
     source, is_over = _each(inputs), False
-    waiting: dict[asyncio.Task[Any], TaskHandle] = {}
+    waiting: dict[asyncio.Future[Outcome], TaskHandle] = {}
+    done, came = deque[asyncio.Future[Outcome]](), asyncio.Event()
+
+    def note(future: "asyncio.Future[Outcome]") -> None:
+        done.append(future)
+        came.set()
+
     try:
         while True:
             if not is_over and parallel - len(waiting) >= max(1, parallel // BATCH_PART):
                 batch = await _take(source, parallel - len(waiting))
                 is_over = len(batch) < parallel - len(waiting)
                 for handle in await submit(batch):
-                    waiting[asyncio.create_task(handle.result())] = handle
+                    future = handle.watch()
+                    waiting[future] = handle
+                    if not ordered:
+                        future.add_done_callback(note)
             if not waiting:
                 return
-            first = next(iter(waiting))
-            done, _ = await asyncio.wait([first] if ordered else waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                result = task.result()
-                del waiting[task]
-                yield result
+            if ordered:
+                first = next(iter(waiting))
+                await asyncio.wait([first])
+                done.append(first)
+            elif not done:
+                came.clear()
+                await came.wait()
+            while done:
+                future = done.popleft()
+                yield waiting.pop(future).read(future.result())
+                if not is_over and parallel - len(waiting) >= max(1, parallel // BATCH_PART):
+                    break  # the next batch is due
     finally:
         _give_up(waiting, cleanup)
 
 
-def _give_up(waiting: dict[asyncio.Task[Any], TaskHandle], cleanup: Cleanup) -> None:
-    left = [handle for task, handle in waiting.items() if not task.done()]
-    for task in waiting:
-        task.cancel()
-        task.add_done_callback(_hear)
+def _give_up(waiting: "dict[asyncio.Future[Outcome], TaskHandle]", cleanup: Cleanup) -> None:
+    left = [handle for future, handle in waiting.items() if not future.done()]
+    for future in waiting:
+        future.cancel()
 
     async def cancel_all() -> None:
         for handle in left:
@@ -56,12 +72,6 @@ def _give_up(waiting: dict[asyncio.Task[Any], TaskHandle], cleanup: Cleanup) -> 
 
     if left:
         cleanup.start(cancel_all)
-
-
-def _hear(task: asyncio.Task[Any]) -> None:
-    """Take note of an error, so that nobody complains that it was not."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def _each(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:

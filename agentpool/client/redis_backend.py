@@ -28,8 +28,10 @@ OPEN_TIMEOUT = 1.5
 class RedisBackend:
     """Everything on one store. What it is for, and what each method promises, is said in `Backend`."""
 
-    def __init__(self, store: Store, cleanup: Cleanup, *, owns_store: bool = True) -> None:
+    def __init__(self, store: Store, cleanup: Cleanup, *, owns_store: bool = True, data_dir: str = "") -> None:
         self.store = store
+        self.data_dir = data_dir
+        """Where a master of this host keeps its files."""
         self.replies = Replies(store)
         """How answers come back; it begins to listen when something waits."""
         self._cleanup, self._owns_store = cleanup, owns_store
@@ -71,6 +73,9 @@ class RedisBackend:
 
     async def run(self, request: Request) -> Outcome:
         return await self._tasks.run(request)
+
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        return self._tasks.watch(task_id)
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         return await self._tasks.outcome(task_id, timeout)

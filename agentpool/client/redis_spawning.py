@@ -5,11 +5,11 @@ import contextlib
 import math
 
 from agentpool.client.cleanup import Cleanup
-from agentpool.client.replies import Answer, Replies, Waiter
+from agentpool.client.replies import Replies
 from agentpool.client.requests import Spawn
 from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError, NoCapacity, PoolClosed, RedisUnavailable, UnknownAgent
-from agentpool.protocol.commands import AgentEnded
+from agentpool.protocol.commands import AgentEnded, AgentReady
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import AgentRecord, PoolInfo, PoolView
 from agentpool.protocol.states import AgentStatus
@@ -27,27 +27,32 @@ class RedisSpawning:
     async def spawn(self, request: Spawn, timeout: float | None) -> None:
         """Return when the agent's `start()` has finished; withdrawn by cancellation, timeout or the client's end."""
         deadline = math.inf if timeout is None else monotonic() + timeout
-        with self._replies.agent(request.agent_id) as waiter:
-            placing = asyncio.ensure_future(self._place(request, timeout))
-            try:
-                await asyncio.shield(placing)
-                self._replies.accept(waiter)
-                left = None if timeout is None else max(deadline - monotonic(), 0)
-                answer = await self._wait_or_withdraw(request, waiter, left)
-            except (asyncio.CancelledError, PoolClosed):
+        future = self._replies.agent(request.agent_id)
+        placing = asyncio.ensure_future(self._place(request, timeout))
+        try:
+            await asyncio.shield(placing)
+            self._replies.accept(request.agent_id)
+            left = None if timeout is None else max(deadline - monotonic(), 0)
+            answer = await self._wait_or_withdraw(request, future, left)
+        except (asyncio.CancelledError, PoolClosed):
+            with self._replies.withdrawing():
                 await self._cleanup.run(lambda: self._undo(request, placing))
-                raise
-            except RedisUnavailable:
-                self._cleanup.start(lambda: self._undo(request, placing))
-                raise
+            raise
+        except RedisUnavailable:
+            self._cleanup.start(lambda: self._undo(request, placing))
+            raise
+        finally:
+            future.cancel()
         if isinstance(answer, AgentEnded):
             raise request.ended_early(answer.status, answer.detail)
 
-    async def _wait_or_withdraw(self, request: Spawn, waiter: Waiter, timeout: float | None) -> Answer | None:
+    async def _wait_or_withdraw(
+        self, request: Spawn, future: "asyncio.Future[AgentReady | AgentEnded]", timeout: float | None
+    ) -> AgentReady | AgentEnded | None:
         """Return the answer, or None when the agent runs though none came; raises why it does not run in time."""
         try:
             return await self._replies.wait(
-                waiter, timeout, f"agent {request.agent_id} was not ready; the request was withdrawn"
+                future, timeout, f"agent {request.agent_id} was not ready; the request was withdrawn"
             )
         except TimeoutError:
             await self._withdraw(request)

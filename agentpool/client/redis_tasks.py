@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from agentpool.client.cleanup import Cleanup
-from agentpool.client.replies import Answer, Replies, Waiter
+from agentpool.client.replies import Replies
 from agentpool.client.requests import Request
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.protocol.events import TaskEvent
@@ -34,8 +34,9 @@ class RedisTasks:
         """Return when Redis has the tasks, with their ids; cancelling this, or an error, withdraws those that it has by
         then, but not what a key named already.
         """
+        self._replies.listen()
         try:
-            return await self._send(requests)
+            ids = await self._send(requests)
         except asyncio.CancelledError:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
@@ -43,34 +44,38 @@ class RedisTasks:
             if len(requests) > 1 or isinstance(error, RedisUnavailable):
                 self._cleanup.start(lambda: self._withdraw(requests))
             raise
+        if not requests[0].key:
+            self._replies.sent(ids)
+        return ids
 
     async def run(self, request: Request) -> Outcome:
         """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
-        with self._replies.task(request.task_id) as waiter:
-            try:
-                (task_id,) = await self._send([request])
-                if task_id != request.task_id:
-                    return await self.outcome(task_id, request.patience)  # another asked for it with the same key
-                self._replies.accept(waiter)
-                outcome = await self._wait_or_stop(request, waiter)
-            except (asyncio.CancelledError, PoolClosed):
+        future = self._replies.task(request.task_id)
+        try:
+            (task_id,) = await self._send([request])
+            if task_id != request.task_id:
+                return await self.outcome(task_id, request.patience)  # another asked for it with the same key
+            self._replies.accept(task_id)
+            return await self._wait_or_stop(request, future)
+        except (asyncio.CancelledError, PoolClosed):
+            with self._replies.withdrawing():
                 await self._cleanup.run(lambda: self._store.tasks.cancel(request.task_id))
-                raise
-            except RedisUnavailable:
-                self._cleanup.start(lambda: self._store.tasks.cancel(request.task_id))
-                raise
-        assert isinstance(outcome, Outcome)
-        return outcome
+            raise
+        except RedisUnavailable:
+            self._cleanup.start(lambda: self._store.tasks.cancel(request.task_id))
+            raise
+        finally:
+            future.cancel()
+
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        """Return what will be the outcome of a task that Redis may have or not, or `UnknownTask`."""
+        return self._replies.watch(task_id)
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for a task that Redis may have or not; raises `TimeoutError` or `UnknownTask`."""
-        with self._replies.task(task_id) as waiter:
-            self._replies.accept(waiter, look=True)
-            outcome = await self._replies.wait(
-                waiter, timeout, f"the result of task {task_id} was waited for; the task goes on"
-            )
-        assert isinstance(outcome, Outcome)
-        return outcome
+        return await self._replies.wait(
+            self.watch(task_id), timeout, f"the result of task {task_id} was waited for; the task goes on"
+        )
 
     async def follow(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
         """Yield what the task is now, what it reported and what happens to it, up to its end."""
@@ -125,6 +130,7 @@ class RedisTasks:
             key=request.key,
             input=request.input_digest,
             parent=request.parent,
+            sticky=request.sticky,
             limits=request.limits,
         )
 
@@ -133,10 +139,10 @@ class RedisTasks:
             with contextlib.suppress(UnknownTask):
                 await self._store.tasks.cancel(request.task_id)
 
-    async def _wait_or_stop(self, request: Request, waiter: Waiter) -> Answer:
+    async def _wait_or_stop(self, request: Request, future: "asyncio.Future[Outcome]") -> Outcome:
         try:
             return await self._replies.wait(
-                waiter, request.patience, f"task {request.task_id} was not finished; it was cancelled"
+                future, request.patience, f"task {request.task_id} was not finished; it was cancelled"
             )
         except TimeoutError:
             return await self._stop(request)

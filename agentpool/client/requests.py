@@ -1,6 +1,7 @@
 """What may be asked for, as plain data that says the same to every backend: an agent, a task."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal, TypedDict
@@ -11,12 +12,11 @@ from agentpool.client.kinds import Kind, milliseconds
 from agentpool.clock import wall_ms
 from agentpool.errors import AgentFailed, AgentPoolError, AgentTerminated, InvalidInput, TaskTimedOut
 from agentpool.protocol.codec import check_name, new_id
-from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.records import NESTED_MAX, TaskEnvelope, TaskHeader
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import AgentStatus
 
 __all__ = [
-    "NESTED_MAX",
     "PRIORITY",
     "AgentTaskOptions",
     "Request",
@@ -30,8 +30,6 @@ PRIORITY_MAX = 9
 PRIORITY = 5
 URGENT = 2
 """Tasks of this priority and below go before others."""
-NESTED_MAX = 8
-"""Tasks that may wait for one another, one within the other."""
 AGE_STEP_US = 10_000_000
 """A task waits at most this much longer than one that is one priority more urgent: so none waits for ever."""
 
@@ -87,6 +85,8 @@ class TaskOptions(AgentTaskOptions, total=False):
     """Run only when nothing else can, for `batch_max_wait` at most."""
     requires: Iterable[str]
     """Labels that its worker must have."""
+    sticky: Literal["tenant", "project"] | None
+    """Prefer the worker that has last been given tasks of this tenant, or of its project, while that is there."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +111,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the idempotency key."""
     input_digest: str = ""
     parent: str = ""
+    sticky: str = ""
     limits: str = ""
     """`reject` or `total`: refuse at a limit, instead of waiting."""
 
@@ -166,6 +167,7 @@ def new_requests(
     batch: bool = False,
     retry: RetryPolicy | None = None,
     requires: Iterable[str] = (),
+    sticky: str | None = None,
     when_limited: str = "queue",
 ) -> list[Request]:
     """Check tasks that share everything but their inputs; raises `InvalidInput`.
@@ -196,6 +198,7 @@ def new_requests(
         "delay_ms": _delay_ms(delay, at),
         "expires_ms": expires_ms,
         "parent": parent,
+        "sticky": _sticky(sticky, tenant, project),
         "limits": limits or _limits(when_limited),
     }
     timeout_ms = milliseconds("timeout", timeout)
@@ -253,8 +256,19 @@ def _delay_ms(delay: float | None, at: datetime | float | None) -> int:
         if at.tzinfo is None:
             raise InvalidInput(f"at is {at}, without a zone: use datetime.now(timezone.utc) or the like.", "$.at")
         at = at.timestamp()
-    seconds = milliseconds("at", at) - wall_ms()
-    return max(0, seconds)
+    if isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
+        raise InvalidInput(f"at is {at!r}: it must be a datetime with a zone, or seconds since 1970.", "$.at")
+    return max(0, milliseconds("at", max(0.001, at - wall_ms() / 1000)))
+
+
+def _sticky(sticky: str | None, tenant: str, project: str | None) -> str:
+    if sticky is None:
+        return ""
+    if sticky not in ("tenant", "project"):
+        raise InvalidInput(f'sticky is {sticky!r}: it may be "tenant", "project", or None.', "$.sticky")
+    if sticky == "project" and not project:
+        raise InvalidInput('sticky="project" needs a project.', "$.project")
+    return f"{tenant}/{project}" if sticky == "project" else tenant
 
 
 def _limits(when_limited: str) -> str:

@@ -1,7 +1,8 @@
 """Tasks: run, handed in, waited for, and their outcomes as results or errors."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentpool.agent import Context
@@ -60,6 +61,14 @@ class TaskHandle:
             outcome = await self._client.backend.outcome(self.id, timeout)
         except TimeoutError:
             raise TaskTimedOut(f"Task {self.id} did not finish within {timeout} s. It goes on.") from None
+        return self.read(outcome)
+
+    def watch(self) -> "asyncio.Future[Outcome]":
+        """Return what will be the task's outcome; to be cancelled by who waits no more."""
+        return self._client.backend.watch(self.id)
+
+    def read(self, outcome: Outcome) -> Any:
+        """Return the result that an outcome of this task holds, or raise the error that it means."""
         self.state, self.attempts = outcome.status, outcome.attempts
         return result_of(self.id, self._kind, outcome)
 
@@ -93,18 +102,28 @@ async def submit_tasks(client: "Client", requests: Sequence[Request], kind: Kind
 
 
 async def run_task(client: "Client", request: Request, kind: Kind) -> Any:
-    """Submit and wait for the result; cancelling this, or a timeout, cancels the task."""
-    return result_of(request.task_id, kind, await client.backend.run(request))
+    """Submit and wait for the result; cancelling this, or a timeout, cancels the task unless another asked for it with
+    the same key.
+    """
+    try:
+        return result_of(request.task_id, kind, await client.backend.run(request))
+    except TimeoutError:
+        raise TaskTimedOut(f"The task of this key did not finish within {request.timeout} s. It goes on.") from None
 
 
 async def run_nested(
-    client: "Client", context: Context, agent_type: Any, input: Any, *, timeout: float | None = None
+    run: Callable[[Request], Awaitable[Outcome]],
+    context: Context,
+    agent_type: Any,
+    input: Any,
+    *,
+    timeout: float | None = None,
 ) -> Any:
     """Run a task for the tenant of a task that waits for it, or for that of an agent; what `ctx.run` does."""
     kind = kind_of(agent_type)
     within: dict[str, Any] = {"parent": context.task_id, "depth": context.depth + 1} if context.task_id else {}
     request = new_request(context.pool, kind, input, tenant=context.tenant, timeout=timeout, **within)
-    return await run_task(client, request, kind)
+    return result_of(request.task_id, kind, await run(request))
 
 
 def result_of(task_id: str, kind: Kind, outcome: Outcome) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from agentpool.config.settings import NAME_PATTERN, PoolSettings, RedisSettings, Settings
+from agentpool.config.settings import NAME_PATTERN, PoolSettings, RedisSettings, Settings, TenantOverrides
 from agentpool.config.urls import url_problem
 from agentpool.errors import nearest
 
@@ -30,23 +30,48 @@ COUNTS_MIN = {
     "max_result_bytes": 1,
     "max_pending": 0,
     "max_queued": 1,
+    "max_queued_pool": 0,
+    "max_dead": 0,
+    "retry_attempts": 1,
+    "audit_files": 1,
+    "tenant_agents": 0,
+    "tenant_running": 0,
+    "tenant_tokens_per_minute": 0,
+    "tenant_tokens_per_task": 0,
+    "tenant_requests_per_minute": 0,
     "recycle_threshold": 0,
     "requests_per_quota": 0,
     "max_recycles": 0,
 }
 """Least value of each whole number of a pool."""
 
-MAY_BE_ZERO = frozenset({"scale_cooldown", "worker_idle_timeout", "drain_timeout", "boot_backoff", "max_instance_age"})
+MAY_BE_ZERO = frozenset(
+    {
+        "scale_cooldown",
+        "worker_idle_timeout",
+        "drain_timeout",
+        "boot_backoff",
+        "max_instance_age",
+        "key_ttl",
+        "retry_delay",
+    }
+)
 """Times for which zero means "at once", or no limit; every other time must be above zero."""
+SECONDS_MAX = 1e9
+"""Some thirty years: what is meant as "never" and can still be counted in ms."""
+COUNT_MAX = 10**15
 
 THRESHOLDS = ("scale_up_threshold", "scale_down_threshold")
 QUOTAS = {"max_memory_mb": "MB", "max_cpu_percent": "percent of a core"}
 """Quantities that are no times, with their units; 0 is no limit."""
+FACTORS = ("retry_backoff",)
+SIZES = ("audit_file_mb",)
 TIMES = tuple(
     field.name
     for field in msgspec.structs.fields(PoolSettings)
-    if field.type is float and field.name not in (*THRESHOLDS, *QUOTAS)
+    if field.type is float and field.name not in (*THRESHOLDS, *QUOTAS, *FACTORS, *SIZES)
 )
+WEIGHTS = (0.001, 1000)
 NAME_RULE = "must be 1 to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
 
 
@@ -107,6 +132,9 @@ def _single(settings: Settings) -> Iterator[Finding]:
     if settings.host_id and not re.fullmatch(NAME_PATTERN, settings.host_id):
         yield Finding(("host_id",), f"{NAME_RULE}; it is {show(settings.host_id)}")
     yield from _check_time(("leader_lease",), settings.leader_lease)
+    for label in settings.labels:
+        if not re.fullmatch(NAME_PATTERN, label):
+            yield Finding(("labels",), f"a label {NAME_RULE}; one is {show(label)}")
     yield from check_redis(settings.redis)
     for name, pool in settings.pools.items():
         yield from _check_pool_values(("pools", name), pool)
@@ -116,8 +144,7 @@ def _check_pool_values(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]:
     if not re.fullmatch(NAME_PATTERN, path[-1]):
         yield Finding(path, f"a pool's name {NAME_RULE}")
     for name, least in COUNTS_MIN.items():
-        if (count := getattr(pool, name)) < least:
-            yield Finding((*path, name), f"must be at least {least}; it is {show(count)}")
+        yield from _check_count((*path, name), getattr(pool, name), least)
     for name in TIMES:
         yield from _check_time((*path, name), getattr(pool, name), may_be_zero=name in MAY_BE_ZERO)
     for name in THRESHOLDS:
@@ -127,14 +154,44 @@ def _check_pool_values(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]:
     for name, unit in QUOTAS.items():
         if not (math.isfinite(quota := getattr(pool, name)) and quota >= 0):
             yield Finding((*path, name), f"must be a number of {unit}, or 0 for no limit; it is {show(quota)}")
+    for name in FACTORS:
+        if not 1 <= (factor := getattr(pool, name)) <= SECONDS_MAX:
+            yield Finding((*path, name), f"must be a factor of 1 or more; it is {show(factor)}")
+    for name in SIZES:
+        if not (math.isfinite(size := getattr(pool, name)) and size > 0):
+            yield Finding((*path, name), f"must be a number of MB above 0; it is {show(size)}")
+    for tenant, own in pool.tenants.items():
+        yield from _check_tenant((*path, "tenants", tenant), own)
     yield from _check_agents((*path, "agents"), pool.agents)
 
 
+def _check_tenant(path: KeyPath, own: TenantOverrides) -> Iterator[Finding]:
+    if not re.fullmatch(NAME_PATTERN, path[-1]):
+        yield Finding(path, f"a tenant's name {NAME_RULE}")
+    least, most = WEIGHTS
+    for name in own.__struct_fields__:
+        value = getattr(own, name)
+        if value is None:
+            continue
+        if name != "weight":
+            yield from _check_count((*path, name), value, 0)
+        elif not least <= value <= most:
+            yield Finding((*path, name), f"must be from {least} to {most}; it is {show(value)}")
+
+
+def _check_count(path: KeyPath, count: int, least: int) -> Iterator[Finding]:
+    if count < least:
+        yield Finding(path, f"must be at least {least}; it is {show(count)}")
+    elif count > COUNT_MAX:
+        yield Finding(path, f"must be at most {COUNT_MAX}; it is {show(count)}")
+
+
 def _check_time(path: KeyPath, seconds: float, *, may_be_zero: bool = False) -> Iterator[Finding]:
-    if math.isfinite(seconds) and (seconds > 0 or (may_be_zero and seconds == 0)):
+    if 0 < seconds <= SECONDS_MAX or (may_be_zero and seconds == 0):
         return
     least = "0 or more" if may_be_zero else "above 0"
-    yield Finding(path, f"must be a number of seconds {least}; it is {show(seconds)}")
+    most = f", at most {SECONDS_MAX:.0f}" if seconds > SECONDS_MAX else ""
+    yield Finding(path, f"must be a number of seconds {least}{most}; it is {show(seconds)}")
 
 
 def _check_agents(path: KeyPath, specs: tuple[str, ...]) -> Iterator[Finding]:
@@ -178,6 +235,19 @@ def _compare_pool_values(path: KeyPath, pool: PoolSettings) -> Iterator[Finding]
             (*path, "boot_backoff"),
             f"{pool.boot_backoff:g} s is above boot_backoff_max ({pool.boot_backoff_max:g} s); lower it",
             ((*path, "boot_backoff_max"),),
+        )
+    if pool.retry_delay > pool.retry_max_delay:
+        yield Finding(
+            (*path, "retry_delay"),
+            f"{pool.retry_delay:g} s is above retry_max_delay ({pool.retry_max_delay:g} s); lower it",
+            ((*path, "retry_max_delay"),),
+        )
+    if pool.audit_payload and not pool.audit:
+        yield Finding(
+            (*path, "audit_payload"),
+            "has no effect while audit is false; remove one of them",
+            ((*path, "audit"),),
+            is_warning=True,
         )
     yield from _compare_heartbeats(path, pool)
 

@@ -4,19 +4,22 @@ The keys that exist are read off the structs in `settings.py`, so a new field ne
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from agentpool.config.checking import KeyPath, quoted, show
-from agentpool.config.settings import LogSettings, PoolSettings, RedisSettings, Settings
+from agentpool.config.settings import LogSettings, PoolSettings, RedisSettings, Settings, TenantOverrides
 
 __all__ = [
     "POOL_TYPES",
     "REDIS_URL",
     "SECTIONS",
     "SECTION_TYPES",
+    "TENANTS",
+    "TENANT_TYPES",
     "TOP_TYPES",
     "Entry",
     "Layer",
@@ -26,6 +29,12 @@ __all__ = [
 ]
 
 REDIS_URL: KeyPath = ("redis", "url")
+SWITCHES: Mapping[str, bool] = {
+    "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False,
+}  # fmt: skip
+"""How sources of text spell true and false."""
+LISTED = {"agents": '"myapp.agents:Reviewer"', "labels": '"gpu"'}
+"""An example for each setting that is a list."""
 SECTIONS: dict[str, type[msgspec.Struct]] = {"redis": RedisSettings, "log": LogSettings}
 
 
@@ -33,7 +42,10 @@ def _types(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {item.name: item.type for item in msgspec.structs.fields(struct)}
 
 
-POOL_TYPES = _types(PoolSettings)
+TENANTS = "tenants"
+"""The table of a pool that holds a table for each tenant."""
+POOL_TYPES = {name: kind for name, kind in _types(PoolSettings).items() if name != TENANTS}
+TENANT_TYPES = _types(TenantOverrides)
 SECTION_TYPES = {name: _types(struct) for name, struct in SECTIONS.items()}
 TOP_TYPES = {name: kind for name, kind in _types(Settings).items() if name not in (*SECTIONS, "pools")}
 
@@ -47,6 +59,8 @@ def field_type(path: KeyPath) -> Any:
             return SECTION_TYPES.get(section, {}).get(name)
         case ("pools", pool, name) if pool:
             return POOL_TYPES.get(name)
+        case ("pools", pool, "tenants", tenant, name) if pool and tenant:
+            return TENANT_TYPES.get(name)
         case _:
             return None
 
@@ -75,6 +89,12 @@ class Layer:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def tenants(self) -> list[tuple[str, str]]:
+        """The tenants that it names, as (pool, tenant)."""
+        named = ((path[1], path[3]) for path in self.entries if path[2:3] == (TENANTS,))
+        return list(dict.fromkeys(named))
+
     def add(self, path: KeyPath, entry: Entry) -> None:
         """Keep an entry, and its pool's name."""
         self.entries[path] = entry
@@ -87,22 +107,25 @@ def convert(path: KeyPath, entry: Entry) -> Any:
     kind = field_type(path)
     value = entry.value
     if entry.is_text and isinstance(value, str):
-        value = _split(value) if kind == tuple[str, ...] else value.strip()
+        text = value.strip()
+        value = SWITCHES.get(text.lower(), text) if kind is bool else text
+        value = _split(text) if kind == tuple[str, ...] else value
     try:
         return msgspec.convert(value, kind, strict=not entry.is_text)
     except msgspec.ValidationError:
         inside = " holding something else" if isinstance(value, list) and kind == tuple[str, ...] else ""
-        raise ValueError(f"must be {_expected(kind)}; it is {show(value)}{inside}") from None
+        raise ValueError(f"must be {_expected(path[-1], kind)}; it is {show(value)}{inside}") from None
 
 
 def _split(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _expected(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", str | None: "text"}
+def _expected(name: str, kind: Any) -> str:
+    words: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    words |= {kind | None: text for kind, text in words.items()}
     if kind in words:
         return words[kind]
     if kind == tuple[str, ...]:
-        return 'a list of texts, as ["myapp.agents:Reviewer"]'
+        return f"a list of texts, as [{LISTED[name]}]"
     return "one of " + ", ".join(f'"{choice}"' for choice in kind.__args__)

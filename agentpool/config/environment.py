@@ -5,7 +5,18 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from agentpool.config.checking import KeyPath, quoted, show, unknown_hint
-from agentpool.config.entries import POOL_TYPES, REDIS_URL, SECTION_TYPES, TOP_TYPES, Entry, Layer, dotted, field_type
+from agentpool.config.entries import (
+    POOL_TYPES,
+    REDIS_URL,
+    SECTION_TYPES,
+    TENANT_TYPES,
+    TENANTS,
+    TOP_TYPES,
+    Entry,
+    Layer,
+    dotted,
+    field_type,
+)
 
 __all__ = ["RESERVED", "read_environment", "read_flags", "read_flat_names", "read_redis_environment"]
 
@@ -32,28 +43,24 @@ FLAT_NAMES: tuple[tuple[str, str, float], ...] = (
 )
 
 
-def read_environment(environ: Mapping[str, str], pools: Iterable[str]) -> Layer:
-    """Return what `AGENTPOOL_*` variables say; `pools` are the file's, matched whatever their case.
+def read_environment(environ: Mapping[str, str], file: Layer) -> Layer:
+    """Return what `AGENTPOOL_*` variables say; the pools and tenants of the file are matched whatever their case.
 
     An empty variable counts as unset: compose files and CI systems pass on what they do not have as empty.
     """
     layer = Layer()
-    names = tuple(pools)
     for name, text in sorted(environ.items()):
         if not name.startswith(PREFIX) or name in RESERVED or not text.strip():
             continue
         path = _variable_path(name)
         if field_type(path) is None:
             if not _is_service_link(name, text):
-                layer.problems.append(f"{_plain(name)}: unknown setting.{_variable_hint(name, path, names)}")
+                layer.problems.append(f"{_plain(name)}: unknown setting.{_variable_hint(name, path, file)}")
             continue
-        matches = [pool for pool in names if path[0] == "pools" and pool.lower() == path[1]]
-        if len(matches) > 1:
-            layer.problems.append(f"{name}: could mean any of the pools {', '.join(matches)}; rename all but one")
-        elif matches:
-            layer.add((path[0], matches[0], path[2]), Entry(text, name, is_text=True))
-        else:
-            layer.add(path, Entry(text, name, is_text=True))
+        try:
+            layer.add(_as_in_file(path, file), Entry(text, name, is_text=True))
+        except ValueError as error:
+            layer.problems.append(f"{name}: {error}")
     return layer
 
 
@@ -61,9 +68,33 @@ def _variable_path(name: str) -> KeyPath:
     """`AGENTPOOL_POOLS__A__B` is `("pools", "a", "b")`; a pool's name may itself hold two underscores."""
     head, separator, rest = name[len(PREFIX) :].lower().partition("__")
     if head == "pools":
-        pool, _, key = rest.rpartition("__")
-        return (head, pool, key)
+        return _pool_path(rest, "__")
     return (head, rest) if separator else (head,)
+
+
+def _pool_path(words: str, mark: str) -> KeyPath:
+    """`a__b` is a pool's setting, `a__tenants__t__b` one of a tenant."""
+    names, _, key = words.rpartition(mark)
+    pool, of_tenant, tenant = names.partition(f"{mark}{TENANTS}{mark}")
+    return ("pools", pool, TENANTS, tenant, key) if of_tenant else ("pools", names, key)
+
+
+def _as_in_file(path: KeyPath, file: Layer) -> KeyPath:
+    """Spell pool and tenant as the file does; raises ValueError when it has several such."""
+    if path[0] != "pools":
+        return path
+    pool = _spelled("pools", path[1], file.pools)
+    if path[2] != TENANTS:
+        return (path[0], pool, path[2])
+    tenant = _spelled("tenants", path[3], [tenant for owner, tenant in file.tenants if owner == pool])
+    return (path[0], pool, TENANTS, tenant, path[4])
+
+
+def _spelled(kind: str, name: str, known: Iterable[str]) -> str:
+    matches = [one for one in known if one.lower() == name]
+    if len(matches) > 1:
+        raise ValueError(f"could mean any of the {kind} {', '.join(matches)}; rename all but one")
+    return matches[0] if matches else name
 
 
 def _is_service_link(name: str, text: str) -> bool:
@@ -72,12 +103,14 @@ def _is_service_link(name: str, text: str) -> bool:
     return link is not None and ("SERVICE" in name or "_TCP" in name or "_UDP" in name or "://" in text)
 
 
-def _variable_hint(name: str, path: KeyPath, pools: tuple[str, ...]) -> str:
+def _variable_hint(name: str, path: KeyPath, file: Layer) -> str:
     """Name the nearest variable; compared without the prefix, which would make any two names alike."""
     known = [key.upper() for key in TOP_TYPES]
     known += [f"{section}__{key}".upper() for section, keys in SECTION_TYPES.items() for key in keys]
-    named = [path[1]] if len(path) == 3 and path[1] else []
-    known += [f"pools__{pool}__{key}".upper() for pool in (*pools, *named) for key in POOL_TYPES]
+    named = [path[1]] if len(path) >= 3 and path[1] else []
+    known += [f"pools__{pool}__{key}".upper() for pool in (*file.pools, *named) for key in POOL_TYPES]
+    tenants = [*file.tenants, *([(path[1], path[3])] if len(path) == 5 else [])]
+    known += [f"pools__{pool}__{TENANTS}__{tenant}__{key}".upper() for pool, tenant in tenants for key in TENANT_TYPES]
     match = get_close_matches(name[len(PREFIX) :].upper(), known, n=1)
     if match:
         return f' Did you mean "{PREFIX}{match[0]}"?'
@@ -146,6 +179,11 @@ def _in_seconds(text: str, unit: float) -> str:
         return text  # refused later, with every other value of a wrong type
 
 
+def _flag_path(name: str) -> KeyPath:
+    head, _, rest = name.partition(".")
+    return _pool_path(rest, ".") if head == "pools" else (head, rest)
+
+
 def read_flags(flags: Mapping[str, object]) -> Layer:
     """Return what command-line flags say: `redis_url`, `redis.url` or `pools.<name>.<key>`; None is not given."""
     layer = Layer()
@@ -155,7 +193,7 @@ def read_flags(flags: Mapping[str, object]) -> Layer:
     for name, value in flags.items():
         if value is None or name == "embedded":
             continue
-        path = known.get(name) or _pool_flag(name)
+        path = known.get(name) or _flag_path(name)
         source = f"--{name if '.' in name else name.replace('_', '-')}"
         if field_type(path) is None:
             layer.problems.append(f"{source}: unknown setting.{unknown_hint(name, tuple(known))}")
@@ -164,9 +202,3 @@ def read_flags(flags: Mapping[str, object]) -> Layer:
     if flags.get("embedded") and REDIS_URL in layer.entries:
         layer.problems.append("--embedded and a Redis URL on the command line contradict each other; give one")
     return layer
-
-
-def _pool_flag(name: str) -> KeyPath:
-    head, _, rest = name.partition(".")
-    pool, _, key = rest.rpartition(".")
-    return (head, pool, key)

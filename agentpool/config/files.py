@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentpool.config.checking import KeyPath, show, unknown_hint
-from agentpool.config.entries import POOL_TYPES, SECTION_TYPES, SECTIONS, TOP_TYPES, Entry, Layer, dotted, field_type
+from agentpool.config.entries import (
+    POOL_TYPES,
+    SECTION_TYPES,
+    SECTIONS,
+    TENANT_TYPES,
+    TENANTS,
+    TOP_TYPES,
+    Entry,
+    Layer,
+    dotted,
+    field_type,
+)
 from agentpool.errors import ConfigError
 
 __all__ = ["MINIMAL_FILE", "SYSTEM_FILE", "File", "expand_home", "find_file"]
@@ -111,18 +122,30 @@ def _add_table(layer: Layer, label: str, path: KeyPath, value: object) -> None:
 
 
 def _is_table(path: KeyPath) -> bool:
-    return path == ("pools",) or (len(path) == 1 and path[0] in SECTIONS) or (len(path) == 2 and path[0] == "pools")
+    if path[0] == "pools":
+        return len(path) <= 2 or (len(path) <= 4 and path[2] == TENANTS)
+    return len(path) == 1 and path[0] in SECTIONS
 
 
 def _key_hint(path: KeyPath) -> str:
     """Say where a key belongs that stands in the wrong table, else which key is nearest."""
     key = path[-1]
-    if key in POOL_TYPES:
+    if key in POOL_TYPES or key == TENANTS:
         return " It belongs in the table of a pool, [pools.<name>]."
     if key in TOP_TYPES:
         return " It belongs at the top of the file, before the first table."
     for section, known in SECTION_TYPES.items():
         if key in known:
             return f" It belongs in [{section}]."
-    siblings = POOL_TYPES if len(path) == 3 else SECTION_TYPES.get(path[0]) if len(path) == 2 else None
-    return unknown_hint(key, tuple(siblings or (*TOP_TYPES, *SECTIONS, "pools")))
+    if key in TENANT_TYPES:
+        return f" It belongs in the table of a tenant, [pools.<name>.{TENANTS}.<tenant>]."
+    match len(path):
+        case 5:
+            siblings = tuple(TENANT_TYPES)
+        case 3:
+            siblings = (*POOL_TYPES, TENANTS)
+        case 2:
+            siblings = tuple(SECTION_TYPES[path[0]])
+        case _:
+            siblings = (*TOP_TYPES, *SECTIONS, "pools")
+    return unknown_hint(key, siblings)

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from agentpool.config.checking import Finding, KeyPath, check, check_redis
-from agentpool.config.entries import REDIS_URL, SECTIONS, Entry, Layer, convert, dotted
+from agentpool.config.entries import REDIS_URL, SECTIONS, TENANTS, Entry, Layer, convert, dotted
 from agentpool.config.environment import read_environment, read_flags, read_flat_names, read_redis_environment
 from agentpool.config.files import MINIMAL_FILE, SYSTEM_FILE, File, expand_home, find_file
-from agentpool.config.settings import PoolSettings, RedisSettings, Settings
+from agentpool.config.settings import PoolSettings, RedisSettings, Settings, TenantOverrides
 from agentpool.errors import ConfigError, nearest
 
 __all__ = ["ClientTarget", "Loaded", "load", "load_client_target"]
@@ -82,7 +82,7 @@ def load_client_target(
     folder = Path(cwd) if cwd is not None else Path.cwd()
     file, warnings = _find_client_file(config, environ, folder, is_needed=url is None and data_dir is None)
     layer = file.layer if file else Layer()
-    from_environ = read_environment(environ, layer.pools)
+    from_environ = read_environment(environ, layer)
     entries = layer.entries | from_environ.entries
     warnings += layer.problems + from_environ.problems
     problems: list[str] = []
@@ -112,7 +112,7 @@ def _no_file() -> str:
 def _merge(file: File | None, flags: Mapping[str, object], environ: Mapping[str, str]) -> Layer:
     """Lay the sources over one another, the weakest first."""
     low = file.layer if file else Layer()
-    high = read_environment(environ, low.pools)
+    high = read_environment(environ, low)
     top = read_flags(flags)
     pools = list(dict.fromkeys((*low.pools, *high.pools, *top.pools)))
     # A wrong REDIS_PORT does no harm where nobody asks for it.
@@ -132,7 +132,7 @@ def _merge(file: File | None, flags: Mapping[str, object], environ: Mapping[str,
 def _finish(merged: Layer, file: File | None, environ: Mapping[str, str], folder: Path) -> Loaded:
     """Convert and check what won; raises ConfigError."""
     values, broken, problems = _convert_all(merged.entries)
-    settings = _build(values, merged.pools)
+    settings = _build(values, merged)
     findings = check(settings, broken)
     label = file.label if file else "settings"
     lines = {finding: _line(finding, merged, label) for finding in findings}
@@ -164,12 +164,15 @@ def _convert_all(entries: Mapping[KeyPath, Entry]) -> tuple[dict[KeyPath, Any], 
     return values, broken, problems
 
 
-def _build(values: Mapping[KeyPath, Any], pools: list[str]) -> Settings:
+def _build(values: Mapping[KeyPath, Any], merged: Layer) -> Settings:
     def under(*parent: str) -> dict[str, Any]:
         return {path[-1]: value for path, value in values.items() if path[:-1] == parent}
 
     sections: dict[str, Any] = {name: struct(**under(name)) for name, struct in SECTIONS.items()}
-    tables = {name: PoolSettings(**under("pools", name)) for name in pools}
+    tenants: dict[str, dict[str, TenantOverrides]] = {name: {} for name in merged.pools}
+    for pool, tenant in merged.tenants:
+        tenants[pool][tenant] = TenantOverrides(**under("pools", pool, TENANTS, tenant))
+    tables = {name: PoolSettings(**under("pools", name), tenants=tenants[name]) for name in merged.pools}
     return Settings(**under(), **sections, pools=tables)
 
 
@@ -178,7 +181,7 @@ def _line(finding: Finding, merged: Layer, label: str) -> str:
     path = finding.path
     entry = merged.entries.get(path)
     line = f"{entry.source if entry else f'{label}: {dotted(path)}'}: {finding.message}"
-    if entry is None and path[0] == "pools" and path[-1] == "agents":
+    if entry is None and path[0] == "pools" and path[2:] == ("agents",):
         # A variable for a pool that is not in the file makes a new pool, which is mostly a slip of the pen.
         line += nearest(path[1], [pool for pool in merged.pools if pool != path[1]])
     return line

@@ -46,16 +46,18 @@ class ByType:
     def has_idle(self, type: AgentType, tenant: str) -> bool:
         """Tell whether `take_idle` would return one."""
         pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
-        return pool is not None and pool.oldest_idle() is not None
+        return pool is not None and pool.idle > 0
 
     def has_agents(self, type: AgentType, tenant: str) -> bool:
         """Tell whether there are agents, idle or not."""
         pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
         return pool is not None and pool.total > pool.leaving
 
-    def types(self) -> set[str]:
-        """Return the types of which there are agents."""
-        return {name for (name, _), pool in self._pools.items() if pool.total > pool.leaving}
+    @property
+    def warm(self) -> list[str]:
+        """`<type>/<tenant>` of which there are agents; may be read in another thread."""
+        pools = list(self._pools.items())
+        return [f"{name}/{tenant}" for (name, tenant), pool in pools if pool.total > pool.leaving]
 
     async def acquire(self, type: AgentType, tenant: str) -> Lease:
         """Return a started agent for one task; raises what `AgentPool.acquire` does."""
@@ -103,10 +105,12 @@ class ByType:
         self._is_over = excess > 0
 
     def _evict_one(self) -> bool:
-        """End the agent that was idle for longest, or else one that is being made and is no longer wanted."""
-        since = [(idle, pool) for pool in self._pools.values() if (idle := pool.oldest_idle()) is not None]
-        if since:
-            return min(since, key=lambda entry: entry[0])[1].evict()
+        """End the agent that was idle for longest, one with idle siblings before one that is the last of its kind; or
+        else one that is being made and is no longer wanted.
+        """
+        idle = [pool for pool in self._pools.values() if pool.idle]
+        if idle:
+            return min(idle, key=lambda pool: (pool.idle < 2, pool.oldest_idle() or 0.0)).evict()
         return any(pool.evict() for pool in self._pools.values())
 
     def _close_spare_pools(self) -> None:

@@ -84,11 +84,13 @@ class Circuit:
 
     # -- lives --------------------------------------------------------------------------------------------------
 
-    def note_run(self, member: Member) -> None:
-        """An agent that had not proved itself did a task well."""
-        if monotonic() - member.instance.born >= self._settings.backoff:
-            member.proved = True
-            self.breaker = after_success(self.breaker)
+    def note_run(self, member: Member) -> bool:
+        """An agent that had not proved itself did a task well; tells whether it has proved itself by that."""
+        if monotonic() - member.instance.born < self._settings.backoff:
+            return False
+        member.proved = True
+        self.breaker = after_success(self.breaker)
+        return True
 
     def note_broken(self, instance: Instance) -> None:
         """An agent broke that had not proved itself by its work."""

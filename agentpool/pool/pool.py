@@ -101,7 +101,7 @@ class AgentPool:
         return Lease(self, timeout, priority)
 
     def take_idle(self) -> Lease | None:
-        """Return an idle agent at once, or None when there is none, or when it would have to be asked for its health."""
+        """Return an idle agent at once, or None when there is none, or when it would be asked for its health first."""
         core = self._core
         if not (core.idle and core.short):
             return None
@@ -130,8 +130,7 @@ class AgentPool:
             return await agent.run(input)
 
     def _after_run(self, member: Member, *, held: bool, well: bool) -> None:
-        if well and not member.proved:
-            self._core.circuit.note_run(member)
+        if well and not member.proved and self._core.circuit.note_run(member):
             self._spawner.fill()
         self._recycler.consider(member)
         if not held and not member.running and member.state is PooledState.ACTIVE:
@@ -163,6 +162,11 @@ class AgentPool:
     def unclaimed(self) -> int:
         """How many agents are being made for which nobody waits: the next requests take these, and need no others."""
         return self._spawner.unclaimed
+
+    @property
+    def idle(self) -> int:
+        """Agents that can be had at once."""
+        return len(self._core.idle)
 
     def oldest_idle(self) -> float | None:
         """Return since when, in s of `time.monotonic()`, the agent that `evict_idle()` would end has been idle."""

@@ -1,8 +1,8 @@
 """Ids and JSON."""
 
 import re
-import secrets
-import string
+from binascii import b2a_base64
+from os import urandom
 from typing import Any
 
 import msgspec
@@ -11,9 +11,7 @@ from agentpool.errors import InvalidInput
 
 __all__ = ["check_name", "decode_json", "encode_json", "new_id", "valid_name"]
 
-_ALPHABET = string.digits + string.ascii_letters
-_PAIRS = [first + second for second in _ALPHABET for first in _ALPHABET]
-"""By number, the low digit first."""
+ID_LENGTH = 22
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _encoder = msgspec.json.Encoder()
 
@@ -22,12 +20,14 @@ decode_json = msgspec.json.decode
 
 
 def new_id() -> str:
-    """Return 22 letters and digits that hold 128 random bits."""
-    number, pairs = secrets.randbits(128), []
-    for _ in range(11):
-        number, pair = divmod(number, len(_PAIRS))
-        pairs.append(_PAIRS[pair])
-    return "".join(pairs)
+    """Return 22 random letters and digits, which hold more than 128 bits.
+
+    Base64 without its two other characters: each letter and digit is as likely as any.
+    """
+    while True:
+        text = b2a_base64(urandom(24), newline=False).translate(None, b"+/")
+        if len(text) >= ID_LENGTH:
+            return text[:ID_LENGTH].decode()
 
 
 def valid_name(name: Any) -> bool:

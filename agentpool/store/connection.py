@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -76,6 +77,22 @@ def _no_url(url: str, error: ValueError) -> RedisUnavailable:
     return RedisUnavailable(f"{redact_url(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path")
 
 
+class _Packing:
+    """Writes commands in C: redis-py's asynchronous connections do it in Python, a word at a time."""
+
+    def pack_command(self, *words: Any) -> list[bytes]:
+        """Return the bytes of one command."""
+        try:
+            return [hiredis.pack_command((*str(words[0]).split(), *words[1:]))]
+        except TypeError:
+            result: list[bytes] = super().pack_command(*words)  # type: ignore[misc]
+            return result
+
+
+def _packing(connection_class: type[Any]) -> Any:
+    return type(f"Packing{connection_class.__name__}", (_Packing, connection_class), {})
+
+
 class Connection:
     """An asynchronous connection pool to one server, with the names of its keys."""
 
@@ -103,6 +120,7 @@ class Connection:
             )
         except ValueError as error:
             raise _no_url(url, error) from None
+        pool.connection_class = _packing(pool.connection_class)
         self.redis: Any = redis.asyncio.Redis.from_pool(pool)
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)

@@ -28,6 +28,7 @@ PAGE = 500
 TASKS_PER_CALL = 100
 BYTES_PER_CALL = 262_144
 """Of what is submitted by one call, unless it is a single task."""
+OUTCOMES_PER_CALL = 100
 TIMERS_PER_CALL = 100
 TRAIL_WAITS_MS = 500
 
@@ -47,6 +48,8 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Digest of what the key stands for."""
     parent: str = ""
     """The task that waits for these."""
+    sticky: str = ""
+    """`<tenant>` or `<tenant>/<project>` whose worker is to be preferred."""
     limits: str = ""
     """`reject`: refuse at a limit instead of waiting; `total`: and count all that the tenant has against its total."""
 
@@ -65,11 +68,10 @@ class EndedTask(msgspec.Struct, frozen=True):
     agent_name: str
     verdict: str
     outcome: bytes
-    """The outcome, or for a task that is tried again what went wrong, as JSON."""
+    """The outcome of this attempt, or for a task that goes back what went wrong, as JSON."""
     delay_ms: int = 0
     run_ms: float = 0.0
     tokens: int = 0
-    attempt: int = 1
     audit: bytes = b""
 
 
@@ -151,9 +153,24 @@ class Tasks:
         key = self._keys.task(task_id)
         raw = await self._connection.repeat(lambda: self._connection.redis.get(key))
         if raw is None:
-            raise UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
+            raise _forgotten(task_id)
         decoded = decode_task(raw)
         return decoded if isinstance(decoded, Outcome) else None
+
+    async def outcomes(self, task_ids: Sequence[str]) -> dict[str, Outcome | UnknownTask]:
+        """Return the outcomes of those that have one, and an error for those of which nothing is kept."""
+        found: dict[str, Outcome | UnknownTask] = {}
+        for start in range(0, len(task_ids), OUTCOMES_PER_CALL):
+            page = task_ids[start : start + OUTCOMES_PER_CALL]
+            keys = [self._keys.task(task_id) for task_id in page]
+            rows = await self._connection.repeat(partial(self._connection.redis.mget, keys))
+            for task_id, raw in zip(page, rows, strict=True):
+                decoded = None if raw is None else decode_task(raw)
+                if isinstance(decoded, Outcome):
+                    found[task_id] = decoded
+                elif raw is None:
+                    found[task_id] = _forgotten(task_id)
+        return found
 
     async def settled(self, task_ids: Sequence[str]) -> list[str]:
         """Return those that are no longer unfinished: with an outcome, or forgotten. Costs one byte each."""
@@ -217,7 +234,7 @@ class Tasks:
                 read = partial(redis.xread, {key: last}, count=100, block=TRAIL_WAITS_MS)
                 answer = await self._connection.repeat(read)
                 for _, entries in answer or ():
-                    for last, fields in entries:
+                    for last, fields in entries:  # noqa: B007 (the next read begins after it)
                         yield fields
                 if not answer:
                     yield None
@@ -240,20 +257,17 @@ class Tasks:
         """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up."""
         words: list[Any] = []
         for task in ended:
-            words += (
-                task.id, task.agent_name, task.verdict, task.delay_ms, round(task.run_ms, 3), task.tokens, task.attempt,
-                task.outcome, task.audit,
-            )  # fmt: skip
+            name = task.agent_name or "-"
+            words.append(f"{task.id} {name} {task.verdict} {task.delay_ms} {task.run_ms:.3f} {task.tokens}")
+            words.append(task.outcome)
+            words.append(task.audit)
         answer = await self._connection.call(
             "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *words, *names
         )
         if answer[0] == "gone":
             return None
         _, turns, stale, mail, *rest = answer
-        tasks = tuple(
-            decode_claimed(rest[i], rest[i + 1], int(rest[i + 2]), int(rest[i + 3]), int(rest[i + 4]))
-            for i in range(0, len(rest), 5)
-        )
+        tasks = tuple([_claimed(rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3)])
         waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
         return Exchange(tasks, int(turns), tuple(stale), waiting)
 
@@ -269,6 +283,17 @@ class Tasks:
             _, fired, next_due_ms = await self._connection.call("fire_timers", pool, TIMERS_PER_CALL)
             if int(fired) < TIMERS_PER_CALL:
                 return int(next_due_ms)
+
+
+def _forgotten(task_id: str) -> UnknownTask:
+    return UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
+
+
+def _claimed(id: str, record: str, words: str) -> ClaimedTask:
+    if not words:
+        return decode_claimed(id, record)
+    attempt, starts, tokens_max = words.split(" ")
+    return decode_claimed(id, record, int(attempt), int(starts), int(tokens_max))
 
 
 def _chunks(records: Sequence[tuple[str, bytes]]) -> Iterator[list[Any]]:

@@ -35,10 +35,11 @@ def beat_worker(
     loop_lag_ms: int,
     memory_bytes: int | None,
     cpu_percent: float,
+    warm: str = "",
 ) -> Beat | None:
     """Send one heartbeat; None means that the worker was given up and must exit."""
     memory = "" if memory_bytes is None else memory_bytes
-    answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1))
+    answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1), warm)
     if answer[0] == "gone":
         return None
     return Beat(
@@ -117,7 +118,8 @@ class Workers:
     ) -> str:
         """Fence a dead worker and give back all it held; returns done, gone, fenced, alive or held.
 
-        `blame`: for each task that had begun there, `suspect` if it may have killed the worker, else `started`.
+        `blame`: for each task that had begun there, `suspect` if it may have killed the worker, `overdue` if it blocked
+        it past its own time, else `started`.
         """
         words = _pairs(blame or {})
         while True:

@@ -10,24 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.command import Cli, Ran, run_main
+from support.command import PROGRAM, Cli, refused, run_main, start
 from support.tiny_pool import POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
 from agentpool.cli import output
 from agentpool.errors import AgentPoolError
-
-PROGRAM = [sys.executable, "-c", "from agentpool.cli.operator import main; main()"]
-
-
-def refused(ran: Ran) -> str:
-    """The one clear line of a refusal."""
-    assert ran.status == 1, ran
-    assert ran.out == ""
-    assert ran.err.count("\n") == 1, ran.err
-    assert ran.err.startswith("agentpool: ")
-    return ran.err
-
 
 # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -354,11 +342,6 @@ def test_ages(seconds: int, text: str) -> None:
 
 
 # -- real processes ---------------------------------------------------------------------------------------------
-
-
-def start(redis_url: str, *words: str) -> subprocess.Popen[str]:
-    command = [*PROGRAM, *words, "--redis-url", redis_url]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 async def test_events_can_be_followed_until_interrupted(redis_url: str, tiny: TinyPool) -> None:

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from agentpool.config import Finding, PoolSettings, RedisSettings, Settings, check, url_problem
-from agentpool.config.checking import COUNTS_MIN, MAY_BE_ZERO, TIMES
+from agentpool.config.checking import COUNTS_MIN, FACTORS, MAY_BE_ZERO, QUOTAS, SIZES, THRESHOLDS, TIMES
+from agentpool.config.settings import TenantOverrides
 
 AGENTS = ("myapp.agents:Reviewer",)
 
@@ -38,16 +39,19 @@ def test_wrong_pool_names(name: str) -> None:
 def test_every_number_of_a_pool_has_a_rule() -> None:
     types = {field.name: field.type for field in msgspec.structs.fields(PoolSettings)}
     assert {name for name, kind in types.items() if kind is int} == set(COUNTS_MIN)
+    floats = {name for name, kind in types.items() if kind is float}
+    assert floats == {*TIMES, *THRESHOLDS, *QUOTAS, *FACTORS, *SIZES}
     assert set(TIMES) >= MAY_BE_ZERO
 
 
 @pytest.mark.parametrize("name", COUNTS_MIN)
 def test_counts_have_a_least_value(name: str) -> None:
     assert keys_of(findings_of_pool(**{name: COUNTS_MIN[name] - 1})) == [name]
+    assert name in keys_of(findings_of_pool(**{name: 10**16}))
 
 
 @pytest.mark.parametrize("name", TIMES)
-@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e10])
 def test_times_are_finite_and_not_negative(name: str, seconds: float) -> None:
     assert keys_of(findings_of_pool(**{name: seconds})) == [name]
 
@@ -55,6 +59,42 @@ def test_times_are_finite_and_not_negative(name: str, seconds: float) -> None:
 @pytest.mark.parametrize("name", TIMES)
 def test_some_times_may_be_zero(name: str) -> None:
     assert keys_of(findings_of_pool(**{name: 0.0})) == ([] if name in MAY_BE_ZERO else [name])
+
+
+@pytest.mark.parametrize("factor", [0.99, -1.0, float("nan"), float("inf")])
+def test_factors_are_one_or_more(factor: float) -> None:
+    assert keys_of(findings_of_pool(retry_backoff=factor)) == ["retry_backoff"]
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, float("nan"), float("inf")])
+def test_sizes_are_above_zero(size: float) -> None:
+    assert keys_of(findings_of_pool(audit_file_mb=size)) == ["audit_file_mb"]
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"weight": 0.0}, "weight"),
+        ({"weight": 1001.0}, "weight"),
+        ({"weight": float("nan")}, "weight"),
+        *(({name: -1}, name) for name in TenantOverrides.__struct_fields__),
+    ],
+)
+def test_limits_of_one_tenant(values: dict[str, Any], key: str) -> None:
+    (finding,) = findings_of_pool(tenants={"acme": TenantOverrides(**values)})
+    assert finding.path == ("pools", "p", "tenants", "acme", key)
+
+
+def test_good_limits_of_one_tenant() -> None:
+    zeros = {name: 0 for name in TenantOverrides.__struct_fields__ if name != "weight"}
+    tenants = {"default": TenantOverrides(weight=0.001, **zeros), "b": TenantOverrides(weight=1000.0)}
+    assert findings_of_pool(tenants=tenants) == []
+
+
+def test_wrong_tenant_names() -> None:
+    (finding,) = findings_of_pool(tenants={"a b": TenantOverrides()})
+    assert finding.path == ("pools", "p", "tenants", "a b")
+    assert "a tenant's name must be" in finding.message
 
 
 @pytest.mark.parametrize("name", ["scale_up_threshold", "scale_down_threshold"])
@@ -71,6 +111,7 @@ def test_thresholds_are_shares(name: str, share: float) -> None:
         ({"scale_up_threshold": 0.5, "scale_down_threshold": 0.5}, "scale_down_threshold"),
         ({"scale_up_threshold": 0.1}, "scale_down_threshold"),
         ({"boot_backoff": 31.0}, "boot_backoff"),
+        ({"retry_delay": 61.0}, "retry_delay"),
     ],
 )
 def test_values_that_contradict_each_other(values: dict[str, Any], key: str) -> None:
@@ -140,7 +181,10 @@ def test_wrong_redis_settings(values: dict[str, Any], key: str) -> None:
     assert finding.path == ("redis", key)
 
 
-@pytest.mark.parametrize(("values", "key"), [({"host_id": "a b"}, "host_id"), ({"leader_lease": 0.0}, "leader_lease")])
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [({"host_id": "a b"}, "host_id"), ({"leader_lease": 0.0}, "leader_lease"), ({"labels": ("gpu", "a b")}, "labels")],
+)
 def test_wrong_top_settings(values: dict[str, Any], key: str) -> None:
     assert keys_of(check(Settings(**values))) == [key]
 
@@ -148,6 +192,11 @@ def test_wrong_top_settings(values: dict[str, Any], key: str) -> None:
 def test_settings_of_the_embedded_server_beside_a_url_are_a_warning() -> None:
     findings = check(Settings(redis=RedisSettings(url="redis://h", port=7000, binary="system")))
     assert [(finding.path[-1], finding.is_warning) for finding in findings] == [("binary", True), ("port", True)]
+
+
+def test_a_payload_without_an_audit_is_a_warning() -> None:
+    (finding,) = findings_of_pool(audit=False, audit_payload=True)
+    assert (finding.path[-1], finding.is_warning) == ("audit_payload", True)
 
 
 def test_one_mistake_makes_one_line() -> None:

@@ -20,11 +20,13 @@ from agentpool.config import (
     url_problem,
 )
 from agentpool.config import files as config_files
-from agentpool.config.entries import POOL_TYPES, SECTION_TYPES, TOP_TYPES
+from agentpool.config.entries import POOL_TYPES, SECTION_TYPES, TENANT_TYPES, TOP_TYPES
+from agentpool.config.settings import TenantOverrides
 from agentpool.errors import ConfigError
 
 ENVIRON = {"HOME": "/home/nobody"}
 POOL = '[pools.developer_pool]\nagents = ["myapp.agents:Reviewer"]\n'
+ACME = POOL + "[pools.developer_pool.tenants.acme]\n"
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +165,20 @@ def test_a_byte_order_mark_is_read_over(load_text: Loads) -> None:
         ("[pools.x]\nagents = 'a:A'", "pools.x.agents: must be a list of texts"),
         ("[pools.x]\nagents = [1]", 'it is a list holding something else'),
         (POOL + '"a\\nb" = 1', 'pools.developer_pool."a\\nb": unknown key.'),
+        (POOL + "audit = 1", "pools.developer_pool.audit: must be true or false; it is 1"),
+        (POOL + "retry_atempts = 1", 'pools.developer_pool.retry_atempts: unknown key. Did you mean "retry_attempts"?'),
+        (POOL + "running = 1", "It belongs in the table of a tenant, [pools.<name>.tenants.<tenant>]."),
+        ("[tenants.acme]\n" + POOL, "tenants: unknown key. It belongs in the table of a pool, [pools.<name>]."),
+        (POOL + "[pools.developer_pool.tennants.a]", 'developer_pool.tennants: unknown key. Did you mean "tenants"?'),
+        (POOL + "tenants = 3", "tenants: must be a table, as [pools.developer_pool.tenants]; it is 3"),
+        (POOL + "tenants.acme = 3", "tenants.acme: must be a table, as [pools.developer_pool.tenants.acme]; it is 3"),
+        (ACME + "runing = 3", 'pools.developer_pool.tenants.acme.runing: unknown key. Did you mean "running"?'),
+        (ACME + "tenant_running = 3", "acme.tenant_running: unknown key. It belongs in the table of a pool"),
+        (ACME + "running = 'x'", 'pools.developer_pool.tenants.acme.running: must be a whole number; it is "x"'),
+        (ACME + "weight = true", "pools.developer_pool.tenants.acme.weight: must be a number; it is true"),
+        (ACME + "weight = 0", "pools.developer_pool.tenants.acme.weight: must be from 0.001 to 1000; it is 0"),
+        ("labels = 'gpu'\n" + POOL, 'labels: must be a list of texts, as ["gpu"]; it is "gpu"'),
+        ("labels = ['a b']\n" + POOL, 'labels: a label must be 1 to 64 letters, digits, dots, dashes or underscores'),
     ],
 )  # fmt: skip
 def test_one_fault_is_one_line(load_text: Loads, text: str, problem: str) -> None:
@@ -193,7 +209,9 @@ def test_every_fault_is_reported_at_once(load_text: Loads) -> None:
 def test_any_unknown_key_is_reported_on_one_line(
     tmp_path_factory: pytest.TempPathFactory, key: str, table: str
 ) -> None:
-    if key in (*TOP_TYPES, "redis", "log", "pools") or any(key in known for known in SECTION_TYPES.values()):
+    if key in (*TOP_TYPES, *TENANT_TYPES, "redis", "log", "pools", "tenants"):
+        return
+    if any(key in known for known in SECTION_TYPES.values()):
         return
     spelled = "".join(f"\\U{ord(c):08x}" for c in key if not 0xD800 <= ord(c) <= 0xDFFF)
     if len(spelled) != 10 * len(key):
@@ -312,6 +330,11 @@ def test_a_wrong_flat_name_is_named(load_text: Loads, name: str) -> None:
         ("AGENTPOOL_POOLS__DEVELOPER_POOL__MAXWORKERS", '"AGENTPOOL_POOLS__DEVELOPER_POOL__MAX_WORKERS"'),
         ("AGENTPOOL_POOLS__NEW__MAXWORKERS", '"AGENTPOOL_POOLS__NEW__MAX_WORKERS"'),
         ("AGENTPOOL_POOLS__DEVELOPER_POOL_MAX_WORKERS", '"AGENTPOOL_POOLS__DEVELOPER_POOL__MAX_WORKERS"'),
+        (
+            "AGENTPOOL_POOLS__DEVELOPER_POOL__TENANTS__ACME__RUNING",
+            '"AGENTPOOL_POOLS__DEVELOPER_POOL__TENANTS__ACME__RUNNING"',
+        ),
+        ("AGENTPOOL_POOLS__DEVELOPER_POOL__AUDITS", '"AGENTPOOL_POOLS__DEVELOPER_POOL__AUDIT"'),
         ("AGENTPOOL_POOLS", "AGENTPOOL_POOLS__<POOL>__MAX_WORKERS"),
         ("AGENTPOOL_QQQQ", "AGENTPOOL_POOLS__<POOL>__MAX_WORKERS"),
         ("AGENTPOOL_", "AGENTPOOL_POOLS__<POOL>__MAX_WORKERS"),
@@ -365,10 +388,62 @@ def test_a_wrong_variable_is_named(load_text: Loads, environ: dict[str, str], pr
         ({"pools.x": 1}, "--pools.x: unknown setting. "),
         ({"log_level": "loud"}, "--log-level: must be one of"),
         ({"redis.port": "x"}, '--redis.port: must be a whole number; it is "x"'),
+        ({"p.max_workers": 1}, "--p.max_workers: unknown setting. "),
+        (
+            {"pools.developer_pool.tenants.a.running": -1},
+            "--pools.developer_pool.tenants.a.running: must be at least 0",
+        ),
     ],
 )
 def test_a_wrong_flag_is_named(load_text: Loads, flags: dict[str, object], problem: str) -> None:
     assert problems_of(load_text, POOL, flags)[0].startswith(problem)
+
+
+def test_tenants_from_everywhere(load_text: Loads) -> None:
+    text = (
+        ACME + "weight = 2\nrunning = 3\n"
+        "[pools.developer_pool.tenants.Big-Co]\nagents = 7\n"
+        "[pools.two]\nagents = ['a:A']\n[pools.two.tenants]\nacme = {queued = 1}\n"
+    )
+    variable = "AGENTPOOL_POOLS__DEVELOPER_POOL__TENANTS__"
+    environ = {f"{variable}ACME__RUNNING": "4", f"{variable}BIG-CO__QUEUED": "0", f"{variable}NEW__WEIGHT": "0.5"}
+    loaded = load_text(text, {"pools.two.tenants.acme.running": 9}, **environ)
+    assert pool_of(loaded).tenants == {
+        "acme": TenantOverrides(weight=2.0, running=4),
+        "Big-Co": TenantOverrides(agents=7, queued=0),
+        "new": TenantOverrides(weight=0.5),
+    }
+    assert loaded.settings.pools["two"].tenants == {"acme": TenantOverrides(queued=1, running=9)}
+    assert loaded.warnings == ()
+
+
+def test_a_variable_that_fits_two_tenants_is_refused(load_text: Loads) -> None:
+    text = POOL + "tenants.a.running = 1\ntenants.A.running = 1\n"
+    (problem,) = problems_of(load_text, text, AGENTPOOL_POOLS__DEVELOPER_POOL__TENANTS__A__RUNNING="3")
+    assert problem.endswith("could mean any of the tenants a, A; rename all but one")
+
+
+def test_a_tenant_of_a_misspelled_pool_is_a_new_pool_without_agents(load_text: Loads) -> None:
+    (problem,) = problems_of(load_text, POOL, AGENTPOOL_POOLS__DEVELOPR_POOL__TENANTS__A__AGENTS="3")
+    assert "pools.developr_pool.agents: names no agent class" in problem
+    assert 'Did you mean "developer_pool"?' in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("YES", True), ("on", True), ("1", True), ("False", False), ("no", False)]
+)
+def test_a_switch_from_a_variable(load_text: Loads, text: str, value: bool) -> None:
+    assert pool_of(load_text(POOL, AGENTPOOL_POOLS__DEVELOPER_POOL__AUDIT_PAYLOAD=text)).audit_payload is value
+
+
+def test_a_wrong_switch_is_named(load_text: Loads) -> None:
+    (problem,) = problems_of(load_text, POOL, AGENTPOOL_POOLS__DEVELOPER_POOL__AUDIT="maybe")
+    assert problem == 'AGENTPOOL_POOLS__DEVELOPER_POOL__AUDIT: must be true or false; it is "maybe"'
+
+
+def test_labels(load_text: Loads) -> None:
+    assert load_text("labels = ['gpu', 'eu.west']\n" + POOL).settings.labels == ("gpu", "eu.west")
+    assert load_text(POOL, AGENTPOOL_LABELS="gpu, big").settings.labels == ("gpu", "big")
 
 
 def times() -> st.SearchStrategy[float]:
@@ -383,7 +458,10 @@ def times() -> st.SearchStrategy[float]:
             "agents_per_worker": st.integers(1, 10**6),
             "start_timeout": times(),
             "scale_up_threshold": st.floats(min_value=0.3, max_value=1),
-            "placement": st.sampled_from(["least_loaded", "pack"]),
+            "placement": st.sampled_from(["least_loaded", "pack", "round_robin", "tenant_affinity"]),
+            "retry_attempts": st.integers(1, 10**6),
+            "retry_backoff": st.floats(min_value=1, max_value=100),
+            "audit_file_mb": st.floats(min_value=0.1, max_value=1e6),
             "agents": st.lists(st.sampled_from(["a:A", "b.c:B", "d:D"]), unique=True, min_size=1),
             "max_queued": st.integers(1, 10**9),
         },

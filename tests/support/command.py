@@ -1,7 +1,8 @@
-"""The operator's command `agentpool`, called in this process."""
+"""The operator's command `agentpool`, called in this process or started as one of its own."""
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,7 +12,9 @@ import msgspec
 
 from agentpool.cli.operator import main
 
-__all__ = ["Cli", "Ran", "run_main"]
+__all__ = ["PROGRAM", "Cli", "Ran", "refused", "run_main", "start"]
+
+PROGRAM = [sys.executable, "-c", "from agentpool.cli.operator import main; main()"]
 
 
 class Ran(msgspec.Struct):
@@ -43,3 +46,18 @@ def run_main(words: tuple[str, ...], stdin: bytes) -> Ran:
     finally:
         sys.stdin = before
     return Ran(status or 0, out.getvalue(), err.getvalue())
+
+
+def refused(ran: Ran) -> str:
+    """The one clear line of a refusal."""
+    assert ran.status == 1, ran
+    assert ran.out == ""
+    assert ran.err.count("\n") == 1, ran.err
+    assert ran.err.startswith("agentpool: ")
+    return ran.err
+
+
+def start(redis_url: str, *words: str) -> subprocess.Popen[str]:
+    """Start the command as a process of its own."""
+    command = [*PROGRAM, *words, "--redis-url", redis_url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

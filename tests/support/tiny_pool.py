@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from agentpool.clock import wall_ms
 from agentpool.errors import InvalidInput
 from agentpool.protocol.codec import encode_json, new_id
 from agentpool.protocol.records import ClaimedTask, Outcome, TaskError, TypeInfo
@@ -51,6 +52,8 @@ class TinyWorker:
         self.store, self.pool, self.id, self.capacity, self.handler = store, pool, id, capacity, handler
         self.starts = True
         """False: agents stay `placed`, as if `start()` did not return."""
+        self.attempts = 0
+        """How often what fails is tried before it is a dead letter; 0: it has failed, and that is all."""
         self._exchanges = 0
         self._ended: list[EndedTask] = []
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -100,7 +103,19 @@ class TinyWorker:
 
     async def _run(self, task: ClaimedTask) -> None:
         outcome = await self._outcome(task)
-        self._ended.append(EndedTask(task.id, task.header.agent_name, "done", encode_json(outcome), run_ms=1.0))
+        verdict = "done"
+        if self.attempts and outcome.status is TaskStatus.FAILED:
+            verdict = "retry" if task.attempt < self.attempts else "dead"
+        line = {"at": wall_ms(), "task_id": task.id, "status": outcome.status, "tenant": task.header.tenant}
+        ended = EndedTask(
+            task.id,
+            task.header.agent_name,
+            verdict,
+            encode_json(outcome),
+            run_ms=1.0,
+            audit=encode_json({**line, "process_id": self.id}),
+        )
+        self._ended.append(ended)
         self._runs.pop(task.id, None)
 
     async def _outcome(self, task: ClaimedTask) -> Outcome:

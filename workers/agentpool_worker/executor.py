@@ -38,7 +38,7 @@ PREFETCH = 40
 """Tasks beyond the slots, where they are short."""
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
-SOON_S = 0.01
+SOON_S = 0.02
 """How long a task waits for a warm agent rather than that another is made, where tasks are short."""
 PATIENCE_S = 0.05
 """How long a task that was taken may wait for its agent here before it goes back."""
@@ -80,8 +80,12 @@ class Executor:
         self._waiting: OrderedDict[Key, deque[Run]] = OrderedDict()
         self._waiting_count = 0
         self._busy: dict[Key, int] = {}
+        self._ended_at: dict[Key, float] = {}
+        """When a task of a key that is busy last ended."""
         self._by_type = 0
         self._mean_ms: float | None = None
+        self._stuck = False
+        """Tasks that waited here went back, and none has ended since: no more than there are slots are taken."""
         self._sweep: asyncio.TimerHandle | None = None
         self._reports: list[tuple[str, bytes]] = []
         self._reporting: asyncio.Task[None] | None = None
@@ -234,8 +238,8 @@ class Executor:
         """Return how many tasks by type there is room for: in slots, and beyond them; `NO_ROOM` when none."""
         slots = self._slots()
         here = self._by_type + self._waiting_count
-        is_short = self._mean_ms is not None and self._mean_ms < SHORT_MS
-        prefetch = PREFETCH - max(0, here - slots) if is_short and slots > 0 else 0
+        ahead = self._is_short() and not self._stuck and slots > 0
+        prefetch = PREFETCH - max(0, here - slots) if ahead else 0
         room, prefetch = max(0, slots - here), max(0, prefetch)
         return (room, prefetch) if room or prefetch or self._place.waits else NO_ROOM
 
@@ -262,19 +266,17 @@ class Executor:
 
     def _try_to_start(self, run: Run) -> bool:
         """Start a task by type if there is a slot, and an agent or a reason to make one."""
-        header = run.task.header
-        key = (header.agent_type, header.tenant)
+        key = _key_of(run)
         if self._by_type >= self._slots() + self._lent():
             return False
-        is_nested = header.lane.startswith("child")  # the busy one may be waiting for this very task
+        is_nested = run.task.header.lane.startswith("child")  # the busy one may be waiting for this very task
         if not is_nested and not self._host.has_idle(*key) and self._busy.get(key) and self._is_short():
             return False  # an agent of this tenant will be free sooner than another could be made
         self._start(run)
         return True
 
     def _start(self, run: Run) -> None:
-        header = run.task.header
-        key = (header.agent_type, header.tenant)
+        key = _key_of(run)
         self._by_type += 1
         self._busy[key] = self._busy.get(key, 0) + 1
         self._host.begin(run)
@@ -287,47 +289,52 @@ class Executor:
         return self._mean_ms is not None and self._mean_ms < SHORT_MS
 
     def _wait(self, run: Run) -> None:
-        header = run.task.header
-        self._waiting.setdefault((header.agent_type, header.tenant), deque()).append(run)
+        self._waiting.setdefault(_key_of(run), deque()).append(run)
         self._waiting_count += 1
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
 
     def _dispatch(self, first: Key | None = None) -> None:
-        """Start tasks that wait here, of the key whose agent has just become free first."""
-        if not self._waiting:
-            return
-        if first and first in self._waiting:
-            self._waiting.move_to_end(first, last=False)
-        for key in list(self._waiting):
-            queue = self._waiting[key]
-            while queue and self._try_to_start(queue[0]):
-                queue.popleft()
-                self._waiting_count -= 1
-            if not queue:
-                del self._waiting[key]
-            if self._by_type >= self._slots() + self._lent():
-                return
+        """Start tasks that wait here: of the key whose agent has just become free, else of whichever can start."""
+        if first is not None and first in self._waiting:
+            self._start_waiting(first)
+        elif self._waiting:
+            for key in list(self._waiting):
+                if self._by_type >= self._slots() + self._lent():
+                    return
+                self._start_waiting(key)
+
+    def _start_waiting(self, key: Key) -> None:
+        queue = self._waiting[key]
+        while queue and self._try_to_start(queue[0]):
+            queue.popleft()
+            self._waiting_count -= 1
+        if not queue:
+            del self._waiting[key]
 
     def _look_at_waiting(self) -> None:
         """Make agents for those for which none became free soon, as far as there are slots; give back what has waited
         for too long.
         """
         self._sweep = None
-        now = monotonic()
+        now, helped = monotonic(), set[Key]()
         for run in [run for queue in self._waiting.values() for run in queue if now - run.taken > SOON_S]:
+            key = _key_of(run)
+            if key in helped or now - self._ended_at.get(key, 0.0) < SOON_S:
+                continue  # its turn comes: the agents of its key do one after the other
+            helped.add(key)
             if self._by_type < self._slots() + self._lent():
                 self._take_out(run)
                 self._start(run)
             elif now - run.taken > PATIENCE_S:
+                self._stuck = True
                 self._stop(run, GIVE_BACK)
         if self._waiting:
             self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
 
     def _take_out(self, run: Run) -> bool:
         """Take a run out of those that wait here; False when it is not among them."""
-        header = run.task.header
-        key = (header.agent_type, header.tenant)
+        key = _key_of(run)
         queue = self._waiting.get(key)
         if not queue or run not in queue:
             return False
@@ -348,16 +355,21 @@ class Executor:
         """A run has ended: its agent is free, its end is to be handed in."""
         task, outcome = run.task, ending.outcome
         if not task.header.agent_name:
-            key = (task.header.agent_type, task.header.tenant)
+            key = _key_of(run)
             self._by_type -= 1
             self._busy[key] -= 1
+            if self._busy[key] or key in self._waiting:
+                self._ended_at[key] = monotonic()
+            else:
+                self._ended_at.pop(key, None)
             if not self._busy[key]:
                 del self._busy[key]
             self._host.release(run)
             if run.has_begun:
+                self._stuck = False
                 mean = self._mean_ms
                 self._mean_ms = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
-        result = outcome if ending.verdict in ("done", "dead") else outcome.error
+        result = outcome.error if ending.verdict == "back" else outcome
         self._ended[task.id] = (
             run,
             EndedTask(
@@ -368,7 +380,6 @@ class Executor:
                 delay_ms=round(1000 * ending.delay),
                 run_ms=run.duration_ms,
                 tokens=outcome.tokens,
-                attempt=task.attempt,
                 audit=audit_line(self._settings, run, ending),
             ),
         )
@@ -376,7 +387,7 @@ class Executor:
             self._turns_wait = True
         self._woken.set()
         if self._waiting:
-            self._dispatch((task.header.agent_type, task.header.tenant))
+            self._dispatch(_key_of(run))
         if run.runaway:
             self._on_runaway(task.header.agent_name or task.header.agent_type)
 
@@ -406,7 +417,8 @@ class Executor:
         )
         outcome = msgspec.json.decode(ended.outcome)
         error = outcome.get("error", outcome) if isinstance(outcome, dict) else None
-        status = outcome.get("status", ended.verdict) if isinstance(outcome, dict) else ended.verdict
+        has_ended = ended.verdict in ("done", "dead")
+        status = outcome.get("status", ended.verdict) if has_ended and isinstance(outcome, dict) else ended.verdict
         if not error or ended.verdict == "back":
             bound.debug(f"task.{status}")
             return
@@ -427,3 +439,8 @@ class Executor:
                 del self._reports[: len(reports)]
         finally:
             self._reporting = None
+
+
+def _key_of(run: Run) -> Key:
+    header = run.task.header
+    return header.agent_type, header.tenant

@@ -39,7 +39,7 @@ BLOCKED_AFTER_MIN = 2.0
 
 class Heartbeat:
     """`on_beat(beat)` and, when Redis was away for nearly the lease, `on_cut_off()` are called in this thread;
-    `who_runs()` names what the event loop is busy with, for reports."""
+    `who_runs()` names what the event loop is busy with, for reports, and `warm()` for which tasks it has agents."""
 
     def __init__(
         self,
@@ -51,9 +51,10 @@ class Heartbeat:
         on_beat: Callable[[Beat], None],
         on_cut_off: Callable[[], None],
         who_runs: Callable[[], str],
+        warm: Callable[[], str],
     ) -> None:
         self._settings, self._worker_id, self._connection = settings, worker_id, connection
-        self._turns, self._who_runs = turns, who_runs
+        self._turns, self._who_runs, self._warm = turns, who_runs, warm
         self._on_beat, self._on_cut_off = on_beat, on_cut_off
         self._stopped = self._retiring = False
         self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
@@ -110,6 +111,7 @@ class Heartbeat:
                 loop_lag_ms=round(1000 * lag),
                 memory_bytes=self._memory(),
                 cpu_percent=self._cpu_percent(),
+                warm=self._warm(),
             )
         except RedisUnavailable as error:
             self._note_failure(error)

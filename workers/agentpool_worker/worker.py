@@ -206,6 +206,7 @@ class _Worker:
             on_beat=lambda beat: self._pass_on(loop, beat),
             on_cut_off=lambda: self._in_loop(loop, self._cut_off),
             who_runs=lambda: _task_name(loop),
+            warm=lambda: " ".join(self._host.by_type.warm),
         )
 
     # -- what it is told ----------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 -- Write a pool's settings as its leader applies them.
 --
--- @include base
+-- @include base workers tenants tasks
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  token        of the leader
 -- ARGV[5]  schema       version of what this release writes
 -- ARGV[6]  types        number of agent types that follow
 -- ARGV[7…] type, JSON   pairs; then field, value pairs of settings, of which `=<tenant>` are limits of that tenant
--- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:limits  pool:{p}:events
+-- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:limits  pool:{p}:events  pool:{p}:held  pool:{p}:lanes
+--          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:tenants  tenant:{p}:{t}:mail  agent:{p}/{n}
+--          pool:{p}:processes
 -- RETURNS  {"ok"} | {"fenced"} | {"newer", schema}
 -- AGAIN    the same
 
@@ -37,5 +39,15 @@ local low, high, floor, desired = unpack(redis.call('HMGET', POOL, 'min_workers'
 low, high = tonumber(low), tonumber(high)
 redis.call('HSET', POOL, 'floor', math.min(tonumber(floor) or 0, high),
   'desired', math.min(math.max(tonumber(desired) or 0, low), high))
+-- Who was held by an earlier limit goes on, and is held again at its next turn if the new one says so too.
+local waiting = 0
+for _, tenant in ipairs(redis.call('SMEMBERS', POOL .. ':held')) do
+  if let_go(tenant) then
+    waiting = waiting + 1
+  end
+end
+if waiting > 0 then
+  wake_workers(waiting)
+end
 note('pool.applied', '', '')
 return {'ok'}

@@ -8,8 +8,8 @@
 -- ARGV[6]  room           tasks by type at most, for free slots; -1: none are wanted
 -- ARGV[7]  prefetch       tasks beyond the slots at most, of tenants whose tasks are short
 -- ARGV[8]  ended          how many ended, at most 50
--- ARGV[9…] id, agent's name or '', verdict, delay_ms, run_ms, tokens, attempt, outcome or error, audit line
---                         of each that ended; then names of idle pinned agents, at most 50.
+-- ARGV[9…] words, outcome or error, audit line of each that ended: `id agent-or-- verdict delay_ms run_ms tokens`; then
+--                         names of idle pinned agents, at most 50.
 --                         Verdicts: done; dead, for the dead letters; retry after the delay; back, not counted
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:cancels
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
@@ -20,7 +20,7 @@
 --          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
 --          pool:{p}:events  pool:{p}:pending  pool:{p}:processes
 -- RETURNS  {"ok", tenants with a turn, {ids that ended too late}, {name, tasks in its mailbox, …},
---          id, record, attempt, suspect, tokens_per_task…} | {"gone"}
+--          id, record, `attempt starts tokens_per_task` or ''…} | {"gone"}
 -- AGAIN    the same number gets the same tasks, as far as they are unfinished; an older one, which comes late, none
 
 local worker, number = ARGV[4], tonumber(ARGV[5])
@@ -31,97 +31,116 @@ if not status or status == 'lost' then
   return {'gone'}
 end
 last = tonumber(last) or 0
-local last_ended = 8 + 9 * ARGV[8]
+local last_ended = 8 + 3 * ARGV[8]
 local stale, mail, taken = {}, {}, {}
-local has_attempts = redis.call('EXISTS', POOL .. ':attempts') == 1
+local waits_here = redis.call('EXISTS', held(worker, 'waits')) == 1
+local has_held = redis.call('EXISTS', POOL .. ':held') == 1
 
 -- -- what ended ------------------------------------------------------------------------------------------------------
 
-local replies, tenants, ids, lines, touched = {}, {}, {}, {}, {}
+local replies, tenants, ids, lines, touched, returned = {}, {}, {}, {}, {}, 0
 
-local function count_for(head, lease, i)
-  local tally = tenants[head.tenant]
+local function count_for(lease, id, counts, ms, tokens)
+  local tally = tenants[lease.tenant]
   if not tally then
     tally = {ids = {}, count = 0, ms = 0, tokens = 0, late_ms = 0, unreserved = 0, types = {}}
-    tenants[head.tenant] = tally
+    tenants[lease.tenant] = tally
   end
-  tally.ids[#tally.ids + 1] = ARGV[i]
-  local ms, tokens, verdict = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), ARGV[i + 2]
-  if head.type ~= '-' then
-    tally.late_ms = tally.late_ms + (verdict == 'back' and 0 or ms) - lease.ms
+  tally.ids[#tally.ids + 1] = id
+  if lease.type ~= '-' then
+    tally.late_ms = tally.late_ms + (counts and ms or 0) - lease.ms
   end
   tally.unreserved = tally.unreserved + tokens - lease.tokens
-  if verdict ~= 'back' and head.type ~= '-' then
-    local by_type = tally.types[head.type] or {0, 0, 0}
-    tally.types[head.type] = {by_type[1] + 1, by_type[2] + ms, by_type[3] + tokens}
+  if counts and lease.type ~= '-' then
+    local sums = tally.types[lease.type]
+    if not sums then
+      sums = {0, 0, 0}
+      tally.types[lease.type] = sums
+    end
+    sums[1], sums[2], sums[3] = sums[1] + 1, sums[2] + ms, sums[3] + tokens
     tally.count, tally.ms, tally.tokens = tally.count + 1, tally.ms + ms, tally.tokens + tokens
   end
 end
 
-local function settle(i, lease, cancels)
-  local id, name, verdict, delay_ms, outcome = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 7]
-  local head = read_head(id)
-  ids[#ids + 1] = id
-  if not head then
-    return
+-- A task goes back to where it waited, or waits for its next attempt.
+local function put_back(lease, id, verdict, delay_ms, error)
+  local tried = read_attempts(id)
+  tried.suspect = 0
+  if verdict == 'retry' then
+    tried.attempts = tried.attempts + 1
+    note_error(id, '', tried.attempts, error)
+  elseif delay_ms > 0 then
+    tried.starts = tried.starts + 1
   end
-  count_for(head, lease, i)
-  if ARGV[i + 8] ~= '' then
-    lines[#lines + 1] = ARGV[i + 8]
+  if verdict == 'retry' or delay_ms > 0 or has_attempts() then
+    write_attempts(id, tried)
   end
-  local cancelled = cancels and redis.call('SREM', held(worker, 'cancels'), id) == 1
-  if cancelled and (verdict == 'retry' or verdict == 'back') then
-    verdict, outcome = 'done', plain_outcome('cancelled', worker, 'TaskCancelled', 'cancelled on request')
+  if delay_ms > 0 then
+    set_timer('start', id, now + delay_ms)
+  else
+    enqueue(id, lease, lease.rank)
+    returned = returned + (lease.agent == '-' and 1 or 0)
   end
-  if verdict == 'retry' or verdict == 'back' then
-    local tried = read_attempts(id)
-    tried.suspect = 0
-    if verdict == 'retry' then
-      tried.attempts = tried.attempts + 1
-      note_error(id, '', tried.attempts, outcome)
-    elseif delay_ms > 0 then
-      tried.starts = tried.starts + 1
-    end
-    if verdict == 'retry' or delay_ms > 0 or has_attempts then
-      write_attempts(id, tried)
-      has_attempts = true
-    end
-    if delay_ms > 0 then
-      set_timer('start', id, now + delay_ms)
-    else
-      enqueue(id, head, lease.rank)
-    end
+  if waits_here then
     redis.call('DEL', POOL .. ':children:' .. id) -- what it waited for belongs to an attempt that is over
-    tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', outcome)
+  end
+  tell_followers(id, verdict == 'retry' and 'task.retried' or 'task.given_back', error)
+end
+
+local function free_agent(name, id)
+  local agent = agent_key(name)
+  local owner, running = unpack(redis.call('HMGET', agent, 'process_id', 'task_id'))
+  if owner == worker and running == id then
+    redis.call('HSET', agent, 'status', 'idle', 'task_id', '', 'last_used_at', now)
+    redis.call('HINCRBY', agent, 'run_count', 1)
+  end
+  touched[#touched + 1] = name
+end
+
+-- Settle one task that this worker held: `words` are its verdict, delay_ms, run_ms and tokens.
+local function settle(lease, id, words, outcome, line, cancels)
+  local verdict, delay_ms, ms, tokens = string.match(words, ' (%S+) (%S+) (%S+) (%S+)$')
+  local goes_back = verdict == 'retry' or verdict == 'back'
+  ids[#ids + 1] = id
+  count_for(lease, id, verdict ~= 'back', tonumber(ms), tonumber(tokens))
+  if line ~= '' then
+    lines[#lines + 1] = line
+  end
+  if cancels and redis.call('SREM', held(worker, 'cancels'), id) == 1 and goes_back then
+    goes_back, outcome = false, plain_outcome('cancelled', worker, 'TaskCancelled', 'cancelled on request')
+  end
+  if goes_back then
+    put_back(lease, id, verdict, tonumber(delay_ms), outcome)
   else
     if verdict == 'dead' then
       local tried = read_attempts(id)
       tried.attempts = tried.attempts + 1
       note_error(id, '', tried.attempts, outcome)
-      bury(id, head, outcome, 'failed', tried)
+      bury(id, lease, outcome, 'failed', tried)
     end
-    conclude(id, head, outcome, result_ttl(), 'task.finished')
-    if head.reply_to ~= '-' then
-      replies[head.reply_to] = replies[head.reply_to] or {}
-      table.insert(replies[head.reply_to], reply_entry(id, outcome))
+    conclude(id, lease, outcome, result_ttl(), 'task.finished')
+    if lease.reply_to ~= '-' then
+      local pieces = replies[lease.reply_to]
+      if not pieces then
+        pieces = {}
+        replies[lease.reply_to] = pieces
+      end
+      add_to_reply(pieces, id, outcome)
     end
   end
-  if name ~= '' then
-    local agent = agent_key(name)
-    local owner, task = unpack(redis.call('HMGET', agent, 'process_id', 'task_id'))
-    if owner == worker and task == id then
-      redis.call('HSET', agent, 'status', 'idle', 'task_id', '', 'last_used_at', now)
-      redis.call('HINCRBY', agent, 'run_count', 1)
-    end
-    touched[#touched + 1] = name
+  if lease.agent ~= '-' then
+    free_agent(lease.agent, id)
   end
 end
 
 -- What a tenant's tasks took is weighed in; what they were charged too much or too little is corrected.
 local function settle_tenant(tenant, tally)
   redis.call('SREM', tenant_key(tenant, 'tasks'), unpack(tally.ids))
-  for _, id in ipairs(tally.ids) do
-    end_wait(worker, tenant, id)
+  for _, id in ipairs(waits_here and tally.ids or {}) do
+    if redis.call('SREM', held(worker, 'waits'), id) == 1 then
+      redis.call('SREM', tenant_key(tenant, 'waits'), id)
+      redis.call('DEL', POOL .. ':children:' .. id)
+    end
   end
   add_to_window(tenant, 'tokens', tally.unreserved)
   local usage = usage_of(tenant)
@@ -130,26 +149,31 @@ local function settle_tenant(tenant, tally)
     for type, sums in pairs(tally.types) do
       local ms, tokens = unpack(redis.call('HMGET', known, 'ms:' .. type, 'tokens:' .. type))
       words[#words + 1] = 'ms:' .. type
-      words[#words + 1] = blend(tonumber(ms), sums[2] / sums[1], sums[1])
+      words[#words + 1] = string.format('%.4f', blend(tonumber(ms), sums[2] / sums[1], sums[1]))
       if sums[3] > 0 or tokens then
         words[#words + 1] = 'tokens:' .. type
         words[#words + 1] = blend(tonumber(tokens), sums[3] / sums[1], sums[1])
       end
     end
-    usage.ms = blend(usage.count > 0 and usage.ms or nil, tally.ms / tally.count, tally.count)
-    usage.count, usage.types = usage.count + tally.count, {}
-    redis.call('HSET', known, 'ms', usage.ms, 'count', usage.count, unpack(words))
     if tally.tokens > 0 then
       local tokens = tonumber(redis.call('HGET', known, 'tokens'))
-      redis.call('HSET', known, 'tokens', blend(tokens, tally.tokens / tally.count, tally.count))
+      words[#words + 1] = 'tokens'
+      words[#words + 1] = blend(tokens, tally.tokens / tally.count, tally.count)
     end
-    redis.call('EXPIRE', known, 604800)
+    local before = usage.count
+    usage.ms = blend(before > 0 and usage.ms or nil, tally.ms / tally.count, tally.count)
+    usage.count, usage.types = before + tally.count, {}
+    redis.call('HSET', known, 'ms', string.format('%.4f', usage.ms), 'count', usage.count, unpack(words))
+    if math.floor(before / 100) < math.floor(usage.count / 100) or before == 0 then
+      redis.call('EXPIRE', known, 604800)
+    end
   end
   if tally.late_ms ~= 0 then
-    local tag = tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant)) or virtual_time()
-    retag(tenant, tag + tally.late_ms / limits_of(tenant).weight)
+    tags[tenant] = (tag_of(tenant) or virtual_time()) + tally.late_ms / limits_of(tenant).weight
   end
-  let_go(tenant)
+  if has_held then
+    let_go(tenant)
+  end
 end
 
 -- How many tasks end in a second, over some ten seconds.
@@ -164,19 +188,27 @@ local function measure_rate(count)
   end
 end
 
+-- Tell whether what a worker says of a task that it does not hold is what was recorded: then this is a repeat.
+local function is_recorded(id, words, outcome)
+  return string.find(words, ' done ', 1, true) and redis.call('GET', task_key(id)) == outcome
+end
+
 local function take_in()
-  local leases = {'HMGET', POOL .. ':leases'}
-  for i = 9, last_ended, 9 do
-    leases[#leases + 1] = ARGV[i]
+  local held_ids, wanted = {}, {'HMGET', POOL .. ':leases'}
+  for i = 9, last_ended, 3 do
+    local id = string.match(ARGV[i], '^%S+')
+    held_ids[#held_ids + 1] = id
+    wanted[#wanted + 1] = id
   end
-  leases = redis.call(unpack(leases))
+  local leases = redis.call(unpack(wanted))
   local cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
-  for i = 9, last_ended, 9 do
-    local lease = parse_lease(leases[(i - 9) / 9 + 1])
+  for place, id in ipairs(held_ids) do
+    local i = 6 + 3 * place
+    local lease = parse_lease(leases[place])
     if lease and lease.worker == worker then
-      settle(i, lease, cancels)
-    elseif not (ARGV[i + 2] == 'done' and redis.call('GET', task_key(ARGV[i])) == ARGV[i + 7]) then
-      stale[#stale + 1] = ARGV[i]
+      settle(lease, id, ARGV[i], ARGV[i + 1], ARGV[i + 2], cancels)
+    elseif not is_recorded(id, ARGV[i], ARGV[i + 1]) then
+      stale[#stale + 1] = id
     end
   end
   if #ids == 0 then
@@ -188,6 +220,7 @@ local function take_in()
   for tenant, tally in pairs(tenants) do
     settle_tenant(tenant, tally)
   end
+  write_turns()
   for reply_to, entries in pairs(replies) do
     send_reply(reply_to, entries)
   end
@@ -199,41 +232,54 @@ end
 
 -- -- what it takes ---------------------------------------------------------------------------------------------------
 
+local leased = {tasks = {}, runs = {}, words = {}, dequeued = 0}
+
 local function lease_all(found, set, tenant)
-  local scores, words = {}, {}
-  for _, task in ipairs(found) do
+  local scores, words, ids = leased[set], leased.words, {}
+  for place, task in ipairs(found) do
     scores[#scores + 1] = now
     scores[#scores + 1] = task.id
     words[#words + 1] = task.id
-    words[#words + 1] = worker .. ' ' .. string.format('%.0f', task.rank) .. ' ' .. string.format('%.3f', task.ms)
-      .. ' ' .. string.format('%.0f', task.tokens)
-    redis.call('SADD', tenant_key(tenant, 'tasks'), task.id)
+    words[#words + 1] = string.format('%s %.0f %.3f %.0f ', worker, task.rank, task.ms, task.tokens) .. task.line
+    ids[place] = task.id
     taken[#taken + 1] = task
     tell_followers(task.id, 'task.started', worker)
   end
-  redis.call('ZADD', held(worker, set), unpack(scores))
-  redis.call('HSET', POOL .. ':leases', unpack(words))
+  redis.call('SADD', tenant_key(tenant, 'tasks'), unpack(ids))
 end
 
-local function lease_one(id, record, rank, set)
-  local head = parse_head(record)
-  local ms, tokens = 0, 0
-  if head.agent == '-' then
-    ms, tokens = estimate(head.tenant, head.type)
+-- Write down all that was taken.
+local function write_leases()
+  for _, set in ipairs({'tasks', 'runs'}) do
+    if #leased[set] > 0 then
+      redis.call('ZADD', held(worker, set), unpack(leased[set]))
+    end
   end
-  lease_all({{id = id, record = record, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
-  add_to_window(head.tenant, 'tokens', tokens)
-  if limits_of(head.tenant).requests_per_minute > 0 then
-    add_to_window(head.tenant, 'requests', 1)
+  if #leased.words > 0 then
+    redis.call('HSET', POOL .. ':leases', unpack(leased.words))
+  end
+  if leased.dequeued > 0 then
+    redis.call('HINCRBY', POOL, 'queued', -leased.dequeued)
+  end
+end
+
+-- Nothing is charged in advance: what it took counts when it ends.
+local function lease_one(id, record, rank, set)
+  local line, tenant = string.match(record, '^(task %S+ %S+ %S+ (%S+) [^\n]*)')
+  lease_all({{id = id, record = record, line = line, rank = rank, ms = 0, tokens = 0}}, set, tenant)
+  if limits_of(tenant).requests_per_minute > 0 then
+    add_to_window(tenant, 'requests', 1)
   end
 end
 
 local function is_suspect(id)
-  return has_attempts and read_attempts(id).suspect == 1
+  return read_attempts(id).suspect == 1
 end
 
+-- Whether anything is at work here; what waits for tasks of its own is not, and those may be what wants to run alone.
 local function is_busy()
-  return redis.call('EXISTS', held(worker, 'tasks'), held(worker, 'runs')) > 0
+  local tasks = redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs'))
+  return tasks > redis.call('SCARD', held(worker, 'waits'))
 end
 
 local function run_alone(id)
@@ -349,12 +395,23 @@ end
 
 local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
 
+-- The tenant whose turn it is in a lane, and its tag. One that was served in another lane meanwhile has moved.
+local function first_of(lane)
+  while true do
+    local tenant, tag = unpack(redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, 0, 'WITHSCORES'))
+    tag = tonumber(tag)
+    if not tenant or not tags[tenant] or tags[tenant] < tag + 0.001 then
+      return tenant, tag
+    end
+    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+  end
+end
+
 -- The tenant whose turn it is in the lanes of a level: tenant, lane, tag.
 local function next_turn(level)
   local best
   for _, lane in ipairs(levels[level]) do
-    local tenant, tag = unpack(redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, 0, 'WITHSCORES'))
-    tag = tonumber(tag)
+    local tenant, tag = first_of(lane)
     if tenant and (not best or tag < best[3]) then
       best = {tenant, lane, tag}
     end
@@ -380,23 +437,23 @@ local function visit(turn, most)
   end
   local records = #keys > 1 and redis.call(unpack(keys)) or {}
   for place, record in ipairs(records) do
-    local type = record and string.match(record, '^task %S+ %S+ (%S+) ')
+    local line, type = string.match(record or '', '^(task %S+ %S+ (%S+) [^\n]*)')
     if type then
       local ms, tokens = estimate(tenant, type)
-      found[#found + 1] = {id = popped[2 * place - 1], record = record, rank = tonumber(popped[2 * place]), ms = ms,
-        tokens = tokens}
+      found[#found + 1] = {id = popped[2 * place - 1], record = record, line = line, rank = tonumber(popped[2 * place]),
+        ms = ms, tokens = tokens}
       charge, reserved = charge + ms, reserved + tokens
     end
   end
-  if #popped > 0 then
-    redis.call('HINCRBY', POOL, 'queued', -#popped / 2)
-  end
+  leased.dequeued = leased.dequeued + #popped / 2
   local start = math.max(virtual_time(), tag)
-  redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', start))
-  if redis.call('EXISTS', queue) == 0 then
+  present_time = start
+  tags[tenant] = start + charge / limits.weight
+  if #popped / 2 < count or redis.call('EXISTS', queue) == 0 then
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
+  else
+    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
   end
-  retag(tenant, start + charge / limits.weight)
   if #found > 0 then
     lease_all(found, 'tasks', tenant)
     add_to_window(tenant, 'tokens', reserved)
@@ -454,6 +511,9 @@ local function claim_by_type()
   local free = (tonumber(capacity) or 0) - redis.call('SCARD', held(worker, 'agents')) - tasks
   -- Each task that waits for tasks of its own lends its slot to such tasks.
   local got = serve('child', math.min(50, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
+  if alone and alone ~= '' then
+    return -- it waits for such tasks, and runs alone again afterwards
+  end
   local room = math.min(tonumber(ARGV[6]), free, 50) - got
   if room > 0 then
     local count = serve_urgent_and_normal(room)
@@ -480,11 +540,12 @@ end
 -- -- the exchange ----------------------------------------------------------------------------------------------------
 
 if number == last then
-  for i = 9, last_ended, 9 do
-    if ARGV[i + 2] == 'done' and redis.call('GET', task_key(ARGV[i])) ~= ARGV[i + 7] then
-      stale[#stale + 1] = ARGV[i]
-    elseif ARGV[i + 1] ~= '' then
-      touched[#touched + 1] = ARGV[i + 1]
+  for i = 9, last_ended, 3 do
+    local id, name = string.match(ARGV[i], '^(%S+) (%S+)')
+    if string.find(ARGV[i], ' done ', 1, true) and not is_recorded(id, ARGV[i], ARGV[i + 1]) then
+      stale[#stale + 1] = id
+    elseif name ~= '-' then
+      touched[#touched + 1] = name
     end
   end
   for id in string.gmatch(batch or '', '%S+') do
@@ -506,6 +567,8 @@ elseif number > last then
     alone = false
     redis.call('HSET', key, 'alone', '')
   end
+  -- While it waits for tasks of its own it is not at work, and those may be what wants to run.
+  alone = alone and redis.call('SISMEMBER', held(worker, 'waits'), alone) == 0 and alone
   if status == 'ready' then
     local takes_types = tonumber(ARGV[6]) >= 0
     local is_clear = alone or not claim_suspect()
@@ -514,7 +577,15 @@ elseif number > last then
       forget_idle_tenants()
     end
   end
+  write_leases()
+  write_turns()
+  if present_time then
+    redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', present_time))
+  end
   rescore(worker)
+  if returned > 0 then
+    wake_workers(returned) -- others, who may have room for what this one could not begin
+  end
   local names = {}
   for place, task in ipairs(taken) do
     names[place] = task.id
@@ -534,10 +605,12 @@ for _, name in ipairs(touched) do
 end
 local answer = {'ok', waiting, stale, mail}
 for _, task in ipairs(taken) do
-  local tried = has_attempts and read_attempts(task.id) or {attempts = 0, starts = 0, suspect = 0}
-  local tenant = string.match(task.record, '^task %S+ %S+ %S+ (%S+)')
-  for _, word in ipairs({task.id, task.record, tried.attempts + 1, tried.starts, limits_of(tenant).tokens_per_task}) do
-    answer[#answer + 1] = word
+  local count = #answer
+  answer[count + 1], answer[count + 2], answer[count + 3] = task.id, task.record, ''
+  local tokens = limits_of(string.match(task.record, '^task %S+ %S+ %S+ (%S+)')).tokens_per_task
+  if has_attempts() or tokens > 0 then
+    local tried = read_attempts(task.id)
+    answer[count + 3] = (tried.attempts + 1) .. ' ' .. tried.starts .. ' ' .. tokens
   end
 end
 return answer

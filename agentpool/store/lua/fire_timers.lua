@@ -1,6 +1,6 @@
 -- Do what is due: begin delayed and retried tasks, end expired ones, promote batch tasks, give tenants their turns back.
 --
--- @include base workers tenants tasks
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          timers in this call, at most 100
@@ -8,7 +8,7 @@
 --          pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes
 --          pool:{p}:tenants  pool:{p}:held  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}
 --          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
---          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits
+--          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits  pool:{p}:ended:{n}
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
@@ -20,10 +20,10 @@ local function start(id, head)
     woken = woken + 1
     return
   end
-  local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. head.agent,
-    'process_id', 'status'))
+  local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
   if not status then
-    local why = 'its agent ended before its time came'
+    local _, _, _, detail = read_ending(head.agent)
+    local why = detail or 'the agent has ended'
     finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
     return
   end
@@ -33,8 +33,10 @@ local function start(id, head)
   end
 end
 
+-- What has begun once is not too late any more, also when it waits to be tried again.
 local function expire(id, head)
-  if redis.call('HEXISTS', POOL .. ':leases', id) == 0 then
+  local tried = read_attempts(id)
+  if redis.call('HEXISTS', POOL .. ':leases', id) == 0 and tried.attempts + tried.crashes == 0 then
     dequeue(id, head)
     local why = 'no agent took it in the time it was given'
     finish_task(id, plain_outcome('expired', '', 'TaskExpired', why), 'expired', '', why)
@@ -53,6 +55,10 @@ local function promote(id, head)
     dequeue(id, head)
   end
   redis.call('SET', task_key(id), record)
+  local lease = redis.call('HGET', POOL .. ':leases', id)
+  if lease then
+    redis.call('HSET', POOL .. ':leases', id, (string.gsub(lease, ' batch', ' normal', 1)))
+  end
   if rank then
     enqueue(id, parse_head(record), tonumber(rank))
     woken = woken + 1

@@ -8,12 +8,13 @@
 -- ARGV[7]  lane           urgent, normal, batch or child, and after `+` each label that a worker must have
 -- ARGV[8]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
 -- ARGV[9]  options        `name=value` words: delay, expires, batch in ms; key and input, digests, with one task;
---                         parent, the task that waits for these; limits: `reject`, or `total` for all that it holds
+--                         parent, the task that waits for these; sticky, whose worker is to be preferred;
+--                         limits: `reject`, or `total` for all that it holds
 -- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
 --          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
---          pool:{p}:held  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
+--          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
 --          tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail
 -- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
@@ -217,5 +218,11 @@ end
 redis.call('SADD', POOL .. ':lanes', lane)
 redis.call('HINCRBY', POOL, 'queued', #fresh)
 enlist(lane, tenant)
-wake_workers(#fresh)
+local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
+local first = wake_workers(#fresh, type .. '/' .. tenant, favourite)
+-- One that has gone is forgotten here; one that is only full now stays the favourite.
+if options.sticky and first and first ~= favourite
+    and not (favourite and redis.call('ZSCORE', POOL .. ':processes', favourite)) then
+  redis.call('HSET', POOL .. ':affinity', options.sticky, first)
+end
 return {'ok'}

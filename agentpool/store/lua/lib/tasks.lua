@@ -10,22 +10,26 @@ local HEADER_BYTES = 2500
 
 local function parse_head(text)
   local reply_to, agent, type, tenant, lane, later_us, options =
-    string.match(text, '^task (%S+) (%S+) (%S+) (%S+) (%S+) (%d+) (%S+)\n')
+    string.match(text, '^task (%S+) (%S+) (%S+) (%S+) (%S+) (%d+) (%S+)')
   return reply_to and {reply_to = reply_to, agent = agent, type = type, tenant = tenant, lane = lane,
     later_us = tonumber(later_us), options = options ~= '-' and ',' .. options}
 end
 
 -- The plain words that a task begins with; nil when it is finished or unknown.
 local function read_head(id)
-  return parse_head(redis.call('GETRANGE', task_key(id), 0, HEADER_BYTES))
+  local text = redis.call('GETRANGE', task_key(id), 0, HEADER_BYTES)
+  return string.sub(text, 1, 5) == 'task ' and parse_head(text) or nil
 end
 
 local function option(head, name)
   return head.options and string.match(head.options, ',' .. name .. '=([^,]*)')
 end
 
+local known_ttl
+
 local function result_ttl()
-  return tonumber(redis.call('HGET', POOL, 'result_ttl_ms')) or 3600000
+  known_ttl = known_ttl or tonumber(redis.call('HGET', POOL, 'result_ttl_ms')) or 3600000
+  return known_ttl
 end
 
 -- An outcome that no worker wrote: flat words only, so that cjson is safe.
@@ -35,14 +39,22 @@ end
 
 -- What an execution's end leaves in the audit, for outcomes that no worker wrote.
 local function audit(id, head, status, worker, why)
+  if redis.call('HGET', POOL, 'audit') == '0' then
+    return
+  end
   redis.call('XADD', POOL .. ':audit', '*', 'lines', to_json({task_id = id, status = status, at = now,
     tenant = head.tenant, agent_type = head.type ~= '-' and head.type or '',
     agent_id = head.agent ~= '-' and pool .. '/' .. head.agent or '', process_id = worker, error = why}))
 end
 
+local followed, tried_again = nil, nil
+
 -- Tell those who follow a task what became of it; nothing follows the last event.
 local function tell_followers(id, event, detail, is_last)
-  if redis.call('EXISTS', POOL .. ':followed') == 1 and redis.call('HEXISTS', POOL .. ':followed', id) == 1 then
+  if followed == nil then
+    followed = redis.call('EXISTS', POOL .. ':followed') == 1
+  end
+  if followed and redis.call('HEXISTS', POOL .. ':followed', id) == 1 then
     if is_last then
       redis.call('HDEL', POOL .. ':followed', id)
     end
@@ -54,8 +66,16 @@ end
 
 -- -- attempts: `attempts crashes alone starts suspect`, kept only of tasks that did not end well the first time -------
 
+-- Tell whether anything is known of any task's attempts: mostly nothing is, which saves looking for each.
+local function has_attempts()
+  if tried_again == nil then
+    tried_again = redis.call('EXISTS', POOL .. ':attempts') == 1
+  end
+  return tried_again
+end
+
 local function read_attempts(id)
-  local words = redis.call('HGET', POOL .. ':attempts', id)
+  local words = has_attempts() and redis.call('HGET', POOL .. ':attempts', id)
   if not words then
     return {attempts = 0, crashes = 0, alone = 0, starts = 0, suspect = 0}, false
   end
@@ -65,6 +85,7 @@ local function read_attempts(id)
 end
 
 local function write_attempts(id, tried)
+  tried_again = true
   redis.call('HSET', POOL .. ':attempts', id, table.concat({tried.attempts, tried.crashes, tried.alone, tried.starts,
     tried.suspect}, ' '))
 end
@@ -128,10 +149,31 @@ local function set_timer(kind, id, at)
   end
 end
 
+-- Workers with room, at most ten: the favourite first, then those with a warm agent for this type and tenant.
+local function workers_to_wake(warm, favourite)
+  local found = workers_with_room(10)
+  if #found > 1 and warm then
+    for place, row in ipairs(found) do
+      local has = redis.call('HGET', process_key(row.worker), 'warm') or ''
+      row.rank = place
+      if row.worker == favourite then
+        row.rank = -100 + place
+      elseif string.find(' ' .. has .. ' ', ' ' .. warm .. ' ', 1, true) then
+        row.rank = -50 + place
+      end
+    end
+    table.sort(found, function(a, b) return a.rank < b.rank end)
+  end
+  return found
+end
+
 -- Tell workers with room that there are tasks by type; the leader, when there is not enough of it.
-local function wake_workers(count)
-  for _, found in ipairs(workers_with_room(10)) do
+-- `warm` is `<type>/<tenant>` of tasks that are all alike. Returns the worker that was told first.
+local function wake_workers(count, warm, favourite)
+  local first
+  for _, found in ipairs(workers_to_wake(warm, favourite)) do
     if count > 0 then
+      first = first or found.worker
       command(found.worker, {type = 'wake'})
       count = count - found.free
     end
@@ -143,13 +185,18 @@ local function wake_workers(count)
       tell_leader('room wanted')
     end
   end
+  return first
 end
 
--- -- leases: `worker rank estimated_ms reserved_tokens` ---------------------------------------------------------------
+-- -- leases: `worker rank estimated_ms reserved_tokens`, and the task's own header line -------------------------------
 
+-- What a lease says, and the words of its task's header beside it.
 local function parse_lease(text)
-  local worker, rank, ms, tokens = string.match(text or '', '^(%S+) (%S+) (%S+) (%S+)$')
-  return worker and {worker = worker, rank = tonumber(rank), ms = tonumber(ms), tokens = tonumber(tokens)}
+  local worker, rank, ms, tokens, reply_to, agent, type, tenant, lane, later_us, options = string.match(text or '',
+    '^(%S+) (%S+) (%S+) (%S+) task (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  return worker and {worker = worker, rank = tonumber(rank), ms = tonumber(ms), tokens = tonumber(tokens),
+    reply_to = reply_to, agent = agent, type = type, tenant = tenant, lane = lane, later_us = tonumber(later_us),
+    options = options ~= '-' and ',' .. options}
 end
 
 local function read_lease(id)
@@ -158,8 +205,8 @@ end
 
 -- A task waits no longer for tasks of its own.
 local function end_wait(worker, tenant, id)
-  if redis.call('SREM', tenant_key(tenant, 'waits'), id) == 1 then
-    redis.call('SREM', held(worker, 'waits'), id)
+  if redis.call('SREM', held(worker, 'waits'), id) == 1 then
+    redis.call('SREM', tenant_key(tenant, 'waits'), id)
   end
 end
 
@@ -171,6 +218,7 @@ local function end_lease(worker, id, tenant)
   if tenant then
     redis.call('SREM', tenant_key(tenant, 'tasks'), id)
     end_wait(worker, tenant, id)
+    redis.call('DEL', POOL .. ':children:' .. id)
     let_go(tenant)
   end
 end
@@ -207,21 +255,26 @@ local function conclude(id, head, outcome, ttl_ms, event)
   if head.options then
     end_options(id, head)
   end
-  if redis.call('HDEL', POOL .. ':attempts', id) == 1 then
+  if has_attempts() and redis.call('HDEL', POOL .. ':attempts', id) == 1 then
     redis.call('DEL', POOL .. ':errors:' .. id)
   end
-  redis.call('DEL', POOL .. ':children:' .. id)
   tell_followers(id, event or 'finished', '', true)
 end
 
--- One entry of a reply: the outcome comes along when it is small, else it is fetched.
-local function reply_entry(id, outcome)
-  return '[' .. to_json(id) .. ',' .. (#outcome <= 1400 and outcome or 'null') .. ']'
+-- Add an entry to a reply: the outcome comes along when it is small, else it is fetched. Ids are plain words.
+local function add_to_reply(pieces, id, outcome)
+  local count = #pieces
+  pieces[count + 1] = count == 0 and '["' or ',["'
+  pieces[count + 2] = id
+  pieces[count + 3] = '",'
+  pieces[count + 4] = #outcome <= 1400 and outcome or 'null'
+  pieces[count + 5] = ']'
+  return pieces
 end
 
-local function send_reply(reply_to, entries)
+local function send_reply(reply_to, pieces)
   if reply_to ~= '-' then
-    publish(reply_to, '{"type":"tasks_done","tasks":[' .. table.concat(entries, ',') .. ']}')
+    publish(reply_to, '{"type":"tasks_done","tasks":[' .. table.concat(pieces) .. ']}')
   end
 end
 
@@ -233,7 +286,7 @@ local function finish_task(id, outcome, status, worker, why)
   end
   conclude(id, head, outcome, result_ttl(), 'task.' .. status)
   audit(id, head, status, worker, why)
-  send_reply(head.reply_to, {reply_entry(id, outcome)})
+  send_reply(head.reply_to, add_to_reply({}, id, outcome))
   return head
 end
 
@@ -272,6 +325,11 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
   if not head then
     return
   end
+  if blamed == 'overdue' then
+    local why = 'its time was over while it blocked its worker: ' .. reason
+    finish_task(id, plain_outcome('timed_out', worker, 'TaskTimedOut', why), 'timed_out', worker, why)
+    return
+  end
   if cancelled then
     local why = 'cancelled on request'
     finish_task(id, plain_outcome('cancelled', worker, 'TaskCancelled', why), 'cancelled', worker, why)
@@ -296,7 +354,7 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
     bury(id, head, outcome, 'poison', tried)
     conclude(id, head, outcome, result_ttl(), 'task.dead')
     audit(id, head, 'dead', worker, reason)
-    send_reply(head.reply_to, {reply_entry(id, outcome)})
+    send_reply(head.reply_to, add_to_reply({}, id, outcome))
     return
   end
   enqueue(id, head, lease and lease.rank, tried.suspect == 1)

@@ -113,12 +113,22 @@ local function blend(old, mean, count)
   return old and old + (mean - old) * (1 - 0.9 ^ count) or mean
 end
 
+-- Read once in a script, and written once, by `write_turns`: each write goes to the append-only file by itself.
+local present_time, known_lanes, tags = nil, nil, {}
+
 local function virtual_time()
-  return tonumber(redis.call('HGET', POOL, 'virtual_time')) or 0
+  present_time = present_time or tonumber(redis.call('HGET', POOL, 'virtual_time')) or 0
+  return present_time
 end
 
 local function lanes()
-  return redis.call('SMEMBERS', POOL .. ':lanes')
+  known_lanes = known_lanes or redis.call('SMEMBERS', POOL .. ':lanes')
+  return known_lanes
+end
+
+-- The virtual time up to which a tenant was served; nil when that is past.
+local function tag_of(tenant)
+  return tags[tenant] or tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant))
 end
 
 -- Give a tenant with waiting tasks its turn in a lane.
@@ -126,15 +136,22 @@ local function enlist(lane, tenant)
   if redis.call('SISMEMBER', POOL .. ':held', tenant) == 1 then
     return
   end
-  local tag = math.max(virtual_time(), tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant)) or 0)
+  local tag = math.max(virtual_time(), tag_of(tenant) or 0)
   redis.call('ZADD', POOL .. ':turns:' .. lane, 'NX', tag, tenant)
 end
 
--- Move a tenant's finish tag, and its place in every lane where it waits.
-local function retag(tenant, tag)
-  redis.call('ZADD', POOL .. ':tenants', tag, tenant)
-  for _, lane in ipairs(lanes()) do
-    redis.call('ZADD', POOL .. ':turns:' .. lane, 'XX', tag, tenant)
+-- Write the finish tags that have moved, and the places of those tenants in every lane where they wait.
+local function write_turns()
+  local moved = {}
+  for tenant, tag in pairs(tags) do
+    moved[#moved + 1] = string.format('%.6f', tag)
+    moved[#moved + 1] = tenant
+  end
+  if #moved > 0 then
+    redis.call('ZADD', POOL .. ':tenants', unpack(moved))
+    for _, lane in ipairs(lanes()) do
+      redis.call('ZADD', POOL .. ':turns:' .. lane, 'XX', unpack(moved))
+    end
   end
 end
 
