@@ -139,6 +139,30 @@ async def test_pinned_agents_count_too_and_come_back(store: Store) -> None:
     assert sorted(done) == sorted(f"p/t{n}" for n in range(10))
 
 
+async def test_many_agents_that_wait_for_their_tenant_are_woken_in_steps(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=130)
+    await store.tenants.limit("p", "acme", {"running": 1})
+    names = [f"a{n}" for n in range(120)]
+    for name in names:
+        await seed_running_agent(store, name, tenant="acme")
+        await seed_task(store, f"t-{name}", agent=name, tenant="acme")
+    for start in range(0, 120, 40):
+        await exchange(store, names=names[start : start + 40])
+    redis, keys = store.connection.redis, store.keys
+    assert await redis.scard(keys.tenant_mail("p", "acme")) == 119
+    woken: set[str] = set()
+    async with listening(store, keys.worker_channel("w1")) as heard:
+        await store.tenants.limit("p", "acme", {"running": None})
+        woken.update(command.agent_id for command in await read_commands(heard) if command.agent_id)
+        assert len(woken) == 100
+        await asyncio.sleep(0.005)
+        await store.tasks.fire_timers("p")
+        woken.update(command.agent_id for command in await read_commands(heard) if command.agent_id)
+    assert len(woken) == 119
+    assert not (await store.tenants.usage("p", "acme")).held
+
+
 # -- what one tenant holds --------------------------------------------------------------------------------------
 
 

@@ -114,8 +114,11 @@ async def test_an_empty_worker_takes_a_suspect_first(store: Store) -> None:
 
 async def test_fifty_workers_race_for_suspects_and_each_runs_one_alone(store: Store) -> None:
     await seed_pool(store)
+    await seed_worker(store, "w")
     for n in range(3):
-        await seed_suspect(store, f"s{n}", f"dead{n}")
+        await seed_task(store, f"s{n}")
+    await exchange(store, "w", room=3)
+    await crash(store, "w", s0="suspect", s1="suspect", s2="suspect")
     for n in range(20):
         await seed_task(store, f"t{n}")
     for n in range(50):
