@@ -18,6 +18,9 @@ PLACEHOLDERS = {
     "agent_id": "<p>/<n>",
     "task_id": "<p>/<id>",
     "client_id": "<c>",
+    "lane": "<lane>",
+    "id": "<id>",
+    "digest": "<digest>",
 }
 
 
