@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -162,11 +162,12 @@ class AgentType:
 
     def info(self) -> TypeInfo:
         """Return what is told to clients of this type."""
+        labels: str | Iterable[str] = self.cls.labels
         return TypeInfo(
             name=self.name,
             module=self.cls.__module__,
             scope=self.cls.scope,
-            labels=tuple(sorted(self.cls.labels)),
+            labels=(labels,) if isinstance(labels, str) else tuple(sorted(labels)),
             start_timeout=self.cls.start_timeout,
             on_redis_loss=self.cls.on_redis_loss,
         )

@@ -25,7 +25,15 @@ PYTHON = [path for folder in ("agentpool", "workers") for path in sorted((ROOT /
 
 HEADER_WORDS = ("RETURNS", "AGAIN")
 # Placeholders of headers, and what takes their places when a pattern of Keys is shown.
-PLACEHOLDERS = {"pool": "{p}", "tenant": "{t}", "type": "{type}", "name": "{n}", "worker_id": "{w}"}
+PLACEHOLDERS = {
+    "pool": "{p}", "tenant": "{t}", "lane": "{lane}", "name": "{n}", "worker_id": "{w}", "id": "{id}",
+    "digest": "{digest}",
+}  # fmt: skip
+# What stands behind the words of a pool's keys that go on, as Lua builds them.
+TAILS = {
+    "mailbox": "{n}", "snapshot": "{n}", "ended": "{n}", "turns": "{lane}", "errors": "{id}", "letter": "{id}",
+    "key": "{digest}", "children": "{id}", "trail": "{id}",
+}  # fmt: skip
 STATUSES = {str(status) for table in (WorkerStatus, AgentStatus, TaskStatus) for status in table}
 POOL_STATUSES = {"removed"}
 
@@ -67,6 +75,52 @@ def key_patterns() -> set[str]:
         special = {"agent_id": "{p}/{n}", "task_id": "{p}/{id}"}
         patterns.add(method(keys, *(special.get(word) or PLACEHOLDERS[word] for word in parameters)))
     return patterns
+
+
+# Each function of a library, and what is left of a script without them, is looked at once.
+FUNCTION = re.compile(r"^local function (\w+)\(.*?^end$", re.MULTILINE | re.DOTALL)
+LOCK = "lock:pool:{p}:"
+
+
+def keys_spelled_in(code: str) -> set[str]:
+    """The patterns of the keys that a piece of Lua builds itself, or by the functions that do nothing else."""
+    found = {f"pool:{{p}}:{word}" for word in re.findall(r"POOL \.\. ':([a-z]+)'", code)}
+    for word in re.findall(r"POOL \.\. ':([a-z]+):'", code):
+        found |= {f"pool:{{p}}:{word}:{TAILS[word]}"} if word in TAILS else set()
+    if re.search(r"POOL \.\. ':' \.\. index", code):
+        lists = re.findall(r"index in ipairs\(\{([^}]*)\}\)", code)
+        words = re.findall(r"'([a-z]+)'", " ".join(lists)) or re.findall(r"\bsize\('([a-z]+)'\)", code)
+        found |= {f"pool:{{p}}:{word}" for word in words}
+    for word in re.findall(r"\bheld\(\w+(?:\.\w+)?, ('?\w+'?)\)", code):
+        for what in [word.strip("'")] if word.startswith("'") else ["tasks", "runs"]:
+            found.add(f"pool:{{p}}:worker:{{w}}:{what}")
+    found |= {f"tenant:{{p}}:{{t}}:{word}" for word in re.findall(r"tenant_key\([^()]+(?:\[\d\])?, '(\w+)'\)", code)}
+    found |= {f"tenant:{{p}}:{{t}}:{word}" for word in re.findall(r"(?:read|add_to)_window\([^,]+, '(\w+)'", code)}
+    found |= {f"tenant:{{p}}:{{t}}:{word}" for word in re.findall(r"'tenant:' [^']*':' [^']*':(\w+)'", code)}
+    for made, pattern in (
+        (r"\bprocess_key\(|prefix \.\. 'process:'", "process:{w}"),
+        (r"\btask_key\(", "task:{p}/{id}"),
+        (r"\bagent_key\(|prefix \.\. 'agent:'", "agent:{p}/{n}"),
+        (r"\blane_key\(", "pool:{p}:lane:{lane}:{t}"),
+        (r"holds\('leader'|\btake\('leader'|lock:pool:' \.\. pool \.\. ':leader'", LOCK + "leader"),
+        (r"holds\('placement'", LOCK + "placement"),
+        (r"holds\(ARGV|\btake\(ARGV|lock:pool:' \.\. pool \.\. ':' \.\. ARGV", LOCK + "{lock}"),
+    ):
+        found |= {pattern} if re.search(made, code) else set()
+    return found
+
+
+def keys_built_by(path: Path) -> set[str]:
+    """The patterns of all keys that a script may build, by itself or in the functions that it calls."""
+    functions = {match[1]: match[0] for part in included(path) for match in FUNCTION.finditer(body_of(part))}
+    reached, waiting, found = set[str](), [body_of(path)], set[str]()
+    while waiting:
+        code = waiting.pop()
+        found |= keys_spelled_in(code)
+        for name in set(re.findall(r"\b(\w+)\(", code)) & functions.keys() - reached:
+            reached.add(name)
+            waiting.append(functions[name].partition("\n")[2])
+    return found
 
 
 # -- layers -----------------------------------------------------------------------------------------------------
@@ -112,7 +166,7 @@ def test_header_names_each_argument(path: Path) -> None:
     fixed = {n for n, more in documented.items() if not more}
     variadic = {n for n, more in documented.items() if more}
     used = {int(n) for n in re.findall(r"ARGV\[(\d+)\]", body)}
-    starts = {int(n) for n in re.findall(r"(?:for i = (?=\d+, (?:#ARGV|last_type))|unpack\(ARGV, )(\d+)", body)}
+    starts = {int(n) for n in re.findall(r"(?:for i = (?=\d+, (?:#ARGV|last_\w+))|unpack\(ARGV, )(\d+)", body)}
     assert used == fixed, f"{path.name}: body uses {sorted(used)}, header names {sorted(fixed)}"
     assert starts == variadic, f"{path.name}: body unpacks from {starts}, header says {variadic}"
     assert sorted(documented) == list(range(4, 4 + len(documented))), f"{path.name}: indexes have a gap"
@@ -127,6 +181,13 @@ def test_header_builds_only_keys_that_python_can_spell(path: Path) -> None:
     }  # a lock's name is an argument of two scripts
     assert expanded <= known, f"{path.name}: {sorted(expanded - known)}"
     assert len(built) == len(set(built)), f"{path.name}: named twice"
+
+
+@each_script
+def test_header_names_each_key_that_is_built(path: Path) -> None:
+    named, built = set(entry_of(header_of(path), "BUILDS").split()), keys_built_by(path)
+    assert built - named == set(), f"{path.name}: not named"
+    assert named - built == set(), f"{path.name}: named, but never built"
 
 
 @each_script
@@ -147,7 +208,7 @@ def test_header_includes_what_the_body_needs(path: Path) -> None:
 def test_header_flags_are_known(path: Path) -> None:
     flags = entry_of(header_of(path), "@flags")
     writes = re.search(
-        r"redis\.p?call\('(HSET|ZADD|SET|DEL|SADD|SREM|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|PEXPIRE)'", body_of(path)
+        r"redis\.p?call\('(HSET|ZADD|SET|DEL|SADD|SREM|SPOP|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|P?EXPIRE)'", body_of(path)
     )
     assert flags in ("", "allow-oom", "no-writes")
     if flags == "no-writes":
@@ -157,7 +218,9 @@ def test_header_flags_are_known(path: Path) -> None:
 
 def test_only_what_adds_something_new_is_refused_when_memory_is_full() -> None:
     refused = {path.stem for path in SCRIPTS if not entry_of(header_of(path), "@flags")}
-    assert refused == {"apply_pool", "place_agent", "submit_tasks"}
+    assert refused == {
+        "apply_pool", "place_agent", "submit_tasks", "follow_task", "report_progress", "replay_task", "limit_tenant",
+    }  # fmt: skip
 
 
 # -- bodies of scripts ------------------------------------------------------------------------------------------
@@ -187,6 +250,38 @@ def test_script_stays_away_from_what_grows_or_spoils(path: Path) -> None:
     assert all(command.isupper() for command in commands)
     assert "cjson.decode" not in body
     assert "pcall" not in re.sub(r"redis\.pcall\('PUBLISH'", "", body), "only a failed PUBLISH is passed over"
+
+
+ITEMS_MAX = 100
+# What is read whole although no argument bounds it: it is as long as people wrote settings, or as one record.
+WHOLE = {
+    "POOL .. ':lanes'", "POOL .. ':types'", "POOL .. ':labels'", "POOL .. ':limits'", "POOL .. ':errors:' .. id",
+    "held(worker, 'cancels'", "held(worker, 'agents'", "key", "tenant_key(tenant, what",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *LIBRARIES.values()], ids=lambda path: path.stem)
+def test_script_touches_a_hundred_items_at_most(path: Path) -> None:
+    body = body_of(path)
+    whole = re.findall(r"redis\.call\('(?:SMEMBERS|HGETALL|HKEYS|HVALS)', ((?:held|tenant_key)\([^)]*|[^)]*)\)", body)
+    assert set(whole) <= WHOLE
+    for command, rest in re.findall(r"redis\.call\('(Z\w*RANGE\w*|SPOP|SRANDMEMBER|ZPOPMIN)', ([^\n]*)", body):
+        if command in ("ZRANGE", "ZREVRANGE"):
+            assert not re.search(r"0, -1", rest), f"{command} {rest}"
+        if command.endswith("BYSCORE"):
+            assert "LIMIT" in rest or "LIMIT" in body.partition(rest)[2][:80], f"{command} {rest}"
+    bounds = [int(bound) for bound in re.findall(r"at most (\d+)", header_of(path).replace("\n", " "))]
+    assert all(bound <= ITEMS_MAX for bound in bounds)
+
+
+@each_script
+def test_each_list_of_ids_in_a_header_has_its_bound(path: Path) -> None:
+    header = header_of(path)
+    lists = re.findall(r"^ARGV\[\d+…\] ([^\n]*(?:\n\s+[^\n]*)*)", header, re.MULTILINE)
+    lists += re.findall(r"^ARGV\[\d+\]\s+limit ([^\n]*)", header, re.MULTILINE)
+    for text in lists:
+        of_one = "of the process hash" in text or "of settings" in text or "each task that had begun" in text
+        assert of_one or re.search(r"at most \d+", text), text
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *LIBRARIES.values()], ids=lambda path: path.stem)
@@ -274,4 +369,5 @@ def test_seeds_apply_settings_that_scripts_read() -> None:
         for words in re.findall(r"HMGET', POOL, ([^)]*)\)|HGET', POOL, ('\w+')", body_of(path)):
             read |= set(re.findall(r"'(\w+)'", "".join(words)))
     decided = {"status", "schema", "tick", "hold_until", "fence", "desired", "floor"}
-    assert read - decided <= set(SETTINGS)
+    measured = {"queued", "rate", "rate_since", "rate_count", "turn", "virtual_time", "clearing", "room_wanted_at"}
+    assert read - decided - measured - {"labels"} <= set(SETTINGS)

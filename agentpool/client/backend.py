@@ -68,7 +68,8 @@ class Backend(Protocol):
         """Submit a task and return its outcome; a task that was not finished in time or whose caller is gone is
         cancelled.
 
-        Raises what `submit` does, and `request.timed_out()` when `request.patience` is over.
+        Raises what `submit` does, and `request.timed_out()` when `request.patience` is over, or `TimeoutError` where
+        the task is that of an earlier request with the same key, and goes on.
         """
         ...
 

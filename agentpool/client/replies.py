@@ -47,7 +47,7 @@ _STARTED = frozenset({AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLIN
 
 
 class Waiter:
-    """Something that waits for the answer to one request; several may wait for the same id, each with its own future."""
+    """Something that waits for the answer to one request; several may wait for the same id, each with a future."""
 
     __slots__ = ("accepted", "futures", "id")
 
@@ -87,6 +87,8 @@ class Replies:
         self._sent: set[str] = set()
         """Tasks whose reply is still to come."""
         self._withdrawing = 0
+        self._withdrawn = asyncio.Event()
+        self._withdrawn.set()
         self._due: set[str] = set()
         """Tasks to look up before the next tick."""
         self._next_tick = 0.0
@@ -170,18 +172,21 @@ class Replies:
         if waiting:
             # They take back what they asked for.
             await asyncio.sleep(0)
-        deadline = monotonic() + CLOSE_WAITS_S
-        while self._withdrawing and monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_WAITS_S):
+                await self._withdrawn.wait()
 
     @contextlib.contextmanager
     def withdrawing(self) -> Iterator[None]:
         """Within the block something is taken back, for which a close waits a moment."""
         self._withdrawing += 1
+        self._withdrawn.clear()
         try:
             yield
         finally:
             self._withdrawing -= 1
+            if not self._withdrawing:
+                self._withdrawn.set()
 
     def _expect(self, waiters: dict[str, Waiter], id: str) -> "asyncio.Future[Any]":
         self.listen()

@@ -1,6 +1,7 @@
 """What may be asked for, as plain data that says the same to every backend: an agent, a task."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal, TypedDict
@@ -11,12 +12,11 @@ from agentpool.client.kinds import Kind, milliseconds
 from agentpool.clock import wall_ms
 from agentpool.errors import AgentFailed, AgentPoolError, AgentTerminated, InvalidInput, TaskTimedOut
 from agentpool.protocol.codec import check_name, new_id
-from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.records import NESTED_MAX, TaskEnvelope, TaskHeader
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import AgentStatus
 
 __all__ = [
-    "NESTED_MAX",
     "PRIORITY",
     "AgentTaskOptions",
     "Request",
@@ -30,8 +30,6 @@ PRIORITY_MAX = 9
 PRIORITY = 5
 URGENT = 2
 """Tasks of this priority and below go before others."""
-NESTED_MAX = 8
-"""Tasks that may wait for one another, one within the other."""
 AGE_STEP_US = 10_000_000
 """A task waits at most this much longer than one that is one priority more urgent: so none waits for ever."""
 
@@ -258,8 +256,9 @@ def _delay_ms(delay: float | None, at: datetime | float | None) -> int:
         if at.tzinfo is None:
             raise InvalidInput(f"at is {at}, without a zone: use datetime.now(timezone.utc) or the like.", "$.at")
         at = at.timestamp()
-    seconds = milliseconds("at", at) - wall_ms()
-    return max(0, seconds)
+    if isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
+        raise InvalidInput(f"at is {at!r}: it must be a datetime with a zone, or seconds since 1970.", "$.at")
+    return max(0, milliseconds("at", max(0.001, at - wall_ms() / 1000)))
 
 
 def _sticky(sticky: str | None, tenant: str, project: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentpool.agent import Context
@@ -102,18 +102,28 @@ async def submit_tasks(client: "Client", requests: Sequence[Request], kind: Kind
 
 
 async def run_task(client: "Client", request: Request, kind: Kind) -> Any:
-    """Submit and wait for the result; cancelling this, or a timeout, cancels the task."""
-    return result_of(request.task_id, kind, await client.backend.run(request))
+    """Submit and wait for the result; cancelling this, or a timeout, cancels the task unless another asked for it with
+    the same key.
+    """
+    try:
+        return result_of(request.task_id, kind, await client.backend.run(request))
+    except TimeoutError:
+        raise TaskTimedOut(f"The task of this key did not finish within {request.timeout} s. It goes on.") from None
 
 
 async def run_nested(
-    client: "Client", context: Context, agent_type: Any, input: Any, *, timeout: float | None = None
+    run: Callable[[Request], Awaitable[Outcome]],
+    context: Context,
+    agent_type: Any,
+    input: Any,
+    *,
+    timeout: float | None = None,
 ) -> Any:
     """Run a task for the tenant of a task that waits for it, or for that of an agent; what `ctx.run` does."""
     kind = kind_of(agent_type)
     within: dict[str, Any] = {"parent": context.task_id, "depth": context.depth + 1} if context.task_id else {}
     request = new_request(context.pool, kind, input, tenant=context.tenant, timeout=timeout, **within)
-    return await run_task(client, request, kind)
+    return result_of(request.task_id, kind, await run(request))
 
 
 def result_of(task_id: str, kind: Kind, outcome: Outcome) -> Any:

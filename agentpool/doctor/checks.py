@@ -1,13 +1,16 @@
 """Checks of workers and pinned agents: pure functions from a survey to violations."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from agentpool.doctor.survey import Survey
 from agentpool.doctor.violations import Violation, violation
+from agentpool.protocol.limits import decode_limits
 from agentpool.protocol.states import AgentStatus, WorkerStatus
 
 __all__ = ["check_agents", "check_beats", "check_bounds", "check_fences", "check_growth", "check_slots"]
 
+AHEAD = 50
+"""Tasks that a worker may hold beyond its slots."""
 SLACK_MS = 2000
 """Beyond the times that are promised, for a leader's tick and a slow machine."""
 
@@ -47,7 +50,7 @@ def _check_indexes(survey: Survey, worker: str, status: str) -> Iterator[Violati
                 1, worker, f"is {status or 'not registered'}, but {'stands' if stands else 'is not'} in `{index}`"
             )
     held = survey.held[worker]
-    if not status and (held.agents or held.tasks or held.runs or held.cancels):
+    if not status and (held.agents or held.tasks or held.runs or held.cancels or held.waits):
         yield violation(1, worker, "is not registered, but its sets exist")
 
 
@@ -133,14 +136,40 @@ def _number(record: dict[str, str], field: str) -> int:
 
 
 def check_bounds(survey: Survey) -> Iterator[Violation]:
-    """9: no queue is longer than its bound. Agents that come back to waiting are not counted: they are not refused."""
-    new = [name for name in survey.pending if survey.agents.get(name, {}).get("incarnation", "0") == "0"]
-    sizes = {
-        "agents that wait": (len(new), "max_pending"),
-        **{f"mailbox of {name}": (len(ids), "max_queued") for name, ids in survey.mailboxes.items()},
-        **{f"lane {lane}": (len(ids), "max_queued") for lane, ids in survey.queues.items()},
-    }
-    for queue, (size, setting) in sizes.items():
-        bound = int(survey.info.get(setting) or 0)
-        if bound and size > bound:
-            yield violation(9, f"{survey.pool}: {queue}", f"holds {size}, but {setting} is {bound}")
+    """9: no queue is longer than its bound. What comes back to waiting is not counted, for it is not refused: agents
+    that were placed before, tasks that were tried or delayed, and as many others as workers may have given back.
+    """
+    agents = [name for name in survey.pending if survey.agents.get(name, {}).get("incarnation", "0") == "0"]
+    yield from _over(survey, "agents that wait", len(agents), "max_pending", _number(survey.info, "max_pending"))
+    max_queued = _number(survey.info, "max_queued")
+    for name, ids in survey.mailboxes.items():
+        yield from _over(survey, f"mailbox of {name}", _new_tasks(survey, ids) - 1, "max_queued", max_queued)
+    given_back = sum(_number(record, "capacity") + AHEAD for record in survey.records.values())
+    by_tenant: dict[str, int] = {}
+    for queue, ids in survey.queues.items():
+        tenant = queue.rpartition(":")[2]
+        by_tenant[tenant] = by_tenant.get(tenant, 0) + _new_tasks(survey, ids)
+    for tenant, count in by_tenant.items():
+        yield from _over(survey, f"tasks of {tenant}", count - given_back, "its limit", _queue_limit(survey, tenant))
+    total, bound = sum(by_tenant.values()) - given_back, _number(survey.info, "max_queued_pool")
+    yield from _over(survey, "tasks of all tenants", total, "max_queued_pool", bound)
+
+
+def _over(survey: Survey, queue: str, size: int, setting: str, bound: int) -> Iterator[Violation]:
+    if bound and size > bound:
+        yield violation(9, f"{survey.pool}: {queue}", f"at least {size} wait, but {setting} is {bound}")
+
+
+def _new_tasks(survey: Survey, ids: Collection[str]) -> int:
+    """Return how many of these tasks a bound counts, as far as is known."""
+    headers = [row.header for id in ids if (row := survey.tasks.get(id)) and id not in survey.attempts]
+    return sum(header is not None and not any(map(header.option, ("parent", "delay", "replays"))) for header in headers)
+
+
+def _queue_limit(survey: Survey, tenant: str) -> int:
+    """Return how many tasks a tenant may have in the pool's queues: as set live, as configured, by default."""
+    defaults = survey.info.get("tenant_limits", "") if tenant != "default" else ""
+    words = {"queued": float(survey.info.get("max_queued") or 0)}
+    for text in (defaults, survey.limits.get(f"={tenant}", ""), survey.limits.get(tenant, "")):
+        words.update(decode_limits(text))
+    return int(words["queued"])

@@ -19,7 +19,7 @@ __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
 
 MARK = "\0"
 """Stands for an id in a key that is taken apart: no id holds it."""
-HEADER_BYTES_MAX = 400
+HEADER_BYTES_MAX = 2500
 ROUNDS_MAX = 5
 """Readings of one pool until nothing new is named; on a quiet one it takes two."""
 
@@ -38,6 +38,7 @@ class Held(msgspec.Struct, frozen=True):
     tasks: frozenset[str]
     runs: frozenset[str]
     cancels: frozenset[str]
+    waits: frozenset[str]
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +53,20 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     draining: dict[str, float]
     lost: dict[str, float]
     pending: dict[str, float]
+    suspects: dict[str, float]
+    due: dict[str, float]
+    """Timers, `<kind> <id>`."""
+    dead: dict[str, float]
     lanes: frozenset[str]
+    """Every lane that was ever used."""
+    turns: dict[str, frozenset[str]]
+    """Tenants with a turn, by lane."""
+    held_tenants: frozenset[str]
+    limits: dict[str, str]
+    attempts: dict[str, str]
+    lease_words: dict[str, str]
     leases: dict[str, str]
+    """The worker of each leased task."""
     leader_lock: str
     placement_lock: str
     records: dict[str, dict[str, str]]
@@ -63,9 +76,12 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """Hashes of agents by name."""
     mailboxes: dict[str, frozenset[str]]
     queues: dict[str, frozenset[str]]
-    """Waiting task ids by lane, `<type>:<tenant>`."""
+    """Waiting task ids by `<lane>:<tenant>`."""
+    letters: frozenset[str]
+    """Tasks of which there is a dead letter."""
     tenant_agents: dict[str, frozenset[str]]
     tenant_tasks: dict[str, frozenset[str]]
+    tenant_waits: dict[str, frozenset[str]]
     tasks: dict[str, TaskRow]
 
     @property
@@ -82,6 +98,8 @@ class _Found(msgspec.Struct, frozen=True):
     tasks: set[str] = msgspec.field(default_factory=set)
     mailboxes: set[str] = msgspec.field(default_factory=set)
     queues: set[str] = msgspec.field(default_factory=set)
+    lanes: set[str] = msgspec.field(default_factory=set)
+    letters: set[str] = msgspec.field(default_factory=set)
     tenants: set[str] = msgspec.field(default_factory=set)
 
     def add(self, other: "_Found") -> bool:
@@ -134,17 +152,26 @@ def _sort_by_pool(keys: Keys, pool: str, every: Iterable[str], ids: _Found) -> N
     for key in every:
         if name := _between(key, keys.mailbox(pool, MARK)):
             ids.mailboxes.add(name)
-        elif lane := _between(key, keys.lane(pool, MARK, "")[:-1]):
-            ids.queues.add(lane)
-        elif tenant := _between(key, keys.tenant_agents(pool, MARK)) or _between(key, keys.tenant_tasks(pool, MARK)):
+        elif queue := _between(key, keys.lane(pool, MARK, "")[:-1]):
+            ids.queues.add(queue)
+        elif lane := _between(key, keys.turns(pool, MARK)):
+            ids.lanes.add(lane)
+        elif task := _between(key, keys.letter(pool, MARK)):
+            ids.letters.add(task)
+        elif tenant := _tenant_of(keys, pool, key):
             ids.tenants.add(tenant)
         elif worker := _worker_of(keys, pool, key):
             ids.workers.add(worker)
 
 
 def _worker_of(keys: Keys, pool: str, key: str) -> str:
-    sets = (keys.worker_agents, keys.worker_tasks, keys.worker_runs, keys.worker_cancels)
+    sets = (keys.worker_agents, keys.worker_tasks, keys.worker_runs, keys.worker_cancels, keys.worker_waits)
     return next((worker for of in sets if (worker := _between(key, of(pool, MARK)))), "")
+
+
+def _tenant_of(keys: Keys, pool: str, key: str) -> str:
+    sets = (keys.tenant_agents, keys.tenant_tasks, keys.tenant_waits)
+    return next((tenant for of in sets if (tenant := _between(key, of(pool, MARK)))), "")
 
 
 async def _sort_workers(store: Store, every: Iterable[str], found: dict[str, _Found]) -> None:
@@ -202,13 +229,18 @@ def _ids_named_in(survey: Survey) -> _Found:
     for index in (survey.processes, survey.workers, survey.starting, survey.draining, survey.lost):
         named.workers.update(index)
     named.workers.update(survey.leases.values())
-    named.tasks.update(survey.leases)
+    named.tasks.update(survey.leases, survey.suspects, survey.dead, survey.letters, survey.attempts)
+    named.tasks.update(timer.partition(" ")[2] for timer in survey.due if not timer.startswith("tenant "))
+    named.letters.update(survey.dead)
     named.agents.update(survey.pending, survey.mailboxes, *survey.tenant_agents.values())
-    named.queues.update(survey.lanes)
+    named.lanes.update(survey.lanes)
+    named.queues.update(f"{lane}:{tenant}" for lane, tenants in survey.turns.items() for tenant in tenants)
+    named.lanes.update(queue.rpartition(":")[0] for queue in survey.queues)
     for held in survey.held.values():
         named.agents.update(held.agents)
-        named.tasks.update(held.tasks, held.runs, held.cancels)
-    for tasks in (*survey.mailboxes.values(), *survey.queues.values(), *survey.tenant_tasks.values()):
+        named.tasks.update(held.tasks, held.runs, held.cancels, held.waits)
+    of_tenants = (*survey.tenant_tasks.values(), *survey.tenant_waits.values())
+    for tasks in (*survey.mailboxes.values(), *survey.queues.values(), *of_tenants):
         named.tasks.update(tasks)
     for agent in survey.agents.values():
         named.tenants.add(agent.get("tenant", ""))
@@ -218,7 +250,7 @@ def _ids_named_in(survey: Survey) -> _Found:
         if header.agent_name:
             named.mailboxes.add(header.agent_name)
         else:
-            named.queues.add(f"{header.agent_type}:{header.tenant}")
+            named.queues.add(f"{header.lane}:{header.tenant}")
     named.workers.discard("")
     return named
 
@@ -230,16 +262,20 @@ class _Plan:
         self._keys, self._pool = keys, pool
         self._workers, self._agents, self._tasks = sorted(ids.workers), sorted(ids.agents), sorted(ids.tasks)
         self._mailboxes, self._queues, self._tenants = sorted(ids.mailboxes), sorted(ids.queues), sorted(ids.tenants)
+        self._lanes, self._letters = sorted(ids.lanes), sorted(ids.letters)
 
     def queue(self, pipe: Any) -> None:
         """Put the commands into a pipeline."""
         keys, pool = self._keys, self._pool
         pipe.time()
         pipe.hgetall(keys.pool(pool))
-        for index in (keys.processes, keys.workers, keys.starting, keys.draining, keys.lost, keys.pending):
+        indexes = (keys.processes, keys.workers, keys.starting, keys.draining, keys.lost, keys.pending)
+        for index in (*indexes, keys.suspects, keys.due, keys.dead):
             pipe.zrange(index(pool), 0, -1, withscores=True)
-        pipe.zrange(keys.lanes(pool), 0, -1)
-        pipe.hgetall(keys.leases(pool))
+        pipe.smembers(keys.lanes(pool))
+        pipe.smembers(keys.held(pool))
+        for table in (keys.limits, keys.attempts, keys.leases):
+            pipe.hgetall(table(pool))
         pipe.get(keys.leader_lock(pool))
         pipe.get(keys.placement_lock(pool))
         for worker in self._workers:
@@ -248,15 +284,21 @@ class _Plan:
             pipe.zrange(keys.worker_tasks(pool, worker), 0, -1)
             pipe.zrange(keys.worker_runs(pool, worker), 0, -1)
             pipe.smembers(keys.worker_cancels(pool, worker))
+            pipe.smembers(keys.worker_waits(pool, worker))
         for name in self._agents:
             pipe.hgetall(keys.agent(f"{pool}/{name}"))
         for name in self._mailboxes:
             pipe.zrange(keys.mailbox(pool, name), 0, -1)
         for lane in self._queues:
             pipe.zrange(keys.lane(pool, *_lane_parts(lane)), 0, -1)
+        for lane in self._lanes:
+            pipe.zrange(keys.turns(pool, lane), 0, -1)
+        for task in self._letters:
+            pipe.exists(keys.letter(pool, task))
         for tenant in self._tenants:
             pipe.smembers(keys.tenant_agents(pool, tenant))
             pipe.smembers(keys.tenant_tasks(pool, tenant))
+            pipe.smembers(keys.tenant_waits(pool, tenant))
         for task in self._tasks:
             pipe.getrange(keys.task(task), 0, HEADER_BYTES_MAX)
 
@@ -265,16 +307,20 @@ class _Plan:
         rest = iter(answers)
         seconds, microseconds = next(rest)
         info = next(rest)
-        indexes = [dict(next(rest)) for _ in range(6)]
-        processes, workers, starting, draining, lost, pending = indexes
-        lanes, leases = frozenset(next(rest)), next(rest)
+        indexes = [dict(next(rest)) for _ in range(9)]
+        processes, workers, starting, draining, lost, pending, suspects, due, dead = indexes
+        lanes, held_tenants = frozenset(next(rest)), frozenset(next(rest))
+        limits, attempts, leases = next(rest), next(rest), next(rest)
         leader, placement = next(rest) or "", next(rest) or ""
         records, held = self._read_workers(rest)
         agents = _named(self._agents, rest, dict)
         mailboxes, queues = _named(self._mailboxes, rest, frozenset), _named(self._queues, rest, frozenset)
-        tenant_agents, tenant_tasks = {}, {}
+        turns = _named(self._lanes, rest, frozenset)
+        letters = frozenset(task for task in self._letters if next(rest))
+        of_tenants: list[dict[str, frozenset[str]]] = [{}, {}, {}]
         for tenant in self._tenants:
-            tenant_agents[tenant], tenant_tasks[tenant] = frozenset(next(rest)), frozenset(next(rest))
+            for sets in of_tenants:
+                sets[tenant] = frozenset(next(rest))
         return Survey(
             pool=self._pool,
             now_ms=seconds * 1000 + microseconds // 1000,
@@ -285,8 +331,16 @@ class _Plan:
             draining=draining,
             lost=lost,
             pending=pending,
+            suspects=suspects,
+            due=due,
+            dead=dead,
             lanes=lanes,
-            leases=leases,
+            turns=turns,
+            held_tenants=held_tenants,
+            limits=limits,
+            attempts=attempts,
+            lease_words=leases,
+            leases={task: words.partition(" ")[0] for task, words in leases.items()},
             leader_lock=leader,
             placement_lock=placement,
             records=records,
@@ -294,8 +348,10 @@ class _Plan:
             agents=agents,
             mailboxes=mailboxes,
             queues=queues,
-            tenant_agents=tenant_agents,
-            tenant_tasks=tenant_tasks,
+            letters=letters,
+            tenant_agents=of_tenants[0],
+            tenant_tasks=of_tenants[1],
+            tenant_waits=of_tenants[2],
             tasks=_named(self._tasks, rest, _task_row),
         )
 
@@ -304,7 +360,7 @@ class _Plan:
         for worker in self._workers:
             if record := next(rest):
                 records[worker] = record
-            held[worker] = Held(*(frozenset(next(rest)) for _ in range(4)))
+            held[worker] = Held(*(frozenset(next(rest)) for _ in range(5)))
         return records, held
 
 
@@ -315,12 +371,12 @@ def _named(names: Iterable[str], rest: Any, read: Callable[[Any], Any]) -> dict[
 
 
 def _lane_parts(lane: str) -> tuple[str, str]:
-    agent_type, _, tenant = lane.partition(":")
-    return agent_type, tenant
+    name, _, tenant = lane.rpartition(":")
+    return name, tenant
 
 
 def _task_row(raw: str) -> TaskRow:
     if raw.startswith("{"):
         return TaskRow(None, finished=True)
     words = raw.partition("\n")[0].split(" ")
-    return TaskRow(decode_header(raw)) if words[0] == "task" and len(words) == 5 else TaskRow(None)
+    return TaskRow(decode_header(raw)) if words[0] == "task" and len(words) == 8 else TaskRow(None)

@@ -44,11 +44,13 @@ class Host:
         When that is recorded, `finish` must be called: until then a pinned agent takes no other task.
         """
         name = run.task.header.agent_name
+        if name and (held := self.agents.get(f"{self.place.pool}/{name}")):
+            held.begin(run)  # whatever becomes of the run, the agent is told of its end
         try:
             if run.why:
                 raise AgentPoolError(run.why)  # it was told to stop before it began
             if name:
-                self._begin_on_pinned(run, f"{self.place.pool}/{name}")
+                self._begin_on_pinned(run)
             else:
                 self._begin_on_any(run)
         except Exception as error:
@@ -81,9 +83,8 @@ class Host:
         """Stop the agents kept by type; pinned ones are stopped or handed over one by one."""
         await self.by_type.close()
 
-    def _begin_on_pinned(self, run: Run, agent_id: str) -> None:
-        if held := self.agents.get(agent_id):
-            held.begin(run)
+    @staticmethod
+    def _begin_on_pinned(run: Run) -> None:
         instance = run.pinned.instance if run.pinned else None
         if run.pinned is None or instance is None:
             raise AgentFailed("the agent is not running")
@@ -99,15 +100,12 @@ class Host:
             run.perform(lease.begin, input, agent_id=lease.agent_id)
         else:
             making = asyncio.create_task(self._make_and_begin(run, type, input), name=f"agent for {run.task.id}")
+            making.add_done_callback(lambda _: self._was_stopped(run, making))
             run.wait_for_agent(making)
 
     async def _make_and_begin(self, run: Run, type: AgentType, input: Any) -> None:
         try:
             run.lease = await self.by_type.acquire(type, run.task.header.tenant)
-        except asyncio.CancelledError:
-            if not run.why:
-                raise
-            run.fail(AgentPoolError(run.why))
         except Exception as error:  # noqa: BLE001 (whatever it is, the task must come to an end)
             run.fail(error)
         else:
@@ -115,3 +113,9 @@ class Host:
                 run.fail(AgentPoolError(run.why))
             else:
                 run.perform(run.lease.begin, input, agent_id=run.lease.agent_id)
+
+    @staticmethod
+    def _was_stopped(run: Run, making: "asyncio.Task[None]") -> None:
+        """End a run that was told to stop while its agent was made, perhaps before the first step of that."""
+        if making.cancelled() and run.why:
+            run.fail(AgentPoolError(run.why))

@@ -9,7 +9,7 @@ from agentpool.agent import AgentType, Context
 from agentpool.config import PoolSettings
 from agentpool.errors import UnknownAgentType
 from agentpool.pool import PoolConfig
-from agentpool.protocol.records import ClaimedTask
+from agentpool.protocol.records import NESTED_MAX, ClaimedTask
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.zygote import WorkerSettings
 
@@ -43,8 +43,9 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
             capacity=capacity,
             agents=PoolConfig(
                 min_size=0,
-                # The host keeps to its capacity itself; here those that still clean up must not hold up the next one.
-                max_size=2 * capacity,
+                # The host keeps to its capacity itself; here those that still clean up must not hold up the next one,
+                # nor those that wait for tasks of their own, which may be of their own type.
+                max_size=(2 + NESTED_MAX) * capacity,
                 # A task by type holds a slot and fails with its own agent's start, no sooner.
                 breaker_failures=NEVER,
                 health_timeout=source.agent_start_timeout,
@@ -102,8 +103,11 @@ class Registry(Protocol):
 class Marks:
     """Where it is marked which tasks have begun. This one marks nothing: who shares the process dies with it."""
 
-    def begin(self, task_id: str) -> int:
-        """A task begins; returns the number of its mark, 0 for none."""
+    def begin(self, task_id: str, deadline: float = 0.0) -> int:
+        """A task begins, or an agent is made for it; returns the number of its mark, 0 for none.
+
+        `deadline` is by the monotonic clock, 0 for none.
+        """
         return 0
 
     def end(self, mark: int) -> None:

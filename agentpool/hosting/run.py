@@ -106,6 +106,8 @@ class Run:
     def wait_for_agent(self, starting: "asyncio.Task[None]") -> None:
         """An agent is being made for it, in this task, which is cancelled when the run is told to stop."""
         self._starting = starting
+        # Whoever dies of making an agent shall be blamed, and not do it for ever.
+        self.mark = self._place.marks.begin(self.task.id)
 
     @property
     def has_begun(self) -> bool:
@@ -127,10 +129,11 @@ class Run:
         envelope = task.envelope
         assert envelope is not None
         self._starting = None
-        self.mark = place.marks.begin(task.id)
-        self._context = place.context_of(task, agent_id, fence=fence, mark=self.mark)
+        self._unmark()
         timeout = envelope.timeout_ms / 1000 or place.settings.task_timeout or None
         self.began = monotonic()
+        self.mark = place.marks.begin(task.id, self.began + timeout if timeout else 0.0)
+        self._context = place.context_of(task, agent_id, fence=fence, mark=self.mark)
         self._call = begin(self._context, input, timeout)
         self._call.then(self._ended)
 
@@ -140,6 +143,7 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """End a run for which there was no agent."""
+        self._unmark()
         if self.why:
             self.conclude(stopped(self.why))
         elif isinstance(error, InvalidInput):
@@ -158,8 +162,14 @@ class Run:
 
     def _ended(self, ended: Ended) -> None:
         self.duration_ms = round(1000 * (monotonic() - self.began), 3)
-        self._place.marks.end(self.mark)
+        if ended.kind != "abandoned":  # whose code goes on under its number, which must not be another's then
+            self._unmark()
         self._tell(self._outcome(ended))
+
+    def _unmark(self) -> None:
+        if self.mark:
+            self._place.marks.end(self.mark)
+            self.mark = 0
 
     def _tell(self, outcome: Outcome) -> None:
         self.done(self, self._ending(outcome))

@@ -127,4 +127,5 @@ def _read_blame(path: Path, death: Death) -> Mapping[str, str]:
             by_itself = True
         case _:
             by_itself = False
-    return blame(begun, on_cpu, by_itself=by_itself)
+    is_ours = isinstance(death, Killed) and bool(death.why)
+    return blame(begun, on_cpu, by_itself=by_itself, killed_at=monotonic() if is_ours else 0.0)

@@ -90,6 +90,7 @@ class PoolScope:
             "batch_max_wait_ms": int(settings.batch_max_wait * 1000),
             "max_queued_pool": settings.max_queued_pool,
             "max_dead": settings.max_dead,
+            "audit": int(settings.audit),
             "tenant_limits": encode_limits(
                 {
                     "agents": settings.tenant_agents,

@@ -13,6 +13,8 @@ def next_retry(policy: RetryPolicy, attempt: int, error_types: tuple[str, ...], 
     """
     if attempt >= policy.attempts or (policy.on and not set(policy.on) & set(error_types)):
         return None
-    # Beyond some power there is nothing to compute but the bound.
-    wait = min(policy.max_delay, policy.delay * policy.backoff ** min(attempt - 1, 64))
+    try:
+        wait = min(policy.max_delay, policy.delay * float(policy.backoff) ** (attempt - 1))
+    except OverflowError:
+        wait = policy.max_delay if policy.delay else 0.0
     return wait * (1 - 0.5 * chance) if policy.jitter else wait

@@ -292,14 +292,26 @@ def describe(error: BaseException) -> TaskError:
     text = "".join(traceback.format_exception(type(error), error, _without_own_frames(error.__traceback__)))
     return TaskError(
         type=type(error).__name__,
-        message=str(error)[:MESSAGE_CHARACTERS_MAX],
-        traceback=text if len(text) <= TRACEBACK_CHARACTERS_MAX else "…" + text[-TRACEBACK_CHARACTERS_MAX:],
+        message=_message(error),
+        traceback=_plain(text if len(text) <= TRACEBACK_CHARACTERS_MAX else "…" + text[-TRACEBACK_CHARACTERS_MAX:]),
     )
 
 
 def brief(error: BaseException) -> str:
     """Name an error in bounded text. Not its `repr`, which may show all the data that it is about."""
-    return f"{type(error).__name__}: {error}"[:MESSAGE_CHARACTERS_MAX]
+    return f"{type(error).__name__}: {_message(error)}"[:MESSAGE_CHARACTERS_MAX]
+
+
+def _message(error: BaseException | None) -> str:
+    try:
+        return _plain(str(error)[:MESSAGE_CHARACTERS_MAX])
+    except Exception as problem:  # noqa: BLE001 (an agent's own classes may raise anything here)
+        return f"(its message cannot be read: {type(problem).__name__})"
+
+
+def _plain(text: str) -> str:
+    """Return text that can be written as UTF-8: the name of a file, say, may hold half a character."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _without_own_frames(frames: TracebackType | None) -> TracebackType | None:

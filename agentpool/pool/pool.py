@@ -101,7 +101,7 @@ class AgentPool:
         return Lease(self, timeout, priority)
 
     def take_idle(self) -> Lease | None:
-        """Return an idle agent at once, or None when there is none, or when it would have to be asked for its health."""
+        """Return an idle agent at once, or None when there is none, or when it would be asked for its health first."""
         core = self._core
         if not (core.idle and core.short):
             return None

@@ -1,14 +1,29 @@
-"""The file in which a worker marks what it runs: fixed slots of text, the first of them the number that has the CPU."""
+"""The file in which a worker marks what it runs: fixed slots, the first of them the number that has the CPU.
 
+A slot holds the task's deadline, by this host's monotonic clock and 0 for none, and its id.
+"""
+
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["FILE_BYTES", "SLOTS", "SLOT_BYTES", "blame", "mark_path", "read_marks"]
+import msgspec
+
+__all__ = ["FILE_BYTES", "SLOTS", "SLOT_BYTES", "Begun", "blame", "encode_mark", "mark_path", "read_marks"]
 
 SLOT_BYTES = 96
-"""An id is a pool's name of at most 64 characters, a slash and 22 more."""
+"""A deadline takes 8. An id is a pool's name of at most 64 characters, a slash and 22 more."""
 SLOTS = 2047
 FILE_BYTES = SLOT_BYTES * (SLOTS + 1)
+
+_deadline = struct.Struct("<d")
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A task that had begun; `deadline` is 0 for none."""
+
+    task_id: str
+    deadline: float = 0.0
 
 
 def mark_path(folder: str, worker_id: str) -> Path:
@@ -16,23 +31,33 @@ def mark_path(folder: str, worker_id: str) -> Path:
     return Path(folder) / f"{worker_id}.marks"
 
 
-def read_marks(data: bytes) -> tuple[list[str], str]:
-    """Return the ids of the tasks that had begun, and the one that had the CPU, or ''."""
-    begun: dict[int, str] = {}
+def encode_mark(task_id: str, deadline: float) -> bytes:
+    """Return what a slot holds."""
+    id = task_id.encode()[: SLOT_BYTES - _deadline.size]
+    return _deadline.pack(deadline) + id.ljust(SLOT_BYTES - _deadline.size, b"\0")
+
+
+def read_marks(data: bytes) -> tuple[list[Begun], str]:
+    """Return the tasks that had begun, and the id of the one that had the CPU, or ''."""
+    begun: dict[int, Begun] = {}
     for mark in range(1, min(len(data) // SLOT_BYTES, SLOTS + 1)):
         raw = data[mark * SLOT_BYTES : (mark + 1) * SLOT_BYTES]
-        if raw[0]:
-            begun[mark] = raw.rstrip(b"\0").decode(errors="replace")
-    return list(begun.values()), begun.get(int.from_bytes(data[:4], "little"), "")
+        if id := raw[_deadline.size :].rstrip(b"\0"):
+            begun[mark] = Begun(id.decode(errors="replace"), _deadline.unpack_from(raw)[0])
+    running = begun.get(int.from_bytes(data[:4], "little"))
+    return list(begun.values()), running.task_id if running else ""
 
 
-def blame(begun: list[str], on_cpu: str, *, by_itself: bool) -> Mapping[str, str]:
+def blame(begun: list[Begun], on_cpu: str, *, by_itself: bool, killed_at: float = 0.0) -> Mapping[str, str]:
     """Say of each task that had begun whether it is suspect.
 
     The one whose code had the CPU is. Where none had it and the process ended `by_itself`, all are: a thread that one
     of them started may have done it. A process that was killed from outside while its agents waited proves nothing
-    against any of them.
+    against any of them. `killed_at` is given when its master killed it, because it was blocked or frozen: where the
+    time of the one that had the CPU was over by then, it is overdue, which only the block kept from being told.
     """
-    if on_cpu:
-        return {id: "suspect" if id == on_cpu else "started" for id in begun}
-    return dict.fromkeys(begun, "suspect" if by_itself else "started")
+    found = {task.task_id: "suspect" if by_itself and not on_cpu else "started" for task in begun}
+    for task in begun:
+        if task.task_id == on_cpu:
+            found[on_cpu] = "overdue" if 0 < task.deadline <= killed_at else "suspect"
+    return found

@@ -7,8 +7,8 @@ touch::
     {"input": …, "timeout_ms": …}
 
 Options are `name=value`, with commas between: `key` is the digest of an idempotency key, `parent` the task that waits
-for this one and `depth` how many wait above it, `expires` and `batch` say that there is such a timer, `replays` names
-the dead letter that this task was.
+for this one and `depth` how many wait above it, `expires` and `batch` say that there is such a timer, `delay` that it
+did not wait in its queue from the beginning, `replays` names the dead letter that this task was.
 
 Its outcome replaces it and is JSON alone, so the first byte tells the two apart.
 """
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agentpool.protocol.commands import Spawn
 
 __all__ = [
+    "NESTED_MAX",
     "AgentRecord",
     "Beat",
     "ClaimedTask",
@@ -55,6 +56,9 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+NESTED_MAX = 8
+"""Tasks that may wait for one another, one within the other."""
 
 
 def decode_hash(record: type[R], fields: Mapping[str, str]) -> R:

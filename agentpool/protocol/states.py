@@ -87,8 +87,8 @@ OUTCOMES = frozenset(
 
 TASK_MOVES: Mapping[TaskStatus, frozenset[TaskStatus]] = {
     T.QUEUED: frozenset({T.LEASED, T.CANCELLED, T.EXPIRED, T.TERMINATED}),
-    T.DELAYED: frozenset({T.QUEUED, T.LEASED, T.CANCELLED, T.EXPIRED, T.TERMINATED}),
-    T.LEASED: OUTCOMES | {T.QUEUED, T.DELAYED},
+    T.DELAYED: frozenset({T.QUEUED, T.CANCELLED, T.EXPIRED, T.TERMINATED}),
+    T.LEASED: (OUTCOMES - {T.EXPIRED}) | {T.QUEUED, T.DELAYED},
     **{outcome: frozenset() for outcome in OUTCOMES},
 }
 

@@ -234,7 +234,7 @@ class Tasks:
                 read = partial(redis.xread, {key: last}, count=100, block=TRAIL_WAITS_MS)
                 answer = await self._connection.repeat(read)
                 for _, entries in answer or ():
-                    for last, fields in entries:
+                    for last, fields in entries:  # noqa: B007 (the next read begins after it)
                         yield fields
                 if not answer:
                     yield None

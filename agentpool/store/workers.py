@@ -118,7 +118,8 @@ class Workers:
     ) -> str:
         """Fence a dead worker and give back all it held; returns done, gone, fenced, alive or held.
 
-        `blame`: for each task that had begun there, `suspect` if it may have killed the worker, else `started`.
+        `blame`: for each task that had begun there, `suspect` if it may have killed the worker, `overdue` if it blocked
+        it past its own time, else `started`.
         """
         words = _pairs(blame or {})
         while True:

@@ -2,60 +2,22 @@
 
 import asyncio
 import contextlib
-import importlib
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.everywhere import CAPACITY, POOL, app, has_status, one_pool
 from support.wait import wait_until
-from support.worker_harness import APPS, POOL, mastering
 
 import agentpool
-from agentpool import connect
 from agentpool.client import Client, Pool
-from agentpool.client.client import RedisClient
-from agentpool.doctor import examine
-
-CAPACITY = 4
-sys.path.insert(0, str(APPS))
-app: Any = importlib.import_module("everywhere_module")
-sys.path.remove(str(APPS))
-
-FILE = f"""
-app_dir = "{APPS}"
-[pools.{POOL}]
-role_type = "dev"
-agents = {[f"everywhere_module:{cls.__name__}" for cls in app.ALL]}
-max_workers = 1
-agents_per_worker = {CAPACITY}
-max_input_bytes = 100_000
-max_queued = 1000
-max_pending = 2
-agent_stop_timeout = 0.3
-boot_backoff = 0.05
-boot_failures_max = 3
-drain_timeout = 0.2
-"""
 
 
 @pytest.fixture(params=["redis", "local"])
 async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Client]:
-    """A client of one pool with four slots; at its end nothing is left that should not be."""
-    if request.param == "local":
-        (tmp_path / "agentpool.toml").write_text(FILE)
-        async with connect("local://", config=tmp_path / "agentpool.toml") as client:
-            yield client
-        return
-    async with mastering(request.getfixturevalue("redis_url"), tmp_path, capacity=CAPACITY) as master:
-        await master.prepare(*(cls.__name__ for cls in app.ALL), module="everywhere_module")
-        await master.store.connection.redis.hset(master.store.keys.pool(POOL), "max_pending", 2)
-        await master.fork()
-        client = RedisClient(master.store)
+    async with one_pool(request, tmp_path) as client:
         yield client
-        assert await examine(master.store) == []
-        await client.close()
 
 
 @pytest.fixture
@@ -100,7 +62,7 @@ async def test_what_an_agent_is_told_of_itself(pool: Pool) -> None:
     task_id = told.pop("task_id")
     assert task_id.startswith(f"{POOL}/")
     assert told == {
-        "agent_id": f"{POOL}/t", "pool": POOL, "tenant": "default", "project": None, "attempt": 1, "fence": 1,
+        "agent_id": f"{POOL}/t", "pool": POOL, "tenant": "acme", "project": None, "attempt": 1, "fence": 1,
     }  # fmt: skip
     handle = await pool.submit("Teller", None, tenant="acme")
     told = await handle.result(10)
@@ -112,16 +74,12 @@ async def test_tasks_of_an_agent_run_in_order_and_fail_with_it(pool: Pool) -> No
     agent = await pool.spawn("Sleeper", timeout=10)
     running = await agent.submit(60)
     waiting = [await agent.submit(0) for _ in range(3)]
-    await wait_until(lambda: _is(running, "leased"))
+    await wait_until(has_status(running, "leased"))
     assert [(await task.info())["status"] for task in waiting] == ["queued"] * 3
     await agent.terminate()
     for task in (running, *waiting):
         with pytest.raises(agentpool.AgentTerminated, match="terminated on request"):
             await task.result(10)
-
-
-async def _is(task: Any, status: str) -> bool:
-    return bool((await task.info())["status"] == status)
 
 
 async def test_refusals_change_nothing(client: Client, pool: Pool) -> None:
@@ -347,7 +305,7 @@ async def test_agents_by_type_are_kept_per_tenant_unless_they_may_be_shared(pool
 async def test_urgent_tasks_go_first(pool: Pool) -> None:
     holders = [await pool.spawn("Counter", timeout=10) for _ in range(CAPACITY - 1)]
     busy = await pool.submit("Sleeper", 0.3)
-    await wait_until(lambda: _is(busy, "leased"))
+    await wait_until(has_status(busy, "leased"))
     order: list[int] = []
 
     async def ask(priority: int) -> None:

@@ -20,7 +20,7 @@ import agentpool
 from agentpool import Agent, AgentPoolError, ConfigError, Context, connect
 from agentpool.client import Pool
 from agentpool.client.local import events as local_events
-from agentpool.client.local import tasks as local_tasks
+from agentpool.client.local import outcomes as local_outcomes
 from agentpool.client.local.queue import SLACK, TaskQueue
 from agentpool.client.raw import raw_command
 
@@ -202,7 +202,7 @@ async def test_queues_are_bounded(pool: Pool) -> None:
     busy = [await pool.submit(Echo, 60.0) for _ in range(2)]
     first = await agent.submit(60.0)
     waiting = [await pool.submit(Echo, 1) for _ in range(5)] + [await agent.submit(1) for _ in range(5)]
-    with pytest.raises(agentpool.QueueFull, match="tasks for Echo"):
+    with pytest.raises(agentpool.QueueFull, match='tasks of tenant "default"'):
         await pool.submit(Echo, 1)
     with pytest.raises(agentpool.QueueFull):
         await agent.submit(1)
@@ -217,7 +217,7 @@ async def test_queues_are_bounded(pool: Pool) -> None:
 
 
 async def test_outcomes_are_forgotten(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_tasks, "OUTCOMES_MAX", 2)
+    monkeypatch.setattr(local_outcomes, "OUTCOMES_MAX", 2)
     handles = [await pool.submit(Echo, number) for number in range(4)]
     await wait_until(lambda: _idle(pool))
     with pytest.raises(agentpool.UnknownTask, match="result_ttl"):

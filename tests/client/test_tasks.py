@@ -25,7 +25,6 @@ from agentpool import (
     UnknownAgent,
     UnknownAgentType,
     UnknownTask,
-    WorkerLost,
     connect,
 )
 from agentpool.client import Client
@@ -311,7 +310,7 @@ async def test_its_worker_does_not_stop_it_in_time(
     await tiny.add_worker("w1", works=False)
     running = asyncio.ensure_future(client.pool(POOL).run("Echo", 1, timeout=0.3))
     await wait_until(lambda: _queued(client, 1))
-    await tiny.store.tasks.claim(POOL, "w1", 1, by_type=1, names=[])
+    await tiny.store.tasks.exchange(POOL, "w1", 1, room=1)
     with pytest.raises(TaskTimedOut, match="while it ran"):
         await running
     view = await tiny.store.workers.view(POOL, "w1")
@@ -385,17 +384,15 @@ async def test_cancelling_a_wait_for_a_result_leaves_the_task_alone(client: Clie
     assert await asyncio.wait_for(second, 5) == 1
 
 
-async def test_the_worker_dies(client: Client, tiny: TinyPool, gate: Gate) -> None:
+async def test_the_worker_dies_and_another_does_its_tasks(client: Client, tiny: TinyPool, gate: Gate) -> None:
     agent = await client.pool(POOL).spawn("Echo", timeout=5)
     running = [asyncio.ensure_future(each) for each in (agent.run(1), client.pool(POOL).run("Echo", 2))]
     await wait_until(lambda: gate.entered == 2)
     worker: TinyWorker = tiny.workers[0]
     worker._loop.cancel() if worker._loop else None
     await tiny.store.workers.reap(POOL, "w1", proof="owner", authority="master-1", reason="killed by SIGKILL")
-    for each in running:
-        with pytest.raises(WorkerLost, match="killed by SIGKILL") as caught:
-            await each
-        assert caught.value.process_id == "w1"
+    await tiny.add_worker("w2")
+    assert await asyncio.wait_for(asyncio.gather(*running), 5) == [1, 2]
 
 
 async def test_the_agent_is_terminated(client: Client, gate: Gate) -> None:
@@ -481,7 +478,7 @@ async def test_redis_is_away_while_a_result_is_awaited(
     with monkeypatch.context() as patch:
         patch.setattr(client.store.tasks, "settled", away)
         with pytest.raises(RedisUnavailable):
-            await task.result(0.3)
+            await task.result(1.0)
         patch.setattr("agentpool.client.replies.OUTAGE_S", 0.2)
         with pytest.raises(RedisUnavailable):
             await asyncio.wait_for(task.result(), 5)

@@ -17,6 +17,7 @@ from agentpool.doctor.processes import LocalWorker, check_processes, local_worke
 from agentpool.doctor.survey import Survey, take_surveys
 from agentpool.protocol.records import TaskEnvelope, TaskHeader
 from agentpool.store import Store
+from agentpool.store.tasks import EndedTask, SubmitOptions
 
 INSTALL = "abcdefghijklmnopqrstuv"
 
@@ -36,9 +37,9 @@ async def pool(redis_url: str) -> AsyncIterator[TinyPool]:
             await pool.store.agents.confirm(POOL, "w1", name, 1)
         await submit(pool, "b1", agent="b")
         await submit(pool, "t1")
-        claim = await pool.store.tasks.claim(POOL, "w1", 1, by_type=1, names=["b"])
-        assert claim
-        assert len(claim.tasks) == 2
+        found = await pool.store.tasks.exchange(POOL, "w1", 1, room=1, names=["b"])
+        assert found
+        assert len(found.tasks) == 2
         await submit(pool, "a1", agent="a")
         await submit(pool, "t2")
         await spawn(pool, "c")  # there is no room: it waits
@@ -50,9 +51,11 @@ async def spawn(pool: TinyPool, name: str) -> None:
     await pool.store.agents.place(POOL, name, "Echo", **settings, reply_to="", operation=f"op-{name}")
 
 
-async def submit(pool: TinyPool, id: str, agent: str = "") -> None:
-    header = TaskHeader("", agent, "" if agent else "Echo", "acme")
-    await pool.store.tasks.submit(f"{POOL}/{id}", header, TaskEnvelope(msgspec.Raw(b"1")))
+async def submit(pool: TinyPool, id: str, agent: str = "", **more: Any) -> None:
+    lane, agent_type = ("-", "") if agent else (more.pop("lane", "normal"), "Echo")
+    header = TaskHeader("", agent, agent_type, "acme", lane, 0, ",".join(f"{name}=1" for name in more))
+    options = SubmitOptions(**more)
+    await pool.store.tasks.submit(f"{POOL}/{id}", header, TaskEnvelope(msgspec.Raw(b"1")), options)
 
 
 async def named(store: Store) -> set[tuple[int, str]]:
@@ -214,27 +217,77 @@ async def test_3_a_task_in_no_place(pool: TinyPool) -> None:
     assert "nowhere" in only(await examine(pool.store)).detail
 
 
-@pytest.mark.parametrize("where", ["lane", "mailbox", "lease"])
+@pytest.mark.parametrize("where", ["lane", "mailbox", "lease", "delayed", "suspects"])
 async def test_3_a_place_names_a_task_that_is_not_there(pool: TinyPool, where: str) -> None:
     redis, keys, ghost = pool.store.connection.redis, pool.store.keys, f"{POOL}/ghost"
     match where:
         case "lane":
-            await redis.zadd(keys.lane(POOL, "Echo", "acme"), {ghost: 1})
+            await redis.zadd(keys.lane(POOL, "normal", "acme"), {ghost: 1})
         case "mailbox":
             await redis.zadd(keys.mailbox(POOL, "a"), {ghost: 1})
         case "lease":
-            await redis.hset(keys.leases(POOL), ghost, "w1")
+            await redis.hset(keys.leases(POOL), ghost, "w1 1 1 1")
+        case "delayed":
+            await redis.zadd(keys.due(POOL), {f"start {ghost}": 1})
+        case "suspects":
+            await redis.zadd(keys.suspects(POOL), {ghost: 1})
     assert (3, ghost) in await named(pool.store)
 
 
-async def test_3_a_lane_that_is_not_in_the_index(pool: TinyPool) -> None:
+async def test_3_a_lane_that_is_not_known(pool: TinyPool) -> None:
     await pool.store.connection.redis.delete(pool.store.keys.lanes(POOL))
-    assert only(await examine(pool.store)).subject == f"{POOL}: lane Echo:acme"
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (3, f"{POOL}: lane normal:acme")
 
 
-async def test_3_a_lane_in_the_index_that_is_empty(pool: TinyPool) -> None:
-    await pool.store.connection.redis.zadd(pool.store.keys.lanes(POOL), {"Echo:nobody": 1})
-    assert "holds no tasks" in only(await examine(pool.store)).detail
+async def test_3_a_tenant_without_its_turn(pool: TinyPool) -> None:
+    await pool.store.connection.redis.delete(pool.store.keys.turns(POOL, "normal"))
+    assert "has no turn and is not held" in only(await examine(pool.store)).detail
+
+
+async def test_3_a_tenant_that_is_held_and_has_a_turn(pool: TinyPool) -> None:
+    await pool.store.connection.redis.sadd(pool.store.keys.held(POOL), "acme")
+    assert only(await examine(pool.store)).detail == "its tenant is held, but has a turn"
+
+
+@pytest.mark.parametrize(("lane", "tenant"), [("normal", "nobody"), ("urgent", "acme"), ("normal+gpu", "acme")])
+async def test_3_a_turn_without_tasks(pool: TinyPool, lane: str, tenant: str) -> None:
+    await pool.store.connection.redis.zadd(pool.store.keys.turns(POOL, lane), {tenant: 1})
+    fault = only(await examine(pool.store))
+    assert (fault.subject, fault.detail) == (f"{POOL}: lane {lane}:{tenant}", "has a turn, but holds no tasks")
+
+
+async def test_3_a_task_in_the_lane_of_another(pool: TinyPool) -> None:
+    redis, keys = pool.store.connection.redis, pool.store.keys
+    await redis.rename(keys.lane(POOL, "normal", "acme"), keys.lane(POOL, "normal", "other"))
+    await redis.rename(keys.turns(POOL, "normal"), "old")
+    await redis.zadd(keys.turns(POOL, "normal"), {"other": 1})
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (3, f"{POOL}/t2")
+
+
+async def test_3_a_count_that_is_wrong(pool: TinyPool) -> None:
+    await pool.store.connection.redis.hset(pool.store.keys.pool(POOL), "queued", 7)
+    fault = only(await examine(pool.store))
+    assert (fault.subject, fault.detail) == (POOL, "its queues hold 1 tasks, but it says 7")
+
+
+@pytest.mark.parametrize("index", ["due", "suspects"])
+async def test_3_a_task_that_waits_in_two_ways(pool: TinyPool, index: str) -> None:
+    redis, keys = pool.store.connection.redis, pool.store.keys
+    name = f"start {POOL}/t2" if index == "due" else f"{POOL}/t2"
+    await redis.zadd(getattr(keys, index)(POOL), {name: 1})
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (3, f"{POOL}/t2")
+    assert "in 2" in fault.detail
+
+
+async def test_3_a_delayed_task_whose_timer_is_gone(pool: TinyPool) -> None:
+    await submit(pool, "later", delay=60_000)
+    assert await examine(pool.store) == []
+    await pool.store.connection.redis.delete(pool.store.keys.due(POOL))
+    fault = only(await examine(pool.store))
+    assert (fault.subject, fault.invariant) == (f"{POOL}/later", 3)
 
 
 async def test_3_a_mailbox_without_an_agent(pool: TinyPool) -> None:
@@ -246,6 +299,43 @@ async def test_3_a_mailbox_without_an_agent(pool: TinyPool) -> None:
 async def test_4_a_finished_task_that_is_still_somewhere(pool: TinyPool, task: str) -> None:
     await pool.store.connection.redis.set(pool.store.keys.task(f"{POOL}/{task}"), '{"status":"succeeded"}')
     assert (4, f"{POOL}/{task}") in await named(pool.store)
+
+
+@pytest.mark.parametrize("kind", ["expire", "promote"])
+async def test_4_a_timer_of_a_task_that_is_finished(pool: TinyPool, kind: str) -> None:
+    redis, keys = pool.store.connection.redis, pool.store.keys
+    await redis.set(keys.task(f"{POOL}/old"), '{"status":"succeeded"}')
+    await redis.zadd(keys.due(POOL), {f"{kind} {POOL}/old": 9e15, "tenant acme": 9e15})
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (4, f"{POOL}/old")
+
+
+async def test_4_attempts_of_a_task_that_is_gone(pool: TinyPool) -> None:
+    await pool.store.connection.redis.hset(pool.store.keys.attempts(POOL), f"{POOL}/old", "1 0 0 0 0")
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (4, f"{POOL}/old")
+
+
+async def test_4_dead_letters(pool: TinyPool) -> None:
+    redis, keys = pool.store.connection.redis, pool.store.keys
+    bury = EndedTask(f"{POOL}/t1", "", "dead", b'{"status":"dead"}')
+    assert await pool.store.tasks.exchange(POOL, "w1", 2, room=-1, ended=[bury])
+    assert await examine(pool.store) == []
+    await redis.hset(keys.letter(POOL, f"{POOL}/t2"), "kind", "failed")
+    faults = await examine(pool.store)
+    assert {(fault.invariant, fault.subject) for fault in faults} == {(4, f"{POOL}/t2")}
+    assert {fault.detail for fault in faults} == {
+        "is a dead letter, but unfinished",
+        "as a dead letter: is in no index",
+    }
+    await redis.delete(keys.letter(POOL, f"{POOL}/t2"), keys.letter(POOL, f"{POOL}/t1"))
+    fault = only(await examine(pool.store))
+    assert (fault.subject, fault.detail) == (
+        f"{POOL}/t1",
+        "as a dead letter: stands among the dead letters, but there is none",
+    )
+    await redis.delete(keys.dead(POOL), keys.task(f"{POOL}/t1"))
+    assert await examine(pool.store) == []
 
 
 async def test_4_what_is_no_task_at_all(pool: TinyPool) -> None:
@@ -268,6 +358,19 @@ async def test_5_a_tenant_set_with_one_too_many_or_too_few(pool: TinyPool, kind:
     faults = await examine(pool.store)
     assert {fault.invariant for fault in faults} == {5}
     assert all("lacks" in fault.detail for fault in faults)
+
+
+async def test_5_a_task_that_waits_in_one_set_only(pool: TinyPool) -> None:
+    redis, keys, task = pool.store.connection.redis, pool.store.keys, f"{POOL}/t1"
+    await submit(pool, "child", lane="child", parent=task)
+    assert await examine(pool.store) == []
+    await redis.srem(keys.worker_waits(POOL, "w1"), task)
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (5, f"{POOL}: tenant acme, {task}")
+    assert "set of waits names it" in fault.detail
+    await redis.sadd(keys.worker_waits(POOL, "w1"), task)
+    await redis.delete(keys.tenant_waits(POOL, "acme"))
+    assert "set of waits lacks it" in only(await examine(pool.store)).detail
 
 
 async def test_5_an_agent_that_changed_its_tenant(pool: TinyPool) -> None:
@@ -293,8 +396,25 @@ async def test_6_a_lease_that_is_forgotten(pool: TinyPool) -> None:
 
 
 async def test_6_a_lease_of_a_worker_that_is_not_there(pool: TinyPool) -> None:
-    await pool.store.connection.redis.hset(pool.store.keys.leases(POOL), f"{POOL}/t1", "ghost")
+    await pool.store.connection.redis.hset(pool.store.keys.leases(POOL), f"{POOL}/t1", "ghost 1 1 0")
     assert (6, f"{POOL}/t1") in await named(pool.store)
+
+
+@pytest.mark.parametrize("words", ["w1", "w1 x 1 1", "w1 1 1", "w1 1 -1 0"])
+async def test_6_a_lease_that_cannot_be_read(pool: TinyPool, words: str) -> None:
+    await pool.store.connection.redis.hset(pool.store.keys.leases(POOL), f"{POOL}/t1", words)
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (6, f"{POOL}/t1")
+    assert repr(words) in fault.detail
+
+
+@pytest.mark.parametrize("kind", ["cancels", "waits"])
+async def test_6_a_set_of_a_worker_names_what_it_does_not_run(pool: TinyPool, kind: str) -> None:
+    key = getattr(pool.store.keys, f"worker_{kind}")(POOL, "w1")
+    await pool.store.connection.redis.sadd(key, f"{POOL}/t2")
+    fault = only(await examine(pool.store))
+    assert (fault.invariant, fault.subject) == (6, f"{POOL}/t2")
+    assert "there is no such lease" in fault.detail
 
 
 async def test_6_a_lease_in_the_wrong_set(pool: TinyPool) -> None:
@@ -405,8 +525,26 @@ def test_8_a_young_process_may_be_about_to_register() -> None:
 
 async def test_9_queues_over_their_bounds(pool: TinyPool) -> None:
     await spawn(pool, "d")
-    await submit(pool, "t3")
-    await submit(pool, "a2", agent="a")
-    await pool.store.connection.redis.hset(pool.store.keys.pool(POOL), mapping={"max_pending": 1, "max_queued": 1})
-    faults = await examine(pool.store)
-    assert [fault.invariant for fault in faults] == [9, 9, 9]
+    for id in ("a2", "a3"):
+        await submit(pool, id, agent="a")
+    many = [(f"{POOL}/q{n}", TaskEnvelope(msgspec.Raw(b"1"))) for n in range(60)]
+    await pool.store.tasks.submit_many(many, TaskHeader("", "", "Echo", "acme"))
+    assert await examine(pool.store) == []
+    redis, keys = pool.store.connection.redis, pool.store.keys
+    await redis.hset(keys.pool(POOL), mapping={"max_pending": 1, "max_queued": 1, "max_queued_pool": 2})
+    assert [fault.subject.partition(": ")[2] for fault in await examine(pool.store)] == [
+        "agents that wait", "mailbox of a", "tasks of acme", "tasks of all tenants",
+    ]  # fmt: skip
+    await redis.hset(keys.limits(POOL), "acme", "queued=100")
+    assert "tasks of acme" not in {fault.subject.partition(": ")[2] for fault in await examine(pool.store)}
+
+
+async def test_9_what_comes_back_is_not_counted(pool: TinyPool) -> None:
+    for n in range(3):
+        await submit(pool, f"later{n}", delay=1)
+        await submit(pool, f"child{n}", lane="child", parent=f"{POOL}/t1")
+    await asyncio.sleep(0.01)
+    await pool.store.tasks.fire_timers(POOL)
+    await pool.lose(pool.workers[0])
+    await pool.store.connection.redis.hset(pool.store.keys.pool(POOL), mapping={"max_queued": 2, "max_queued_pool": 2})
+    assert await examine(pool.store) == []

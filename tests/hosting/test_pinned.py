@@ -9,6 +9,7 @@ from agentpool.hosting import HostSettings, Place
 from agentpool.hosting.pinned import Pinned
 from agentpool.pool import PoolConfig
 from agentpool.protocol.records import DesiredAgent
+from agentpool.protocol.retrying import RetryPolicy
 
 
 class Keeper(Agent):
@@ -32,7 +33,7 @@ async def test_whatever_is_raised_while_an_agent_starts_counts_as_a_failure() ->
 
     settings = HostSettings(
         pool="p", worker_id="w1", capacity=1, agents=PoolConfig(), task_timeout=1, max_result_bytes=1000,
-        boot_failures_max=3, boot_backoff=0.01, boot_backoff_max=1,
+        retry=RetryPolicy(), boot_failures_max=3, boot_backoff=0.01, boot_backoff_max=1,
     )  # fmt: skip
     registry: Any = Registry()
     upkeep: Any = None

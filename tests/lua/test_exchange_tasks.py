@@ -13,6 +13,7 @@ from support.seeds import (
     listening,
     outcome,
     read_agent,
+    read_commands,
     read_free,
     read_hash,
     read_outcome,
@@ -27,7 +28,7 @@ from support.seeds import (
     seed_worker,
 )
 
-from agentpool.protocol.commands import TasksDone
+from agentpool.protocol.commands import TasksDone, Wake
 from agentpool.protocol.records import TaskEnvelope
 from agentpool.store import Store
 
@@ -218,6 +219,16 @@ async def test_what_is_given_back_is_not_counted(store: Store) -> None:
     await store.tasks.fire_timers("p")
     (task,) = (await exchange(store, room=1)).tasks
     assert (task.attempt, task.starts) == (1, 1), "no agent could be started for it once"
+
+
+async def test_others_are_told_of_what_is_given_back(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_worker(store, "w2")
+    await seed_lease(store)
+    async with listening(store, store.keys.worker_channel("w2")) as heard:
+        await exchange(store, ended=[ended(verdict="back")])
+        assert [type(command) for command in await read_commands(heard)] == [Wake]
 
 
 async def test_a_pinned_agents_task_is_the_first_of_its_mailbox_again(store: Store) -> None:

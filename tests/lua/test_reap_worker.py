@@ -98,6 +98,17 @@ async def test_what_shall_be_cancelled_when_its_worker_dies_is_cancelled(store: 
     assert await read_outcome(store) == "cancelled"
 
 
+async def test_who_blocked_its_worker_past_its_own_time_has_timed_out(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_lease(store)
+    async with listening(store, store.keys.client_channel("c")) as heard:
+        assert await reap(store, blame={"p/t1": "overdue"}) == "done"
+        (reply,) = await read_replies(heard)
+    assert isinstance(reply, TasksDone)
+    assert await read_outcome(store) == "timed_out"
+
+
 async def test_agents_wait_when_no_other_worker_has_room(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)

@@ -60,6 +60,7 @@ LIMITS: list[tuple[str, float | None]] = [
 LANES = ["normal", "urgent", "batch", "normal+gpu"]
 
 pick = st.integers(0, 999)
+VERDICTS = st.tuples(st.sampled_from(["done", "retry", "back", "dead", "retry"]), st.sampled_from([0, 0, 1, LONG_MS]))
 
 
 class Machine(RuleBasedStateMachine):
@@ -80,12 +81,12 @@ class Machine(RuleBasedStateMachine):
         """Of each agent's name: the operation that made the latest, and its incarnation."""
         self.token = ""
         self.came_back: set[str] = set()
-        """Tasks that were taken or delayed once: the bounds of queues do not count them."""
+        """Tasks that were taken once: the bounds of queues do not count them."""
 
     def teardown(self) -> None:
         try:
             Machine.examples += 1
-            if False and self.token and Machine.examples % 5 == 0:  # it waits a while, to see whether faults stay
+            if self.token and Machine.examples % 5 == 0:  # it waits a while, to see whether faults stay
                 self.runner.run(self._ask_the_doctor())
         finally:
             self.close()
@@ -145,16 +146,31 @@ class Machine(RuleBasedStateMachine):
 
     # -- rules --------------------------------------------------------------------------------------------------
 
-    @initialize(placement=st.sampled_from(["least_loaded", "pack"]), capacities=st.lists(st.integers(1, 3), max_size=3))
-    def pool(self, placement: str, capacities: list[int]) -> None:
+    @initialize(
+        placement=st.sampled_from(["least_loaded", "pack"]),
+        capacities=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+        limits=st.sampled_from([{}, {"running": 1}, {"running": 2}, {"requests_per_minute": 3}]),
+        deaths=st.sampled_from([0, 0, 1, 3]),
+    )
+    def pool(self, placement: str, capacities: list[int], limits: dict[str, float], deaths: int) -> None:
         """Most of what may go wrong needs workers and agents that run."""
 
         async def seed() -> None:
             self.token = await seed_pool(self.store, types=["Q", "R"], **SMALL, placement=placement)
             await self.store.pools.offer_labels("p", "h1", ["gpu"])
+            if deaths:
+                await seed_task(self.store, "killer", tenant=TENANTS[1])
+            for number in range(deaths):
+                worker = await seed_worker(self.store, f"u{number}")
+                await self.store.tasks.exchange("p", worker, 1, room=1)
+                await self.store.workers.reap(
+                    "p", worker, proof="owner", authority=MASTER, reason="killed", blame={"p/killer": "suspect"}
+                )
+            for tenant in TENANTS if limits else []:
+                await self.store.tenants.limit("p", tenant, limits)
             for number, capacity in enumerate(capacities):
                 await seed_worker(self.store, f"v{number}", capacity=capacity, labels="gpu" if number else "")
-            for name in NAMES[: max(0, sum(capacities) - 1)]:
+            for name in NAMES[: max(0, sum(capacities) - 2)]:
                 await seed_running_agent(self.store, name, tenant=TENANTS[0])
 
         self.runner.run(seed())
@@ -178,13 +194,7 @@ class Machine(RuleBasedStateMachine):
         orders = [(f"w{self.number()}", "s") for _ in range(count)]
         token = self.token
 
-        async def reserve() -> Any:
-            async with self.store.locks.placement("p", MASTER) as placement:
-                return await self.store.workers.reserve(
-                    "p", orders, leader=token, placement=placement or "", master=MASTER, max_starting=3
-                )
-
-        ordered = self.call(reserve)
+        ordered = self.call(lambda: self._order(orders, token))
         if ordered and not waits:
             self.script("register_worker", ordered[0], "s", capacity, "pid", 1)
 
@@ -214,11 +224,60 @@ class Machine(RuleBasedStateMachine):
         if not options.get("parent", "-"):
             options = {}
         lane = "child" if "parent" in options else "batch" if "batch" in options else LANES[n % len(LANES)]
-        if "delay" in options:
-            self.came_back.add(f"p/{id}")
         self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant, lane=lane, **options))
         if not waits:
             self.exchange(n, self.now.agents[name]["process_id"] if name else "")
+
+    @rule(
+        n=st.integers(0, 3),
+        verdicts=st.lists(VERDICTS, max_size=3),
+        room=st.integers(-1, 4),
+        prefetch=st.sampled_from([0, 0, 2]),
+        late=st.sampled_from([1, 1, 1, 1, 0, -1]),
+        idle=st.booleans(),
+    )
+    def work(self, n: int, verdicts: list[tuple[str, int]], room: int, prefetch: int, late: int, idle: bool) -> None:
+        """A worker hands in some of what it has, and takes what it can."""
+        worker = self.one(self.workers("ready") or self.now.workers, n)
+        if worker:
+            had = [
+                self._ended(task, verdict, delay)
+                for task, (verdict, delay) in zip(self._tasks_of(worker), verdicts, strict=False)
+            ]
+            number = max(1, int(self.now.workers[worker].get("claim_number", 0)) + late)
+            names = NAMES if idle else []
+            self.call(
+                lambda: self.store.tasks.exchange(
+                    "p", worker, number, room=room, prefetch=prefetch, ended=had, names=names
+                )
+            )
+
+    work_more = rule(n=st.integers(0, 3), verdicts=st.lists(VERDICTS, max_size=3), room=st.integers(1, 4))(
+        lambda self, n, verdicts, room: self.work(n, verdicts, room, 0, 1, idle=True)
+    )
+
+    @rule(n=st.integers(0, 3), comes_back=st.booleans())
+    def lose_a_worker(self, n: int, comes_back: bool) -> None:
+        """A worker dies of what it does, and another comes in its place."""
+        worker = self.one(set(self.now.leases.values()), n)
+        if worker:
+            blame = dict.fromkeys(self._tasks_of(worker), "suspect")
+            self.call(
+                lambda: self.store.workers.reap(
+                    "p", worker, proof="owner", authority=MASTER, reason="killed", blame=blame
+                )
+            )
+        if comes_back:
+            new = f"w{self.number()}"
+            token = self.token
+            self.call(lambda: self._order([(new, "s")], token))
+            self.script("register_worker", new, "s", 1 + n, "pid", 1, "labels", "gpu" if n % 2 else "")
+
+    async def _order(self, orders: list[tuple[str, str]], token: str) -> Any:
+        async with self.store.locks.placement("p", MASTER) as placement:
+            return await self.store.workers.reserve(
+                "p", orders, leader=token, placement=placement or "", master=MASTER, max_starting=3
+            )
 
     @rule(tenant=st.sampled_from(TENANTS), n=pick)
     def limit(self, tenant: str, n: int) -> None:
@@ -256,8 +315,6 @@ class Machine(RuleBasedStateMachine):
             (self.withdraw, now.agents),
             (self.replay, now.letters),
             (self.purge, now.letters),
-            (self.crash, now.leases),
-            (self.crash, now.attempts),
             (self.follow, now.unfinished),
             (self.report, now.leases),
         ]
@@ -308,18 +365,6 @@ class Machine(RuleBasedStateMachine):
         blame = [word for task in self._tasks_of(worker) for word in (task, ("suspect", "started")[n % 2])]
         self.script("reap_worker", worker, "owner", MASTER, 0, "killed", limit, crashes, backoff, *blame)
 
-    def crash(self, n: int) -> None:
-        """A worker dies of a task, and another comes in its place."""
-        worker = self.now.leases[self.one(self.now.leases, n)] if self.now.leases else self.one(self.now.workers, n)
-        if worker:
-            blame = dict.fromkeys(self._tasks_of(worker), "suspect")
-            self.call(
-                lambda: self.store.workers.reap(
-                    "p", worker, proof="owner", authority=MASTER, reason="killed", blame=blame
-                )
-            )
-            self.order(1, 1 + n % 3, waits=False)
-
     def _tasks_of(self, worker: str) -> list[str]:
         return sorted(task for task, holder in self.now.leases.items() if holder == worker)
 
@@ -369,41 +414,31 @@ class Machine(RuleBasedStateMachine):
     def exchange(self, n: int, worker: str = "") -> None:
         worker = worker or self.one(self.workers("ready") or self.now.workers, n)
         if worker:
-            self._exchange(
-                worker, n, [self._ended(task, n + i) for i, task in enumerate(self._tasks_of(worker)[: n % 3])]
-            )
+            self._exchange(worker, n, [])
 
     def hand_in(self, n: int) -> None:
-        """What a worker has, or what it had."""
+        """What a worker has, and what it had."""
         worker = self.one(self.now.leases.values(), n)
         tasks = self._tasks_of(worker) + (sorted(self.now.tasks)[:2] if n % 5 == 0 else [])
-        self._exchange(worker, n, [self._ended(task, n + i) for i, task in enumerate(tasks)])
+        verdicts = ["done", "retry", "back", "dead"]
+        self._exchange(worker, n, [self._ended(task, verdicts[(n + i) % 4], 0) for i, task in enumerate(tasks)])
 
     def _exchange(self, worker: str, n: int, tasks: list[EndedTask]) -> None:
-        last = int(self.now.workers[worker].get("claim_number", 0))
-        number = max(1, last + (1, 1, 1, 1, 0, -1)[n % 6])
-        room, prefetch = n % 5 - 1, (0, 0, 2)[n % 3]
-        self.call(
-            lambda: self.store.tasks.exchange(
-                "p", worker, number, room=room, prefetch=prefetch, ended=tasks, names=NAMES
-            )
-        )
+        number = int(self.now.workers[worker].get("claim_number", 0)) + 1
+        self.call(lambda: self.store.tasks.exchange("p", worker, number, room=1 + n % 3, ended=tasks, names=NAMES))
 
-    def _ended(self, task: str, n: int) -> EndedTask:
+    def _ended(self, task: str, verdict: str, delay_ms: int) -> EndedTask:
         agent = self.now.header(task)[1].replace("-", "") if task in self.now.unfinished else ""
-        verdict = ("done", "done", "retry", "back", "dead", "retry")[n % 6]
-        delay = (0, 1, LONG_MS)[n // 6 % 3] if verdict in ("retry", "back") else 0
-        result = (
-            outcome(result=n) if verdict == "done" and n % 2 else failure(status="dead" if verdict == "dead" else "")
-        )
-        return ended(task, agent, verdict, result=result, delay_ms=delay, run_ms=n % 40, tokens=n % 3)
+        delay_ms = delay_ms if verdict in ("retry", "back") else 0
+        number = self.number()
+        result = outcome(result=number) if verdict == "done" else failure(status="dead" if verdict == "dead" else "")
+        return ended(task, agent, verdict, result=result, delay_ms=delay_ms, run_ms=number % 40, tokens=number % 3)
 
     def fire(self, n: int) -> None:
         self.script("fire_timers", 1 + n % 3)
 
     def replay(self, n: int) -> None:
         task, again = self.one(self.now.letters, n), f"p/r{self.number()}"
-        self.came_back.add(again)
         self.call(lambda: self.store.letters.replay(task, again))
 
     def purge(self, n: int) -> None:
@@ -476,8 +511,7 @@ class Machine(RuleBasedStateMachine):
                 check_move(AGENT_MOVES, AgentStatus(old["status"]), AgentStatus(fields["status"]), name)
         for id in before.tasks.keys() & self.now.tasks.keys():
             was, now = _task_status(before, id), _task_status(self.now, id)
-            # An exchange makes two moves: one that it takes again at once passed through the queue.
-            if was != now and not (was == TaskStatus.DELAYED and now == TaskStatus.LEASED):
+            if was != now:
                 check_move(TASK_MOVES, was, now, id)
 
 

@@ -215,14 +215,32 @@ async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path) -> 
                 await seed_task(store, f"t{i}")
             await seed_task(store, "m", agent="a1")
             await exchange(store, room=1)
+            for id, worker in (("x1", "w2"), ("x2", "w2")):
+                await seed_task(store, id, tenant="first")
+                await exchange(store, worker, room=1)
+            leases = await store.connection.redis.hgetall(store.keys.leases("p"))
+            dead = next(task for task, words in leases.items() if words.startswith("w2 "))
+            await finish(store, dead, worker="w2", verdict="dead")
+            await seed_task(store, "later", delay=1)
+            await asyncio.sleep(0.005)
             await store.connection.redis.config_set("maxmemory", 1)
-            for new in (seed_agent(store, "a9"), seed_task(store, "t9")):
+            for new in (
+                seed_agent(store, "a9"),
+                seed_task(store, "t9"),
+                store.tasks.follow("p/t0"),
+                store.tasks.report("p", "w1", [("p/t0", b"1")]),
+                store.letters.replay(dead),
+                store.tenants.limit("p", "acme", {"running": 1}),
+            ):
                 with pytest.raises(RedisUnavailable, match="out of memory"):
                     await new
             assert await seed_leader(store) == token
             assert await store.locks.take("p", "placement", "m", lease_ms=1000)
             claim = await exchange(store, "w2", room=1)
             assert len(claim.tasks) == 1
+            assert await store.tasks.fire_timers("p") == -1
+            assert (await store.tasks.info("p/later"))["status"] == "queued"
+            assert await store.letters.purge([dead]) == 1
             assert (await finish(store, "p/t0")).stale == ()
             assert await store.tasks.cancel("p/t2") == "cancelled"
             await store.agents.terminate("p/a1")

@@ -323,6 +323,26 @@ async def test_the_labels_of_a_type_and_of_a_task_are_one_lane(store: Store) -> 
     assert ids(await exchange(store, "w3", room=9)) == ["p/t2", "p/t3"]
 
 
+async def test_a_task_with_many_long_labels_lives_like_others(store: Store) -> None:
+    """Scripts read the beginning of a record: all of its header must be there."""
+    await seed_pool(store)
+    labels = [f"{n:02}" + "x" * 60 for n in range(20)]
+    await store.pools.offer_labels("p", "h1", labels)
+    await seed_worker(store, labels=" ".join(labels))
+    await seed_task(store, lane="+".join(["normal", *labels]), key="k" * 32, digest="d" * 32)
+    assert ids(await exchange(store, room=1)) == ["p/t1"]
+    assert (await finish(store)).stale == ()
+    assert await read_outcome(store) == "succeeded"
+
+
+async def test_a_header_that_scripts_could_not_read_is_refused(store: Store) -> None:
+    await seed_pool(store)
+    labels = [f"{n:02}" + "x" * 60 for n in range(40)]
+    await store.pools.offer_labels("p", "h1", labels)
+    with pytest.raises(InputTooLarge):
+        await seed_task(store, lane="+".join(["normal", *labels]))
+
+
 # -- refused at a limit -----------------------------------------------------------------------------------------
 
 

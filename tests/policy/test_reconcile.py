@@ -48,8 +48,9 @@ def worker(name: str, *, used: int = 0, idle_for: int = 0, types_hash: str = "")
         (view(due=25, free_slots=5), 2),
         (view(due=25, starting=2), 1),
         (view(due=10, starting=1), 0),
-        (view(waiting_tasks=11), 2),
-        (view(due=5, waiting_tasks=5, free_slots=10), 0),
+        (view(runnable_tasks=11), 2),
+        (view(waiting_tasks=11), 0),
+        (view(due=5, runnable_tasks=5, free_slots=10), 0),
     ],
 )
 def test_workers_needed_counts_backlog_beyond_room_and_what_is_ordered(seen: PoolView, needed: int) -> None:

@@ -10,12 +10,14 @@ from agentpool.protocol.commands import (
     Drain,
     Shutdown,
     Spawn,
-    TaskDone,
+    TasksDone,
     Terminate,
     Wake,
     decode_command,
     decode_reply,
 )
+from agentpool.protocol.records import Outcome
+from agentpool.protocol.states import TaskStatus
 
 COMMANDS = [
     Spawn(process_id="w1", version=3, agent_id="p/a1", agent_type="R", incarnation=2, tenant="acme", project="x"),
@@ -29,7 +31,7 @@ COMMANDS = [
 REPLIES = [
     AgentReady(agent_id="p/a1", process_id="w1"),
     AgentEnded(agent_id="p/a1", status="failed", detail="ü"),
-    TaskDone(task_id="p/t1", outcome=msgspec.Raw(b'{"status":"succeeded"}')),
+    TasksDone(tasks=(("p/t1", Outcome(TaskStatus.SUCCEEDED, result=msgspec.Raw(b"[1]"))), ("p/t2", None))),
 ]
 
 
@@ -47,15 +49,17 @@ def test_reply_comes_back(reply) -> None:
 
 
 def test_reply_without_an_outcome_says_so() -> None:
-    reply = decode_reply('{"type":"task_done","task_id":"p/t1"}')
-    assert isinstance(reply, TaskDone)
-    assert reply.outcome is None
+    reply = decode_reply('{"type":"tasks_done","tasks":[["p/t1",null]]}')
+    assert isinstance(reply, TasksDone)
+    assert reply.tasks == (("p/t1", None),)
 
 
-def test_outcome_in_a_reply_stays_undecoded() -> None:
-    reply = decode_reply('{"type":"task_done","task_id":"p/t1","outcome":{"status": "succeeded", "result":[]}}')
-    assert isinstance(reply, TaskDone)
-    assert bytes(reply.outcome) == b'{"status": "succeeded", "result":[]}'
+def test_a_result_in_a_reply_stays_undecoded() -> None:
+    reply = decode_reply('{"type":"tasks_done","tasks":[["p/t1",{"status": "succeeded", "result":[ ]}]]}')
+    assert isinstance(reply, TasksDone)
+    ((_, outcome),) = reply.tasks
+    assert outcome is not None
+    assert bytes(outcome.result) == b"[ ]"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_anything_else_is_no_command(text: str) -> None:
         decode_command(text)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"type":"spawn"}', '{"type":"task_done"}', '{"type":"agent_ready"}'])
+@pytest.mark.parametrize("text", ["", "{}", '{"type":"spawn"}', '{"type":"tasks_done"}', '{"type":"agent_ready"}'])
 def test_anything_else_is_no_reply(text: str) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_reply(text)

@@ -37,7 +37,7 @@ class Picture:
             | set(self.workers)
         }
         words: dict[str, str] = client.hgetall(keys.leases(pool))
-        self.lease_words = {task: text.split(" ") for task, text in words.items()}
+        self.lease_words = {task: text.split(" ", 4) for task, text in words.items()}
         self.leases = {task: text[0] for task, text in self.lease_words.items()}
         """The worker of each leased task."""
         task_keys = client.keys(keys.task(f"{pool}/*"))
@@ -94,7 +94,9 @@ class Picture:
 
     def counts(self, task: str) -> bool:
         """Whether an unfinished task counts against the bound of its queue."""
-        return task not in self.came_back and not self.option(task, "parent")
+        return task not in self.came_back and not any(
+            self.option(task, name) for name in ("parent", "delay", "replays")
+        )
 
     def option(self, task: str, name: str) -> str:
         """Return the value of an option of an unfinished task, or ''."""
@@ -243,7 +245,9 @@ def _of_leases(now: Picture) -> list[str]:
         for what in ("cancels", "waits"):
             if stray := sets[what] - sets["tasks"] - sets["runs"]:
                 found.append(f"6: {worker} has {sorted(stray)} in its {what}, which it does not run")
-    found += [f"6: the lease of {task} says {text}" for task, text in now.lease_words.items() if not _is_lease(text)]
+    for task, text in now.lease_words.items():
+        if not _is_lease(text, now.tasks.get(task, "")):
+            found.append(f"6: the lease of {task} says {text}")
     if held != now.leases:
         found.append(f"6: leases are {now.leases}, workers hold {held}")
     for task, worker in now.leases.items():
@@ -252,10 +256,11 @@ def _of_leases(now: Picture) -> list[str]:
     return found
 
 
-def _is_lease(words: list[str]) -> bool:
+def _is_lease(words: list[str], record: str) -> bool:
+    """Tell whether a lease reads well, and has the header line of its task."""
     try:
-        _, rank, ms, tokens = words
-        return float(rank) >= 0 and float(ms) >= 0 and int(tokens) >= 0
+        _, rank, ms, tokens, line = words
+        return float(rank) >= 0 and float(ms) >= 0 and int(tokens) >= 0 and line == record.partition("\n")[0]
     except ValueError:
         return False
 

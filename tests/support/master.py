@@ -31,6 +31,7 @@ BASE = {
     "heartbeat_timeout": 2.0,
     "drain_timeout": 5.0,
     "agent_stop_timeout": 2.0,
+    "retry_attempts": 1,
 }
 
 

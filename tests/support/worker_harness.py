@@ -214,7 +214,7 @@ async def mastering(redis_url: str, folder: Path, **options: Any) -> AsyncIterat
         "pool": POOL, "redis_url": redis_url, "install": "test1234", "host": "here", "host_id": "h1",
         "stack_dir": str(folder), "heartbeat_interval": 0.1, "heartbeat_timeout": 5.0, "capacity": 4,
         "agent_stop_timeout": 0.3, "boot_backoff": 0.05, "boot_failures_max": 3, "drain_timeout": 5.0,
-        "log_level": "debug", "log_format": "json",
+        "retry_attempts": 1, "retry_delay": 0.05, "log_level": "debug", "log_format": "json",
     }  # fmt: skip
     store = Store.open(redis_url)
     master = Master(store, WorkerSettings(**(values | options)), folder / "log")

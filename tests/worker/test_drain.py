@@ -2,10 +2,14 @@
 
 import asyncio
 import signal
+import time
 
+import msgspec
 from support.wait import wait_until
 from support.worker_harness import Master
 
+from agentpool.protocol.codec import new_id
+from agentpool.protocol.records import TaskEnvelope, TaskHeader
 from agentpool.protocol.zygote import Exit
 
 
@@ -59,7 +63,7 @@ async def test_a_busy_agent_moves_after_its_task(master: Master) -> None:
     assert record.incarnation == 2 or (await master.agent("idle")).incarnation == 2
 
 
-async def test_at_the_deadline_tasks_are_cancelled(make_master) -> None:
+async def test_at_the_deadline_tasks_go_back_to_where_they_waited(make_master) -> None:
     master = await make_master(drain_timeout=0.3)
     await master.prepare("Sleeper")
     await master.fork()
@@ -70,7 +74,8 @@ async def test_at_the_deadline_tasks_are_cancelled(make_master) -> None:
     await master.store.workers.drain("p", "w1", reason="test")
     assert await master.zygote.exit_of("w1") == Exit.CLEAN
     for task in tasks:
-        assert (await master.outcome(task)).status == "cancelled"
+        info = await master.store.tasks.info(task)
+        assert (info["status"], info["attempts"], info["crashes"]) == ("queued", 0, 0)
     await master.until_agent("a", "pending")
 
 
@@ -84,7 +89,7 @@ async def test_sigterm_drains_and_a_second_one_hurries(master: Master) -> None:
     await master.until_status("w1", "draining")
     master.kill("w1", signal.SIGTERM)
     assert await master.zygote.exit_of("w1") == Exit.CLEAN
-    assert (await master.outcome(task)).status == "cancelled"
+    assert (await master.store.tasks.info(task))["status"] == "queued"
     assert not list(master.log_path.parent.glob("*.stack"))
 
 
@@ -139,3 +144,52 @@ async def test_a_snapshot_above_the_bound_is_not_kept(make_master) -> None:
     assert await master.store.agents.snapshot("p", "big") == ""
     assert master.log().count("agent.snapshot_failed") == 1
     assert "snapshot() returned 1001 bytes; the bound is 1000" in master.log()
+
+
+async def _all_leased(master: Master, tasks: list[str]) -> bool:
+    return all([(await master.store.tasks.info(task))["status"] == "leased" for task in tasks])
+
+
+def envelope(input: float) -> TaskEnvelope:
+    return TaskEnvelope(msgspec.Raw(msgspec.json.encode(input)))
+
+
+async def _holding_short_ones(make_master) -> tuple[Master, str, list[str]]:
+    """One slot, on which a slow task runs, and short tasks that the worker took beyond it."""
+    master: Master = await make_master(capacity=1)
+    await master.prepare("Sleeper")
+    await master.fork("w1")
+    for task in [await master.submit(0, type="Sleeper") for _ in range(60)]:
+        await master.outcome(task)
+    tasks = [(f"p/{new_id()}", envelope(2.0)), *((f"p/{new_id()}", envelope(0.0)) for _ in range(10))]
+    await master.store.tasks.submit_many(tasks, TaskHeader("", "", "Sleeper", "default"))
+    slow, *short = [id for id, _ in tasks]
+    await wait_until(lambda: _all_leased(master, [slow, *short]), message=master.log)
+    return master, slow, short
+
+
+async def test_a_slow_task_holds_no_others_hostage(make_master) -> None:
+    master, slow, short = await _holding_short_ones(make_master)
+    began = time.monotonic()
+    await master.fork("w2")
+    outcomes = [await master.outcome(task) for task in short]
+    assert {outcome.process_id for outcome in outcomes} == {"w2"}
+    assert time.monotonic() - began < 1
+    assert (await master.store.tasks.info(slow))["status"] == "leased"
+    assert (await master.outcome(slow)).process_id == "w1"
+
+
+async def test_a_drain_gives_back_what_was_taken_and_has_not_begun(make_master) -> None:
+    master, slow, short = await _holding_short_ones(make_master)
+    await master.store.workers.drain("p", "w1", reason="test")
+    await wait_until(lambda: _none_leased(master, short), timeout=1, message=master.log)
+    assert await master.zygote.exit_of("w1") == Exit.CLEAN
+    assert (await master.outcome(slow)).process_id == "w1"
+    await master.fork("w2")
+    for task in short:
+        outcome = await master.outcome(task)
+        assert (outcome.process_id, outcome.attempts) == ("w2", 1)
+
+
+async def _none_leased(master: Master, tasks: list[str]) -> bool:
+    return not any([(await master.store.tasks.info(task))["status"] == "leased" for task in tasks])

@@ -43,7 +43,7 @@ async def test_a_worker_that_was_given_up_ends_and_changes_nothing(master: Maste
     master.kill("w1", signal.SIGCONT)
     assert await master.zygote.exit_of("w1") == Exit.GIVEN_UP
     assert await snapshot_of(master) == before
-    assert (await master.outcome(task)).status == "worker_lost"
+    assert (await master.store.tasks.info(task))["status"] == "queued"
 
 
 async def test_without_a_channel_it_is_the_beat_that_tells(master: Master) -> None:
@@ -190,3 +190,21 @@ async def test_agents_that_may_not_run_twice_stop_when_redis_is_lost_and_come_ba
     assert (await master.outcome(by_type)).status == "cancelled"
     assert (await master.run(0, agent="a")).status == "succeeded"
     assert bytes((await master.run(1, agent="b")).result) == b"3"
+
+
+async def test_a_late_holder_is_refused_and_told_and_its_task_has_one_outcome(master: Master) -> None:
+    await master.prepare("Sleeper")
+    await master.fork("w1")
+    task = await master.submit(1.0, type="Sleeper")
+    await master.until_running(task)
+    master.kill("w1", signal.SIGSTOP)
+    assert await master.store.workers.reap("p", "w1", proof="owner", authority="m1", reason="test") == "done"
+    await master.fork("w2")
+    assert (await master.outcome(task)).process_id == "w2"
+    before = bytes(await master.store.connection.redis.get(master.store.keys.task(task)), "utf-8")
+    late = await master.store.tasks.exchange("p", "w1", 10_000, room=4)
+    assert late is None, "whoever was given up gets nothing and hands in nothing"
+    master.kill("w1", signal.SIGCONT)
+    assert await master.zygote.exit_of("w1") in (Exit.GIVEN_UP, Exit.FROZEN)
+    assert "worker.given_up" in master.log()
+    assert bytes(await master.store.connection.redis.get(master.store.keys.task(task)), "utf-8") == before

@@ -6,6 +6,8 @@ import pytest
 from support.wait import wait_until
 from support.worker_harness import Master
 
+from agentpool.protocol.zygote import Exit
+
 
 async def until_free(master: Master, available: str = "4") -> None:
     async def free() -> bool:
@@ -30,6 +32,8 @@ async def test_wrong_input_never_reaches_the_agent(master: Master) -> None:
     ("input", "type", "words"),
     [
         ("missing", "LookupError", "nothing called missing"),
+        ("mute", "Mute", "its message cannot be read: RuntimeError"),
+        ("half", "LookupError", "nothing called \\udcff"),
         ("object", "InvalidResult", "run() returned a object, which has no JSON form"),
         ("big", "ResultTooLarge", "the bound is 1048576"),
     ],
@@ -66,15 +70,18 @@ async def test_the_pools_timeout_holds_where_the_task_has_none(make_master) -> N
 @pytest.mark.parametrize("pinned", [True, False])
 async def test_an_agent_that_ignores_its_cancellation_is_replaced(master: Master, pinned: bool) -> None:
     await master.prepare("Stubborn")
-    await master.fork()
+    await master.fork("w1")
     target = {"agent": "a"} if pinned else {"type": "Stubborn"}
     if pinned:
         await master.spawn("a", "Stubborn")
     before = await master.run("id", **target)
-    assert (await master.run(None, timeout_ms=100, **target)).status == "timed_out"
+    stuck = await master.submit(None, timeout_ms=100, **target)
+    await master.until_running(stuck)
+    await master.fork("w2")
+    assert (await master.outcome(stuck)).status == "timed_out"
+    assert await master.zygote.exit_of("w1") == Exit.CLEAN
     after = await master.run("id", **target)
-    assert after.status == "succeeded", after
-    assert bytes(before.result) != bytes(after.result)
+    assert (before.process_id, after.status, after.process_id) == ("w1", "succeeded", "w2")
     assert "agent.ignores_cancellation" in master.log()
 
 
@@ -152,9 +159,10 @@ async def test_a_record_that_cannot_be_read_is_refused_and_not_kept(master: Mast
     await master.prepare("Adder")
     await master.fork()
     redis, keys = master.store.connection.redis, master.store.keys
-    await redis.set(keys.task("p/x"), "task - - Adder default\nno JSON")
-    await redis.zadd(keys.lane("p", "Adder", "default"), {"p/x": 1})
-    await redis.zadd(keys.lanes("p"), {"Adder:default": 1})
+    await redis.set(keys.task("p/x"), "task - - Adder default normal 0 -\nno JSON")
+    await redis.zadd(keys.lane("p", "normal", "default"), {"p/x": 1})
+    await redis.sadd(keys.lanes("p"), "normal")
+    await redis.zadd(keys.turns("p", "normal"), {"default": 1})
 
     async def refused() -> bool:
         return '"invalid_input"' in await redis.get(keys.task("p/x"))

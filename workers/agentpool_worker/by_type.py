@@ -24,6 +24,6 @@ class RunByType:
             self._client = RedisClient(self._place.store)
         self._place.waits += 1
         try:
-            return await run_nested(self._client, context, agent_type, input, timeout=timeout)
+            return await run_nested(self._client.backend.run, context, agent_type, input, timeout=timeout)
         finally:
             self._place.waits -= 1

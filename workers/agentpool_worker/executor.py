@@ -84,6 +84,8 @@ class Executor:
         """When a task of a key that is busy last ended."""
         self._by_type = 0
         self._mean_ms: float | None = None
+        self._stuck = False
+        """Tasks that waited here went back, and none has ended since: no more than there are slots are taken."""
         self._sweep: asyncio.TimerHandle | None = None
         self._reports: list[tuple[str, bytes]] = []
         self._reporting: asyncio.Task[None] | None = None
@@ -236,8 +238,8 @@ class Executor:
         """Return how many tasks by type there is room for: in slots, and beyond them; `NO_ROOM` when none."""
         slots = self._slots()
         here = self._by_type + self._waiting_count
-        is_short = self._mean_ms is not None and self._mean_ms < SHORT_MS
-        prefetch = PREFETCH - max(0, here - slots) if is_short and slots > 0 else 0
+        ahead = self._is_short() and not self._stuck and slots > 0
+        prefetch = PREFETCH - max(0, here - slots) if ahead else 0
         room, prefetch = max(0, slots - here), max(0, prefetch)
         return (room, prefetch) if room or prefetch or self._place.waits else NO_ROOM
 
@@ -325,6 +327,7 @@ class Executor:
                 self._take_out(run)
                 self._start(run)
             elif now - run.taken > PATIENCE_S:
+                self._stuck = True
                 self._stop(run, GIVE_BACK)
         if self._waiting:
             self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
@@ -363,6 +366,7 @@ class Executor:
                 del self._busy[key]
             self._host.release(run)
             if run.has_begun:
+                self._stuck = False
                 mean = self._mean_ms
                 self._mean_ms = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
         result = outcome.error if ending.verdict == "back" else outcome

@@ -11,7 +11,7 @@ import structlog
 
 from agentpool.hosting import Marks
 from agentpool.pool.calls import OnCpu
-from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, mark_path
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, encode_mark, mark_path
 
 __all__ = ["FileMarks", "open_marks"]
 
@@ -28,19 +28,18 @@ class FileMarks(Marks):
         OnCpu.view = memoryview(self._memory)[:4].cast("I")
         self._free = list(range(SLOTS, 0, -1))
 
-    def begin(self, task_id: str) -> int:
+    def begin(self, task_id: str, deadline: float = 0.0) -> int:
         if not self._free:
             return 0
         mark = self._free.pop()
-        text = task_id.encode()[:SLOT_BYTES]
         start = mark * SLOT_BYTES
-        self._memory[start : start + SLOT_BYTES] = text.ljust(SLOT_BYTES, b"\0")
+        self._memory[start : start + SLOT_BYTES] = encode_mark(task_id, deadline)
         return mark
 
     def end(self, mark: int) -> None:
         if mark:
             start = mark * SLOT_BYTES
-            self._memory[start] = 0
+            self._memory[start : start + SLOT_BYTES] = bytes(SLOT_BYTES)
             self._free.append(mark)
 
 

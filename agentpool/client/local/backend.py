@@ -5,20 +5,17 @@ is refused and says so.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from agentpool.agent import AgentType
-from agentpool.client.kinds import kind_of
+from agentpool.agent import AgentType, Context
 from agentpool.client.local.events import EventLog
 from agentpool.client.local.pool import LocalPool
-from agentpool.client.local.tasks import LocalTasks
-from agentpool.client.requests import Request, Spawn, new_request
-from agentpool.client.tasks import result_of
+from agentpool.client.requests import Request, Spawn
+from agentpool.client.tasks import run_nested
 from agentpool.config import PoolSettings
 from agentpool.errors import (
-    AgentPoolError,
     NoCapacity,
     PoolClosed,
     UnknownAgent,
@@ -28,29 +25,31 @@ from agentpool.errors import (
     WorkersNeeded,
 )
 from agentpool.protocol.commands import AgentEnded
-from agentpool.protocol.events import Event
+from agentpool.protocol.events import Event, TaskEvent
 from agentpool.protocol.keys import pool_of, split_id
-from agentpool.protocol.records import AgentRecord, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.limits import TenantUsage
+from agentpool.protocol.records import AgentRecord, DeadLetter, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 from agentpool.protocol.states import AgentStatus
 
 __all__ = ["LocalBackend"]
 
-CALLER_WAITS = 1.0
-"""Time in s that a cancelled caller waits for its task to end."""
-
 
 class LocalBackend:
-    """See `agentpool.client.backend.Backend`. `pools` are the settings and the agent types of each pool."""
+    """See `agentpool.client.backend.Backend`. `pools` are the settings and the agent types of each pool, `labels` what
+    this process has that agents and tasks may ask for.
+    """
 
-    def __init__(self, pools: Mapping[str, tuple[PoolSettings, Mapping[str, AgentType]]]) -> None:
-        self._given = pools
+    def __init__(
+        self, pools: Mapping[str, tuple[PoolSettings, Mapping[str, AgentType]]], labels: Collection[str] = ()
+    ) -> None:
+        self._given, self._labels = pools, labels
         self._pools: dict[str, LocalPool] = {}
         self._events = EventLog()
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         for name, (settings, types) in sorted(self._given.items()):
-            self._pools[name] = LocalPool(name, settings, types, self._events, partial(self._run_by_type, name))
+            self._pools[name] = LocalPool(name, settings, types, self._labels, self._events, self._run_by_type)
 
     async def close(self) -> None:
         if self._closing is None:
@@ -77,7 +76,7 @@ class LocalBackend:
         if not word.done():
             record = pool.agents.find(split_id(request.agent_id)[1])
             if not pool.agents.withdraw(request.agent_id, request.operation, even_if_it_runs=False):
-                raise NoCapacity(pool.name, 1, pool.tasks.free(), _why(pool, record))
+                raise NoCapacity(pool.name, 1, pool.tasks.running.free(), _why(pool, record))
         elif isinstance(ended := word.result(), AgentEnded):
             raise request.ended_early(ended.status, ended.detail)
 
@@ -92,32 +91,14 @@ class LocalBackend:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        tasks = self._pool(pool_of(requests[0].task_id)).tasks
-        for place, request in enumerate(requests):
-            try:
-                tasks.submit(request, keep=True)
-            except AgentPoolError:
-                for accepted in requests[:place]:
-                    tasks.cancel(accepted.task_id)
-                raise
+    async def submit(self, requests: Sequence[Request]) -> list[str]:
+        return self._pool(pool_of(requests[0].task_id)).tasks.submit(requests)
 
     async def run(self, request: Request) -> Outcome:
-        return await self._run(self._pool(pool_of(request.task_id)).tasks, request)
+        return await self._pool(pool_of(request.task_id)).tasks.run(request)
 
-    async def _run(self, tasks: LocalTasks, request: Request, *, nested: bool = False) -> Outcome:
-        future = tasks.submit(request, keep=False, nested=nested)
-        try:
-            await asyncio.wait([future], timeout=request.patience)
-        except asyncio.CancelledError:
-            if not future.done():
-                tasks.cancel(request.task_id)
-                await asyncio.wait([future], timeout=CALLER_WAITS)
-            raise
-        if not future.done():
-            answer = tasks.cancel(request.task_id)
-            raise request.timed_out(while_it_ran=answer == "asked")
-        return future.result()
+    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
+        return self._pool_of_task(task_id).tasks.watch(task_id)
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         return await self._pool_of_task(task_id).tasks.outcome(task_id, timeout)
@@ -127,6 +108,38 @@ class LocalBackend:
 
     async def task_info(self, task_id: str) -> dict[str, Any]:
         return self._pool_of_task(task_id).tasks.info(task_id)
+
+    async def follow_task(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
+        async for event in self._pool_of_task(task_id).tasks.follow(task_id):
+            yield event
+
+    # -- dead letters and tenants -------------------------------------------------------------------------------
+
+    async def dead_letters(
+        self, pool: str, *, older_than_ms: int, agent_type: str, tenant: str
+    ) -> AsyncGenerator[DeadLetter, None]:
+        letters = self._pool(pool).tasks.letters
+        for letter in letters.all(older_than_ms=older_than_ms, agent_type=agent_type, tenant=tenant):
+            yield letter
+
+    async def dead_letter(self, task_id: str) -> DeadLetter:
+        return self._pool_of_task(task_id).tasks.letters.get(task_id)
+
+    async def replay(self, task_id: str) -> str:
+        return self._pool_of_task(task_id).tasks.replay(task_id)
+
+    async def purge(self, task_ids: Sequence[str]) -> int:
+        return sum(self._pool_of_task(task_id).tasks.letters.purge([task_id]) for task_id in task_ids)
+
+    async def tenants(self, pool: str) -> list[TenantUsage]:
+        tasks = self._pool(pool).tasks
+        return [tasks.tenant(name) for name in tasks.tenant_names()]
+
+    async def tenant(self, pool: str, tenant: str) -> TenantUsage:
+        return self._pool(pool).tasks.tenant(tenant)
+
+    async def limit_tenant(self, pool: str, tenant: str, limits: Mapping[str, float | None]) -> None:
+        self._pool(pool).tasks.limit_tenant(tenant, limits)
 
     # -- pools --------------------------------------------------------------------------------------------------
 
@@ -186,13 +199,10 @@ class LocalBackend:
         except UnknownPool:
             raise UnknownTask(task_id) from None
 
-    async def _run_by_type(
-        self, pool: str, tenant: str, agent_type: Any, input: Any, *, timeout: float | None = None
-    ) -> Any:
+    async def _run_by_type(self, context: Context, agent_type: Any, input: Any, *, timeout: float | None = None) -> Any:
         """What `ctx.run` does; a task may ask for others until it ends, also while the pools close."""
-        kind = kind_of(agent_type)
-        request = new_request(pool, kind, input, tenant=tenant, timeout=timeout)
-        return result_of(request.task_id, kind, await self._run(self._pools[pool].tasks, request, nested=True))
+        tasks = self._pools[context.pool].tasks
+        return await run_nested(partial(tasks.run, nested=True), context, agent_type, input, timeout=timeout)
 
 
 def _why(pool: LocalPool, record: AgentRecord | None) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class LocalPool:
         name: str,
         settings: PoolSettings,
         types: Mapping[str, AgentType],
+        labels: Collection[str],
         events: EventLog,
         run_by_type: Callable[..., Awaitable[Any]],
     ) -> None:
@@ -46,21 +47,24 @@ class LocalPool:
         self._note = partial(events.note, name)
         context = contextvars.copy_context()
         around = Surroundings(
-            room=lambda: self.tasks.free(),
+            room=lambda: self.tasks.running.free(),
+            check=lambda request, agents: self.tasks.admission.check_agent(request, agents),
             start=lambda desired: context.copy().run(self._host.agents.start, desired),
             stop=lambda agent_id: self._host.agents.stop(agent_id),
-            waiting=lambda agent: self.tasks.waiting(agent),
-            freed=lambda: self.tasks.dispatch(),
+            waiting=lambda agent: self.tasks.mail(agent),
+            freed=lambda: self.tasks.running.dispatch(),
             fail_tasks=lambda agent, detail: self.tasks.fail_tasks(agent, detail),
             note=self._note,
         )
         self.agents = LocalRegistry(name, self.worker_id, types, settings.max_pending, around)
-        self.tasks = LocalTasks(name, self.worker_id, settings, types, self.agents, context)
-        place = Place(HostSettings.of(settings, name, self.worker_id, self._capacity), types, self.agents, run_by_type)
-        self._host = self.tasks.host = Host(
+        self._labels = sorted(labels)
+        self.tasks = LocalTasks(name, self.worker_id, settings, types, labels, self.agents, context, self._note)
+        host_settings = HostSettings.of(settings, name, self.worker_id, self._capacity)
+        place = Place(host_settings, types, self.agents, run_by_type, emit=self.tasks.report)
+        self._host = self.tasks.running.host = Host(
             place,
-            on_idle=lambda agent, _: self.tasks.dispatch_agent(agent),
-            on_change=self.tasks.dispatch,
+            on_idle=lambda agent, _: self.tasks.running.dispatch_agent(agent),
+            on_change=self.tasks.running.dispatch,
             resync=lambda: self.agents.start_missing(lambda agent_id: self._host.agents.get(agent_id) is not None),
         )
         self._note(EventName.POOL_APPLIED)
@@ -92,6 +96,8 @@ class LocalPool:
             agents_per_worker=self._capacity,
             placement=settings.placement,
             max_input_bytes=settings.max_input_bytes,
+            max_queued=settings.max_queued,
+            batch_max_wait_ms=round(1000 * settings.batch_max_wait),
             floor=1,
             desired=1,
             schema=SCHEMA_VERSION,
@@ -109,7 +115,7 @@ class LocalPool:
         return [self._worker(memory_bytes=round(1e6 * (memory_mb or 0.0)))]
 
     def _worker(self, memory_bytes: int = 0) -> WorkerRecord:
-        used = self.agents.placed + self.tasks.by_type
+        used = self.agents.placed + self.tasks.running.by_type
         return WorkerRecord(
             process_id=self.worker_id,
             pool_name=self.name,
@@ -118,9 +124,10 @@ class LocalPool:
             pid=os.getpid(),
             capacity=self._capacity,
             agent_count=self.agents.placed,
-            task_count=self.tasks.running,
+            task_count=len(self.tasks.running),
             available=max(0, self._capacity - used),
             release=__version__,
+            labels=" ".join(self._labels),
             started_at=self._started_at,
             last_beat=wall_ms(),
             memory_bytes=memory_bytes,
@@ -138,8 +145,11 @@ class LocalPool:
             pending=pending,
             due=pending,
             waiting_tasks=self.tasks.queued,
-            running_tasks=self.tasks.running,
+            runnable_tasks=self.tasks.queued,
+            running_tasks=len(self.tasks.running),
             free_slots=worker.available,
             lost=0,
+            delayed=self.tasks.delayed,
+            dead=len(self.tasks.letters),
         )
         return sum_up(self.info(), view, [worker], timeout_ms=round(1000 * self._settings.heartbeat_timeout))

@@ -4,6 +4,7 @@ Implements `agentpool.hosting.Registry`. Everything is synchronous inside, so be
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
     room: Callable[[], int]
     """Free slots."""
+    check: Callable[[Spawn, int], None]
+    """Raise when an agent may not be, for a tenant that has so many."""
     start: Callable[[DesiredAgent], None]
     stop: Callable[[str], None]
     waiting: Callable[[str], int]
@@ -56,6 +59,7 @@ class LocalRegistry:
         self._pool, self._worker_id, self._types, self._max_pending = pool, worker_id, types, max_pending
         self._around = surroundings
         self._records: dict[str, AgentRecord] = {}
+        self._counts: Counter[str] = Counter()
         self._operations: dict[str, str] = {}
         self._pending: dict[str, None] = {}
         self._ended: dict[str, tuple[int, AgentEnded]] = {}
@@ -76,6 +80,10 @@ class LocalRegistry:
     def all(self) -> list[AgentRecord]:
         """Return the live agents in the order of their names."""
         return [self._records[name] for name in sorted(self._records)]
+
+    def count(self, tenant: str) -> int:
+        """Return how many live agents a tenant has."""
+        return self._counts[tenant]
 
     def find(self, name: str) -> AgentRecord | None:
         """Return a live agent."""
@@ -104,6 +112,7 @@ class LocalRegistry:
             raise refusal(self._pool, request.agent_type, ["unknown_type", *self._types])
         if name in self._records:
             raise refusal(self._pool, name, ["duplicate"])
+        self._around.check(request, self.count(request.tenant))
         if self._around.room() <= 0 and len(self._pending) >= self._max_pending:
             raise refusal(self._pool, "waiting agents", ["full", len(self._pending), self._max_pending])
         now = wall_ms()
@@ -121,6 +130,7 @@ class LocalRegistry:
             last_used_at=now,
         )
         self._operations[name] = request.operation
+        self._counts[request.tenant] += 1
         self._pending[name] = None
         self._note(EventName.AGENT_SPAWNED, name, detail=request.agent_type)
         self.fill()
@@ -249,6 +259,9 @@ class LocalRegistry:
     def _end(self, name: str, status: AgentStatus, detail: str) -> None:
         self._change(name, status, last_error=detail)
         record = self._records.pop(name)
+        self._counts[record.tenant] -= 1
+        if not self._counts[record.tenant]:
+            del self._counts[record.tenant]
         del self._operations[name]
         self._pending.pop(name, None)
         word = AgentEnded(agent_id=record.agent_id, status=str(status), detail=detail)

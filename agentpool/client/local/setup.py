@@ -22,7 +22,8 @@ def find_local_pools(config: str | Path | None, pools: LocalPools | None) -> Loc
     if pools is None:
         settings = load(config_path=config).settings
         make_importable(settings.app_dir)
-        return LocalBackend({name: (pool, _load(name, pool.agents)) for name, pool in settings.pools.items()})
+        loaded = {name: (pool, _load(name, pool.agents)) for name, pool in settings.pools.items()}
+        return LocalBackend(loaded, settings.labels)
     types = {check_name("pool", name): _types_of(name, classes) for name, classes in pools.items()}
     if not types:
         raise ConfigError(
@@ -31,7 +32,7 @@ def find_local_pools(config: str | Path | None, pools: LocalPools | None) -> Loc
     # So that the classes need not be named in a file as well.
     flags = {f"pools.{name}.agents": [_spec(kind.cls) for kind in known.values()] for name, known in types.items()}
     settings = load(config_path=config, flags=flags, require_file=False).settings
-    return LocalBackend({name: (settings.pools[name], known) for name, known in types.items()})
+    return LocalBackend({name: (settings.pools[name], known) for name, known in types.items()}, settings.labels)
 
 
 def _types_of(name: str, classes: object) -> dict[str, AgentType]:

@@ -4,10 +4,10 @@
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  task           id
--- BUILDS   task:{p}/{id}  pool:{p}:leases  pool:{p}:worker:{w}:cancels  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes
+-- BUILDS   task:{p}/{id}  pool:{p}:leases  pool:{p}:worker:{w}:cancels  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  pool:{p}:due  pool:{p}:suspects  process:{w}
 --          pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed
---          pool:{p}:trail:{id}  pool:{p}:audit
+--          pool:{p}:trail:{id}  pool:{p}:audit  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:waits
 -- RETURNS  {"cancelled"} | {"asked", worker} | {"finished"} | {"unknown"}
 -- AGAIN    "finished" after "cancelled"; "asked" until the worker recorded an outcome
 

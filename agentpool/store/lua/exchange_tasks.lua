@@ -38,7 +38,7 @@ local has_held = redis.call('EXISTS', POOL .. ':held') == 1
 
 -- -- what ended ------------------------------------------------------------------------------------------------------
 
-local replies, tenants, ids, lines, touched = {}, {}, {}, {}, {}
+local replies, tenants, ids, lines, touched, returned = {}, {}, {}, {}, {}, 0
 
 local function count_for(lease, id, counts, ms, tokens)
   local tally = tenants[lease.tenant]
@@ -68,7 +68,7 @@ local function put_back(lease, id, verdict, delay_ms, error)
   tried.suspect = 0
   if verdict == 'retry' then
     tried.attempts = tried.attempts + 1
-    note_error(id, tried.attempts, error)
+    note_error(id, '', tried.attempts, error)
   elseif delay_ms > 0 then
     tried.starts = tried.starts + 1
   end
@@ -79,6 +79,7 @@ local function put_back(lease, id, verdict, delay_ms, error)
     set_timer('start', id, now + delay_ms)
   else
     enqueue(id, lease, lease.rank)
+    returned = returned + (lease.agent == '-' and 1 or 0)
   end
   if waits_here then
     redis.call('DEL', POOL .. ':children:' .. id) -- what it waited for belongs to an attempt that is over
@@ -114,7 +115,7 @@ local function settle(lease, id, words, outcome, line, cancels)
     if verdict == 'dead' then
       local tried = read_attempts(id)
       tried.attempts = tried.attempts + 1
-      note_error(id, tried.attempts, outcome)
+      note_error(id, '', tried.attempts, outcome)
       bury(id, lease, outcome, 'failed', tried)
     end
     conclude(id, lease, outcome, result_ttl(), 'task.finished')
@@ -262,17 +263,12 @@ local function write_leases()
   end
 end
 
+-- Nothing is charged in advance: what it took counts when it ends.
 local function lease_one(id, record, rank, set)
-  local head = parse_head(record)
-  local ms, tokens = 0, 0
-  if head.agent == '-' then
-    ms, tokens = estimate(head.tenant, head.type)
-  end
-  local line = string.match(record, '^[^\n]*')
-  lease_all({{id = id, record = record, line = line, rank = rank, ms = ms, tokens = tokens}}, set, head.tenant)
-  add_to_window(head.tenant, 'tokens', tokens)
-  if limits_of(head.tenant).requests_per_minute > 0 then
-    add_to_window(head.tenant, 'requests', 1)
+  local line, tenant = string.match(record, '^(task %S+ %S+ %S+ (%S+) [^\n]*)')
+  lease_all({{id = id, record = record, line = line, rank = rank, ms = 0, tokens = 0}}, set, tenant)
+  if limits_of(tenant).requests_per_minute > 0 then
+    add_to_window(tenant, 'requests', 1)
   end
 end
 
@@ -280,8 +276,10 @@ local function is_suspect(id)
   return read_attempts(id).suspect == 1
 end
 
+-- Whether anything is at work here; what waits for tasks of its own is not, and those may be what wants to run alone.
 local function is_busy()
-  return redis.call('EXISTS', held(worker, 'tasks'), held(worker, 'runs')) > 0
+  local tasks = redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs'))
+  return tasks > redis.call('SCARD', held(worker, 'waits'))
 end
 
 local function run_alone(id)
@@ -513,6 +511,9 @@ local function claim_by_type()
   local free = (tonumber(capacity) or 0) - redis.call('SCARD', held(worker, 'agents')) - tasks
   -- Each task that waits for tasks of its own lends its slot to such tasks.
   local got = serve('child', math.min(50, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
+  if alone and alone ~= '' then
+    return -- it waits for such tasks, and runs alone again afterwards
+  end
   local room = math.min(tonumber(ARGV[6]), free, 50) - got
   if room > 0 then
     local count = serve_urgent_and_normal(room)
@@ -566,6 +567,8 @@ elseif number > last then
     alone = false
     redis.call('HSET', key, 'alone', '')
   end
+  -- While it waits for tasks of its own it is not at work, and those may be what wants to run.
+  alone = alone and redis.call('SISMEMBER', held(worker, 'waits'), alone) == 0 and alone
   if status == 'ready' then
     local takes_types = tonumber(ARGV[6]) >= 0
     local is_clear = alone or not claim_suspect()
@@ -580,6 +583,9 @@ elseif number > last then
     redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', present_time))
   end
   rescore(worker)
+  if returned > 0 then
+    wake_workers(returned) -- others, who may have room for what this one could not begin
+  end
   local names = {}
   for place, task in ipairs(taken) do
     names[place] = task.id

@@ -10,7 +10,12 @@
 -- ARGV[8]  error          as text
 -- ARGV[9]  final          "1": its restarts are given up and the agent ends; "0": the worker will try again
 -- BUILDS   agent:{p}/{n}  process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}
---          pool:{p}:ended:{n}  pool:{p}:history  pool:{p}:events  tenant:{p}:{t}:agents
+--          pool:{p}:ended:{n}  pool:{p}:history  pool:{p}:events  tenant:{p}:{t}:agents  pool:{p}:attempts
+--          pool:{p}:audit  pool:{p}:children:{id}  pool:{p}:due  pool:{p}:errors:{id}  pool:{p}:followed
+--          pool:{p}:held  pool:{p}:key:{digest}  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:leases
+--          pool:{p}:pending  pool:{p}:processes  pool:{p}:tenants  pool:{p}:trail:{id}  pool:{p}:turns:{lane}
+--          pool:{p}:worker:{w}:cancels  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:tasks
+--          pool:{p}:worker:{w}:waits  task:{p}/{id}  tenant:{p}:{t}:mail  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits
 -- RETURNS  {"ok"} | {"more"} | {"stale"}
 -- AGAIN    the same, with another event; after the end, "stale". "more": call again, its mailbox held more than one call may fail
 

@@ -1,13 +1,14 @@
 -- Do what is due: begin delayed and retried tasks, end expired ones, promote batch tasks, give tenants their turns back.
 --
--- @include base workers tenants tasks
+-- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  limit          timers in this call, at most 100
--- BUILDS   pool:{p}:due  task:{p}/{id}  pool:{p}:leases  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}
---          pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes  pool:{p}:tenants  pool:{p}:held
---          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}
---          pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
+-- BUILDS   pool:{p}:due  task:{p}/{id}  pool:{p}:leases  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes
+--          pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}  pool:{p}:processes
+--          pool:{p}:tenants  pool:{p}:held  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}
+--          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
+--          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits  pool:{p}:ended:{n}
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
@@ -19,10 +20,10 @@ local function start(id, head)
     woken = woken + 1
     return
   end
-  local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. head.agent,
-    'process_id', 'status'))
+  local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
   if not status then
-    local why = 'its agent ended before its time came'
+    local _, _, _, detail = read_ending(head.agent)
+    local why = detail or 'the agent has ended'
     finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
     return
   end
@@ -32,8 +33,10 @@ local function start(id, head)
   end
 end
 
+-- What has begun once is not too late any more, also when it waits to be tried again.
 local function expire(id, head)
-  if redis.call('HEXISTS', POOL .. ':leases', id) == 0 then
+  local tried = read_attempts(id)
+  if redis.call('HEXISTS', POOL .. ':leases', id) == 0 and tried.attempts + tried.crashes == 0 then
     dequeue(id, head)
     local why = 'no agent took it in the time it was given'
     finish_task(id, plain_outcome('expired', '', 'TaskExpired', why), 'expired', '', why)
@@ -69,7 +72,7 @@ for _, timer in ipairs(fired) do
   if kind == 'tenant' then
     woken = woken + (let_go(id) and 1 or 0)
   else
-    local head = read_head(id)
+    local head = id and read_head(id)
     if head and kind == 'start' then
       start(id, head)
     elseif head and kind == 'expire' then

@@ -11,7 +11,8 @@
 -- ARGV[10] reply_to      channel that is told when the agent runs or ends
 -- ARGV[11] operation     id of this request
 -- BUILDS   pool:{p}:types  pool:{p}:processes  pool:{p}:pending  pool:{p}:worker:{w}:agents  pool:{p}:events
---          agent:{p}/{n}  process:{w}  tenant:{p}:{t}:agents  pool:{p}:limits  pool:{p}:labels  pool:{p}:ended:{n}  pool:{p}:worker:{w}:tasks
+--          agent:{p}/{n}  process:{w}  tenant:{p}:{t}:agents  pool:{p}:limits  pool:{p}:labels  pool:{p}:ended:{n}
+--          pool:{p}:worker:{w}:tasks  pool:{p}:affinity  pool:{p}:served
 -- RETURNS  {"placed", worker} | {"pending"} | {"unknown_pool"} | {"unknown_type", type…} | {"duplicate"}
 --          | {"full", depth, bound} | {"limited", code, limit, retry_ms} | {"unmatched", label, labels of hosts…}
 --          | {"ended", how} when the agent of this very operation has ended

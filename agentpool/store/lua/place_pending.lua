@@ -3,10 +3,10 @@
 -- @include base workers tenants tasks agents
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}       HASH
--- ARGV[4]  limit          at most this many
+-- ARGV[4]  limit          agents in this call, at most 100
 -- ARGV[5]  token          of the leader
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:pending  pool:{p}:processes  agent:{p}/{n}  process:{w}
---          pool:{p}:worker:{w}:agents  pool:{p}:events
+--          pool:{p}:worker:{w}:agents  pool:{p}:events  pool:{p}:affinity  pool:{p}:served  pool:{p}:worker:{w}:tasks
 -- RETURNS  {"ok", placed, left that are due, ms until the next is due or -1} | {"fenced"}
 -- AGAIN    places the next ones
 

@@ -12,7 +12,8 @@
 -- ARGV[9]  limit          things moved in this call, at most 100
 -- ARGV[10] crashes_max    crashes of one agent while it starts, after which it is given up
 -- ARGV[11] backoff_ms     delay before an agent that was starting is placed again; doubles with each crash
--- ARGV[12…] id, blame     of each task that had begun: suspect, when it may have killed the worker, or started
+-- ARGV[12…] id, blame     of each task that had begun: suspect, when it may have killed the worker; overdue, when it
+--                         blocked it past its own time, and ends as timed out; or started
 -- BUILDS   process:{w}  pool:{p}:workers  pool:{p}:lost  pool:{p}:processes  pool:{p}:starting  pool:{p}:draining
 --          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
 --          pool:{p}:worker:{w}:cancels  pool:{p}:leases  pool:{p}:pending  pool:{p}:history  pool:{p}:events
@@ -20,7 +21,8 @@
 --          tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  pool:{p}:worker:{w}:waits
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:tenants  pool:{p}:held
 --          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}
---          pool:{p}:audit  pool:{p}:followed  pool:{p}:trail:{id}  lock:pool:{p}:leader
+--          pool:{p}:audit  pool:{p}:followed  pool:{p}:trail:{id}  lock:pool:{p}:leader  pool:{p}:affinity
+--          pool:{p}:children:{id}  pool:{p}:due  pool:{p}:key:{digest}  pool:{p}:served  tenant:{p}:{t}:mail
 -- RETURNS  {"more", moved} | {"done", moved} | {"gone"} | {"fenced"} | {"alive"} | {"held"}
 -- AGAIN    "more" until everything is moved, then "gone"
 
@@ -69,6 +71,9 @@ end
 
 local moved, by_type = 0, 0
 local blame, alone = {}, redis.call('HGET', key, 'alone')
+if redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs')) > 1 then
+  alone = false -- it waited for tasks of its own, and may have died of one of them
+end
 for i = 12, #ARGV, 2 do
   blame[ARGV[i]] = ARGV[i + 1]
 end

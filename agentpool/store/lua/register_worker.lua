@@ -8,7 +8,7 @@
 -- ARGV[6]  capacity       slots
 -- ARGV[7…] field, value   pairs of the process hash
 -- BUILDS   process:{w}  pool:{p}:workers  pool:{p}:starting  pool:{p}:processes  pool:{p}:pending
---          pool:{p}:worker:{w}:agents  agent:{p}/{n}  pool:{p}:events
+--          pool:{p}:worker:{w}:agents  agent:{p}/{n}  pool:{p}:events  pool:{p}:worker:{w}:tasks
 -- RETURNS  {"ok", version} | {"gone"} when it was not ordered, or was given up
 -- AGAIN    the same; a worker that drains by now stays draining
 

@@ -8,7 +8,7 @@
 -- ARGV[6]  incarnation    that the worker runs
 -- ARGV[7]  snapshot       what the agent wants to find again, or empty
 -- BUILDS   agent:{p}/{n}  process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:snapshot:{n}  pool:{p}:pending
---          pool:{p}:processes  pool:{p}:events
+--          pool:{p}:processes  pool:{p}:events  pool:{p}:affinity  pool:{p}:served  pool:{p}:worker:{w}:tasks
 -- RETURNS  {"placed", worker} | {"pending"} | {"stale"} | {"busy", task}
 -- AGAIN    "stale": the first call took the agent off the worker
 

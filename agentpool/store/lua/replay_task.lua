@@ -6,7 +6,7 @@
 -- ARGV[5]  again          id of the new one
 -- BUILDS   pool:{p}:dead  pool:{p}:letter:{id}  task:{p}/{id}  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes
 --          pool:{p}:turns:{lane}  pool:{p}:tenants  pool:{p}:held  pool:{p}:mailbox:{n}  agent:{p}/{n}  process:{w}
---          pool:{p}:processes
+--          pool:{p}:processes  pool:{p}:events  pool:{p}:suspects  pool:{p}:due
 -- RETURNS  {"ok"} | {"unknown_task"} | {"unknown_agent"}, when the task was for an agent that has ended
 -- AGAIN    "ok" for the same new id
 
@@ -30,6 +30,9 @@ redis.call('SET', task_key(again), record)
 redis.call('ZREM', POOL .. ':dead', id)
 redis.call('DEL', letter)
 enqueue(again, parse_head(record))
+if string.sub(head.lane, 1, 5) == 'batch' then
+  set_timer('promote', again, now + (tonumber(redis.call('HGET', POOL, 'batch_max_wait_ms')) or 60000))
+end
 if head.agent == '-' then
   wake_workers(1)
 elseif status == 'idle' then

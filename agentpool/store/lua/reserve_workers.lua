@@ -7,7 +7,7 @@
 -- ARGV[5]  placement    token of the placement lock
 -- ARGV[6]  master       id of the one that shall start them
 -- ARGV[7]  max_starting workers that may be starting at once
--- ARGV[8…] id, secret   pairs: each worker's id and the word by which it proves its order
+-- ARGV[8…] id, secret   pairs, at most 100: each worker's id and the word by which it proves its order
 -- BUILDS   lock:pool:{p}:leader  lock:pool:{p}:placement  process:{w}  pool:{p}:workers  pool:{p}:starting
 --          pool:{p}:draining  pool:{p}:events
 -- RETURNS  {"ok", id…} those ordered, which may be fewer | {"fenced"}

@@ -7,7 +7,7 @@
 -- ARGV[5]  reason         for the record
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
 --          pool:{p}:worker:{w}:cancels  pool:{p}:processes  pool:{p}:workers  pool:{p}:starting  pool:{p}:draining
---          pool:{p}:lost  pool:{p}:history  pool:{p}:events
+--          pool:{p}:lost  pool:{p}:history  pool:{p}:events  pool:{p}:served  pool:{p}:worker:{w}:waits
 -- RETURNS  {"ok"} | {"busy", agents, tasks} | {"gone"}; also "gone" for one that never registered: it is reaped
 -- AGAIN    "gone"
 

@@ -8,14 +8,14 @@
 -- ARGV[7]  lane           urgent, normal, batch or child, and after `+` each label that a worker must have
 -- ARGV[8]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
 -- ARGV[9]  options        `name=value` words: delay, expires, batch in ms; key and input, digests, with one task;
---                         parent, the task that waits for these; sticky, whose worker is to be preferred; limits: `reject`, or `total` for all that it holds
+--                         parent, the task that waits for these; sticky, whose worker is to be preferred;
+--                         limits: `reject`, or `total` for all that it holds
 -- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
---          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}
---          pool:{p}:due  pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits
---          pool:{p}:tenants  pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:agents  tenant:{p}:{t}:tasks
---          tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage
---          pool:{p}:worker:{w}:waits
+--          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
+--          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
+--          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
+--          tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail
 -- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
@@ -58,6 +58,10 @@ elseif redis.call('HEXISTS', POOL .. ':types', type) == 0 then
   return {'unknown_type', unpack(redis.call('HKEYS', POOL .. ':types'))}
 end
 for _, i in ipairs(fresh) do
+  local header_bytes = string.find(ARGV[i + 1], '\n', 1, true) or 0
+  if header_bytes > HEADER_BYTES - 200 then
+    return {'too_large', header_bytes, HEADER_BYTES - 200} -- labels of its type and `delay` may still come to it
+  end
   if #ARGV[i + 1] > max_bytes + 1024 then
     return {'too_large', #ARGV[i + 1], max_bytes}
   end
@@ -179,6 +183,12 @@ for place, i in ipairs(fresh) do
   local record = ARGV[i + 1]
   if lane ~= own_lane or tenant ~= ARGV[6] then
     record = string.gsub(record, '^(task %S+ %S+ %S+) %S+ %S+', '%1 ' .. tenant .. ' ' .. lane, 1)
+  end
+  if options.delay then
+    -- The bounds of queues do not count it when it comes.
+    record = string.gsub(record, ' (%S+)\n', function(words)
+      return (words == '-' and ' ' or ' ' .. words .. ',') .. 'delay=1\n'
+    end, 1)
   end
   redis.call('SET', task_key(ARGV[i]), record)
   if options.delay then

@@ -10,7 +10,11 @@
 -- ARGV[8]  even_running   "1": a withdrawal that ends it also when it runs
 -- BUILDS   agent:{p}/{n}  process:{w}  pool:{p}:worker:{w}:agents  pool:{p}:mailbox:{n}  pool:{p}:snapshot:{n}
 --          pool:{p}:ended:{n}  pool:{p}:history  pool:{p}:pending  pool:{p}:events  tenant:{p}:{t}:agents
---          pool:{p}:leases  task:{p}/{id}
+--          pool:{p}:leases  task:{p}/{id}  pool:{p}:attempts  pool:{p}:audit  pool:{p}:children:{id}  pool:{p}:due
+--          pool:{p}:errors:{id}  pool:{p}:followed  pool:{p}:held  pool:{p}:key:{digest}  pool:{p}:lane:{lane}:{t}
+--          pool:{p}:lanes  pool:{p}:processes  pool:{p}:tenants  pool:{p}:trail:{id}  pool:{p}:turns:{lane}
+--          pool:{p}:worker:{w}:cancels  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:tasks
+--          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits
 -- RETURNS  {"ok", worker or ""} | {"more"} | {"ended"} | {"unknown"} | {"kept", status, worker}
 -- AGAIN    "ended" for an hour after the end, then "unknown". "more": call again
 

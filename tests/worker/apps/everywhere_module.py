@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from agentpool import Agent, Context
+from agentpool import Agent, Context, RetryPolicy
 
 
 class Diff(msgspec.Struct):
@@ -93,4 +93,48 @@ class Feverish(Agent):
         return self.well
 
 
-ALL = (Reviewer, Counter, Shared, Sleeper, Napper, Teller, Asker, NeverStarts, SlowToStart, Feverish)
+class Flaky(Agent):
+    """Fails until it is tried for the `input`-th time."""
+
+    async def run(self, ctx: Context, input: int) -> int:
+        ctx.emit({"attempt": ctx.attempt})
+        if ctx.attempt < input:
+            raise LookupError(f"attempt {ctx.attempt}")
+        return ctx.attempt
+
+
+class Decided(Flaky):
+    """Says itself how often it is tried."""
+
+    retry = RetryPolicy(attempts=2, delay=0.01)
+
+
+class Spender(Agent):
+    """Uses as many tokens as it is told."""
+
+    async def run(self, ctx: Context, input: int) -> int:
+        ctx.tokens(input)
+        return input
+
+
+class Nested(Agent):
+    """Asks its like, `input` deep, and tells how deep it came."""
+
+    retry = RetryPolicy(attempts=1)
+
+    async def run(self, ctx: Context, input: int) -> int:
+        await asyncio.sleep(0.02)
+        return ctx.depth if not input else await ctx.run("Nested", input - 1)
+
+
+class Painter(Agent):
+    labels = "gpu"
+
+    async def run(self, ctx: Context, input: Any) -> str:
+        return "painted"
+
+
+ALL = (
+    Reviewer, Counter, Shared, Sleeper, Napper, Teller, Asker, NeverStarts, SlowToStart, Feverish, Flaky, Decided,
+    Spender, Nested, Painter,
+)  # fmt: skip

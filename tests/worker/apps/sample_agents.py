@@ -116,10 +116,19 @@ class Sick(Agent):
         return self.well
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 class Raising(Agent):
     async def run(self, ctx: Context, input: str) -> Any:
         if input == "object":
             return object()
+        if input == "mute":
+            raise Mute
+        if input == "half":
+            raise LookupError("nothing called \udcff")
         if input == "big":
             return "x" * 2_000_000
         raise LookupError("nothing called " + input)

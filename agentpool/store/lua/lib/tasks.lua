@@ -5,6 +5,9 @@ local function task_key(id)
   return prefix .. 'task:' .. id
 end
 
+-- What scripts read of a record: its header is shorter.
+local HEADER_BYTES = 2500
+
 local function parse_head(text)
   local reply_to, agent, type, tenant, lane, later_us, options =
     string.match(text, '^task (%S+) (%S+) (%S+) (%S+) (%S+) (%d+) (%S+)')
@@ -14,7 +17,7 @@ end
 
 -- The plain words that a task begins with; nil when it is finished or unknown.
 local function read_head(id)
-  local text = redis.call('GETRANGE', task_key(id), 0, 700)
+  local text = redis.call('GETRANGE', task_key(id), 0, HEADER_BYTES)
   return string.sub(text, 1, 5) == 'task ' and parse_head(text) or nil
 end
 
@@ -36,6 +39,9 @@ end
 
 -- What an execution's end leaves in the audit, for outcomes that no worker wrote.
 local function audit(id, head, status, worker, why)
+  if redis.call('HGET', POOL, 'audit') == '0' then
+    return
+  end
   redis.call('XADD', POOL .. ':audit', '*', 'lines', to_json({task_id = id, status = status, at = now,
     tenant = head.tenant, agent_type = head.type ~= '-' and head.type or '',
     agent_id = head.agent ~= '-' and pool .. '/' .. head.agent or '', process_id = worker, error = why}))
@@ -84,9 +90,11 @@ local function write_attempts(id, tried)
     tried.suspect}, ' '))
 end
 
--- Keep what went wrong with one attempt, for the case that the task ends among the dead letters.
-local function note_error(id, number, error)
-  redis.call('HSET', POOL .. ':errors:' .. id, number, error)
+-- Keep what went wrong with one attempt, or the crash of this number, for the case that the task ends among the dead
+-- letters; of many, the last ones.
+local function note_error(id, kind, number, error)
+  redis.call('HSET', POOL .. ':errors:' .. id, kind .. number, error)
+  redis.call('HDEL', POOL .. ':errors:' .. id, kind .. number - 20)
 end
 
 -- -- queues ---------------------------------------------------------------------------------------------------------
@@ -317,6 +325,11 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
   if not head then
     return
   end
+  if blamed == 'overdue' then
+    local why = 'its time was over while it blocked its worker: ' .. reason
+    finish_task(id, plain_outcome('timed_out', worker, 'TaskTimedOut', why), 'timed_out', worker, why)
+    return
+  end
   if cancelled then
     local why = 'cancelled on request'
     finish_task(id, plain_outcome('cancelled', worker, 'TaskCancelled', why), 'cancelled', worker, why)
@@ -332,7 +345,7 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
       tried.suspect = 1
     end
     write_attempts(id, tried)
-    note_error(id, 'crash ' .. tried.crashes, to_json({process_id = worker, at = now,
+    note_error(id, 'crash ', tried.crashes, to_json({process_id = worker, at = now,
       error = {type = 'WorkerLost', message = reason}}))
   end
   if tried.alone >= 3 then

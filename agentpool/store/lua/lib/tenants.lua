@@ -202,7 +202,7 @@ local function allowance(tenant)
     local used, again = read_window(tenant, 'requests', limits.requests_per_minute, 1)
     most, wait = math.min(most, limits.requests_per_minute - used), again
   end
-  if limits.tokens_per_minute > 0 and redis.call('EXISTS', tenant_key(tenant, 'tokens')) == 1 then
+  if limits.tokens_per_minute > 0 then
     local tokens = math.max(1, math.ceil(tonumber(redis.call('HGET', tenant_key(tenant, 'usage'), 'tokens')) or 1))
     local used, again = read_window(tenant, 'tokens', limits.tokens_per_minute, tokens)
     local fit = math.floor((limits.tokens_per_minute - used) / tokens)

@@ -1,0 +1,40 @@
+"""What a worker's file of marks says when the process has died, and who is blamed."""
+
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, Begun, blame, encode_mark, mark_path, read_marks
+
+LONGEST = "p" * 64 + "/" + "t" * 22
+
+
+def file_of(*marks: tuple[str, float], on_cpu: int = 0) -> bytes:
+    slots = b"".join(encode_mark(*mark) for mark in marks)
+    return (on_cpu.to_bytes(4, "little").ljust(SLOT_BYTES, b"\0") + slots).ljust(FILE_BYTES, b"\0")
+
+
+def test_marks_come_back() -> None:
+    assert read_marks(file_of()) == ([], "")
+    data = file_of(("p/a", 0.0), (LONGEST, 12.5), on_cpu=2)
+    assert read_marks(data) == ([Begun("p/a"), Begun(LONGEST, 12.5)], LONGEST)
+    assert read_marks(file_of(("p/a", 0.0), on_cpu=7)) == ([Begun("p/a")], ""), "its mark was taken away meanwhile"
+    assert read_marks(b"") == ([], "")
+    assert str(mark_path("/marks", "w1")) == "/marks/w1.marks"
+
+
+def test_the_one_that_had_the_cpu_is_suspect_and_nobody_else() -> None:
+    begun = [Begun("p/a", 9.0), Begun("p/b", 9.0)]
+    assert blame(begun, "p/a", by_itself=True) == {"p/a": "suspect", "p/b": "started"}
+    assert blame(begun, "p/a", by_itself=False) == {"p/a": "suspect", "p/b": "started"}
+
+
+def test_where_none_had_it_all_are_or_none() -> None:
+    begun = [Begun("p/a"), Begun("p/b")]
+    assert blame(begun, "", by_itself=True) == dict.fromkeys(("p/a", "p/b"), "suspect")
+    assert blame(begun, "", by_itself=False) == dict.fromkeys(("p/a", "p/b"), "started")
+    assert blame([], "", by_itself=True) == {}
+
+
+def test_who_blocked_past_its_own_time_is_overdue() -> None:
+    begun = [Begun("p/a", 9.0), Begun("p/b", 9.0), Begun("p/c")]
+    assert blame(begun, "p/a", by_itself=False, killed_at=9.5) == {"p/a": "overdue", "p/b": "started", "p/c": "started"}
+    assert blame(begun, "p/a", by_itself=False, killed_at=8.5)["p/a"] == "suspect"
+    assert blame(begun, "p/c", by_itself=False, killed_at=9.5)["p/c"] == "suspect", "it had all the time there is"
+    assert "overdue" not in blame(begun, "", by_itself=False, killed_at=9.5).values()
