@@ -24,7 +24,7 @@ def run(folder: Path, *command: str | Path, **environ: str) -> str:
     """Run a command to its end and return what it printed."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     environ = clean_environ(PATH=path, HOME=str(folder), **environ)
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -65,7 +65,7 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         log = tmp_path / "master.log"
