@@ -96,18 +96,13 @@ async def test_a_delayed_task_of_an_agent_that_ended_ends_with_it(store: Store) 
     assert await store.connection.redis.exists(store.keys.mailbox("p", "a1")) == 0
 
 
-@pytest.mark.parametrize("where", ["lane", "mailbox", "delayed", "suspects"])
+@pytest.mark.parametrize("where", ["lane", "mailbox", "delayed"])
 async def test_what_nobody_takes_in_time_expires(store: Store, where: str) -> None:
     await seed_pool(store)
     await seed_worker(store)
     await seed_agent(store)
-    if where == "suspects":
-        await seed_lease(store, expires=LONG_MS)
-        blame = {"p/t1": "suspect"}
-        await store.workers.reap("p", "w1", proof="owner", authority="m1", reason="killed", blame=blame)
-    else:
-        delay = {"delay": 2 * LONG_MS} if where == "delayed" else {}
-        await seed_task(store, agent="a1" if where == "mailbox" else "", expires=LONG_MS, **delay)
+    delay = {"delay": 2 * LONG_MS} if where == "delayed" else {}
+    await seed_task(store, agent="a1" if where == "mailbox" else "", expires=LONG_MS, **delay)
     await pass_time(store, "expire p/t1")
     async with listening(store, store.keys.client_channel("c")) as heard:
         await store.tasks.fire_timers("p")

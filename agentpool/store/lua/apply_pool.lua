@@ -8,7 +8,7 @@
 -- ARGV[7…] type, JSON   pairs; then field, value pairs of settings, of which `=<tenant>` are limits of that tenant
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:limits  pool:{p}:events  pool:{p}:held  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:tenants  tenant:{p}:{t}:mail  agent:{p}/{n}
---          pool:{p}:processes
+--          pool:{p}:processes  pool:{p}:due  process:{w}
 -- RETURNS  {"ok"} | {"fenced"} | {"newer", schema}
 -- AGAIN    the same
 
@@ -41,7 +41,7 @@ redis.call('HSET', POOL, 'floor', math.min(tonumber(floor) or 0, high),
   'desired', math.min(math.max(tonumber(desired) or 0, low), high))
 -- Who was held by an earlier limit goes on, and is held again at its next turn if the new one says so too.
 local waiting = 0
-for _, tenant in ipairs(redis.call('SMEMBERS', POOL .. ':held')) do
+for _, tenant in ipairs(redis.call('SRANDMEMBER', POOL .. ':held', 100)) do
   if let_go(tenant) then
     waiting = waiting + 1
   end
