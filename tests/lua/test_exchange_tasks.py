@@ -140,6 +140,17 @@ async def test_holder_of_no_lease_is_stale(store: Store) -> None:
     assert await read_outcome(store) == ""
 
 
+async def test_a_task_ends_once_in_one_exchange_too(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    task = await seed_lease(store)
+    found = await exchange(store, room=5, ended=[ended(task), ended(task, verdict="retry")])
+    assert (ids(found), found.stale) == ([], (task,))
+    assert await read_outcome(store) == "succeeded"
+    redis, keys = store.connection.redis, store.keys
+    assert await redis.exists(keys.attempts("p"), keys.errors("p", task), keys.lane("p", "normal", "default")) == 0
+
+
 async def test_many_end_at_once(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store, capacity=50)

@@ -69,8 +69,8 @@ SETTINGS: dict[str, object] = {
     "max_queued_pool": 0,
     "max_dead": 100,
     "tenant_limits": "",
-    "audit": 1,
     "batch_max_wait_ms": LONG_MS,
+    "audit": 1,
 }
 
 

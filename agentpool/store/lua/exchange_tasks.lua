@@ -202,10 +202,12 @@ local function take_in()
   end
   local leases = redis.call(unpack(wanted))
   local cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
+  local settled = {}
   for place, id in ipairs(held_ids) do
     local i = 6 + 3 * place
-    local lease = parse_lease(leases[place])
+    local lease = not settled[id] and parse_lease(leases[place])
     if lease and lease.worker == worker then
+      settled[id] = true
       settle(lease, id, ARGV[i], ARGV[i + 1], ARGV[i + 2], cancels)
     elseif not is_recorded(id, ARGV[i], ARGV[i + 1]) then
       stale[#stale + 1] = id
