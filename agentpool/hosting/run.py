@@ -179,6 +179,8 @@ class Run:
             return Ending("back", outcome)
         if outcome.status is not TaskStatus.FAILED:
             return Ending("done", outcome)
+        if self.task.header.option("parent") and not (self.policy or (self.task.envelope and self.task.envelope.retry)):
+            return Ending("done", outcome)  # who waits for it has its own attempts; together they would multiply
         delay = self._retry_delay() if self._raised else None
         return Ending("dead", outcome) if delay is None else Ending("retry", outcome, delay)
 

@@ -211,7 +211,7 @@ class PoolView(msgspec.Struct, frozen=True, kw_only=True):
     free_slots: int
     lost: int
     delayed: int = 0
-    """Timers that are set."""
+    """Tasks that may not begin yet, those included that wait to be tried again."""
     dead: int = 0
     """Dead letters."""
 

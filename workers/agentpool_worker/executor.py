@@ -144,7 +144,11 @@ class Executor:
 
     def report(self, task_id: str, progress: Any) -> None:
         """Pass on what a task reports; raises `TypeError` for what has no JSON form."""
-        self._reports.append((task_id, encode_json(progress)))
+        try:
+            report = encode_json(progress)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"emit(): what is reported cannot be written as JSON: {error}") from None
+        self._reports.append((task_id, report))
         del self._reports[:-REPORTS_MAX]
         if self._reporting is None:
             self._reporting = asyncio.create_task(self._send_reports(), name="reports")

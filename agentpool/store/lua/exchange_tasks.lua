@@ -176,16 +176,24 @@ local function settle_tenant(tenant, tally)
   end
 end
 
--- How many tasks end in a second, over some ten seconds.
+-- How many tasks end in a second, over some ten seconds, and how long they took in the mean.
 local function measure_rate(count)
-  local since, so_far, rate = unpack(redis.call('HMGET', POOL, 'rate_since', 'rate_count', 'rate'))
+  local since, so_far, rate, mean = unpack(redis.call('HMGET', POOL, 'rate_since', 'rate_count', 'rate', 'mean_ms'))
   since, so_far = tonumber(since) or now, (tonumber(so_far) or 0) + count
+  local runs, ms = 0, 0
+  for _, tally in pairs(tenants) do
+    runs, ms = runs + tally.count, ms + tally.ms
+  end
+  local words = {'rate_since', since, 'rate_count', so_far}
   if now - since >= 1000 then
     local latest = 1000 * so_far / (now - since)
-    redis.call('HSET', POOL, 'rate', rate and rate * 0.7 + latest * 0.3 or latest, 'rate_since', now, 'rate_count', 0)
-  else
-    redis.call('HSET', POOL, 'rate_since', since, 'rate_count', so_far)
+    words = {'rate', rate and rate * 0.7 + latest * 0.3 or latest, 'rate_since', now, 'rate_count', 0}
   end
+  if runs > 0 then
+    words[#words + 1] = 'mean_ms'
+    words[#words + 1] = string.format('%.4f', blend(tonumber(mean), ms / runs, runs))
+  end
+  redis.call('HSET', POOL, unpack(words))
 end
 
 -- Tell whether what a worker says of a task that it does not hold is what was recorded: then this is a repeat.

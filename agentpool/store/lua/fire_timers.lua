@@ -69,6 +69,9 @@ local fired = redis.call('ZRANGEBYSCORE', POOL .. ':due', '-inf', now, 'LIMIT', 
 for _, timer in ipairs(fired) do
   redis.call('ZREM', POOL .. ':due', timer)
   local kind, id = string.match(timer, '^(%S+) (%S+)$')
+  if kind == 'start' then
+    redis.call('HINCRBY', POOL, 'delayed', -1)
+  end
   if kind == 'tenant' then
     woken = woken + (let_go(id) and 1 or 0)
   else

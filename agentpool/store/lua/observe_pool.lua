@@ -5,10 +5,10 @@
 -- KEYS[1]  pool:{p}       HASH
 -- BUILDS   pool:{p}:workers  pool:{p}:starting  pool:{p}:draining  pool:{p}:processes  pool:{p}:pending
 --          pool:{p}:lanes  pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:leases  pool:{p}:lost
---          pool:{p}:suspects  pool:{p}:due  pool:{p}:dead  pool:{p}:limits  tenant:{p}:{t}:tasks
+--          pool:{p}:suspects  pool:{p}:dead  pool:{p}:limits  tenant:{p}:{t}:tasks
 --          tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage
 -- RETURNS  {now_ms, workers, starting, draining, ready, pending, due, waiting tasks, of these runnable ones as far as
---          they matter, running tasks, free slots, lost, timers, dead letters}
+--          they matter, running tasks, free slots, lost, delayed tasks, dead letters}
 -- AGAIN    reads only
 
 local TENANTS = 100
@@ -39,4 +39,5 @@ end
 return {now, size('workers'), size('starting'), size('draining'),
   size('processes'), size('pending'), redis.call('ZCOUNT', POOL .. ':pending', '-inf', now),
   (tonumber(redis.call('HGET', POOL, 'queued')) or 0) + size('suspects'), runnable(),
-  redis.call('HLEN', POOL .. ':leases'), free, size('lost'), size('due'), size('dead')}
+  redis.call('HLEN', POOL .. ':leases'), free, size('lost'),
+  tonumber(redis.call('HGET', POOL, 'delayed')) or 0, size('dead')}

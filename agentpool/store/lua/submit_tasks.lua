@@ -40,10 +40,11 @@ if not pool_exists() then
   return {'unknown_pool'}
 end
 local agent = agent_key(name)
-local max_bytes, max_queued, max_queued_pool, queued, rate, labels = unpack(redis.call('HMGET', POOL,
-  'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type))
+local max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed = unpack(redis.call('HMGET', POOL,
+  'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type, 'delayed'))
 max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
-queued, rate = tonumber(queued) or 0, tonumber(rate) or 0
+-- Those that may not begin yet take room too.
+queued, rate = (tonumber(queued) or 0) + (tonumber(delayed) or 0), tonumber(rate) or 0
 if name ~= '' then
   local status, ending, owner = unpack(redis.call('HMGET', agent, 'status', 'ending', 'tenant'))
   if not status or ending then

@@ -123,6 +123,7 @@ end
 -- Take a task out of the place where it waits, whichever that is.
 local function dequeue(id, head)
   if redis.call('ZREM', POOL .. ':due', 'start ' .. id) == 1 then
+    redis.call('HINCRBY', POOL, 'delayed', -1)
     return
   end
   if head.agent ~= '-' then
@@ -143,7 +144,9 @@ end
 
 -- Let a task wait until a time; whoever watches the timers is told when it is the next one.
 local function set_timer(kind, id, at)
-  redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id)
+  if redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id) == 1 and kind == 'start' then
+    redis.call('HINCRBY', POOL, 'delayed', 1)
+  end
   if redis.call('ZRANGE', POOL .. ':due', 0, 0)[1] == kind .. ' ' .. id then
     tell_leader('timer')
   end

@@ -90,6 +90,7 @@ local function usage_of(tenant)
   local usage = known_usage[tenant]
   if not usage then
     local ms, count = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms', 'count'))
+    ms = ms or redis.call('HGET', POOL, 'mean_ms') -- of a tenant of which nothing is known yet
     usage = {ms = tonumber(ms) or ESTIMATE_MS, count = tonumber(count) or 0, types = {}}
     known_usage[tenant] = usage
   end
