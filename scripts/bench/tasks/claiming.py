@@ -1,10 +1,9 @@
 """Whether a claim costs more when more waits: the script's time in the server, one tenant against many.
 
-Two servers are filled, then asked in turns, in batches; what was claimed is finished and handed in anew between them,
+Servers are filled, then asked in turns, in batches; what was claimed is finished and handed in anew between them,
 which is not measured. All that is known here of how workers claim is in `Claimer`.
 """
 
-import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -88,28 +87,33 @@ class Claimer:
 
 
 def measure(sizes: Sizes) -> tuple[tuple[float, ...], str]:
-    """Return how the script's time grows with what waits."""
+    """Return how the script's time grows with what waits.
+
+    The note has also the time with as few tasks, but of ten tenants: what lies between the first and that is due to the
+    way from tenant to tenant, the rest to how much waits.
+    """
     tenants = [f"tenant{number}" for number in range(sizes.many_tenants)]
-    with pool_server() as small, pool_server() as large:
-        fill(small, tenants[:1], sizes.few_tasks)
-        fill(large, tenants, sizes.tasks_each)
-        runs = uvloop.run(_measure(small, large, sizes))
-    ratios = [median(after) / median(before) for before, after in runs]
-    times = [median(time for run in runs for time in run[i]) for i in (0, 1)]
-    note = f"{show(times, 'µs')} for {ROOM} tasks; {extent(ratios, '×')}"
-    return (median(ratios),), note
+    with pool_server() as one, pool_server() as some, pool_server() as many:
+        fill(one, tenants[:1], sizes.few_tasks)
+        fill(some, tenants[:ROOM], sizes.few_tasks // ROOM)
+        fill(many, tenants, sizes.tasks_each)
+        runs = uvloop.run(_measure([one, some, many], sizes))
+    ratios = [run[2] / run[0] for run in runs]
+    times = show([median(run[i] for run in runs) for i in range(3)], "µs")
+    return (median(ratios),), f"{times} for {ROOM} tasks, in the middle few of {ROOM} tenants; {extent(ratios, '×')}"
 
 
-async def _measure(small: str, large: str, sizes: Sizes) -> list[tuple[list[float], list[float]]]:
-    async with _claimer(small) as few, _claimer(large) as many:
-        await asyncio.gather(few.batch(), many.batch())
-        return [await _run(few, many, sizes.claims) for _ in range(sizes.rounds)]
+async def _measure(urls: Sequence[str], sizes: Sizes) -> list[list[float]]:
+    async with contextlib.AsyncExitStack() as stack:
+        claimers = [await stack.enter_async_context(_claimer(url)) for url in urls]
+        await _run(claimers, BATCH)
+        return [await _run(claimers, sizes.claims) for _ in range(sizes.rounds)]
 
 
-async def _run(few: Claimer, many: Claimer, claims: int) -> tuple[list[float], list[float]]:
-    """Return the times of a claim in µs with few and with many tasks, of each batch."""
-    batches = [(await few.batch(), await many.batch()) for _ in range(max(1, claims // BATCH))]
-    return [before for before, _ in batches], [after for _, after in batches]
+async def _run(claimers: Sequence[Claimer], claims: int) -> list[float]:
+    """Return the time of a claim in µs on each server, the median of its batches."""
+    batches = [[await claimer.batch() for claimer in claimers] for _ in range(max(1, claims // BATCH))]
+    return [median(times) for times in zip(*batches, strict=True)]
 
 
 @contextlib.asynccontextmanager
