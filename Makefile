@@ -8,7 +8,7 @@ DATA_DIR ?= .agentpool
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool chaos soak clean
+.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -65,6 +65,9 @@ bench-control: install ## Figures of the control plane, against floors in the sa
 bench-pool: $(VENV)/.peers ## Figures of the in-process pool, against a queue and a peer
 	@$(CLEAN) $(BIN)/python scripts/bench_pool.py
 
+bench-tasks: $(VENV)/.peers ## Figures of the task path, against its peers in the same run
+	@$(CLEAN) $(BIN)/python scripts/bench_tasks.py
+
 chaos: install ## Long runs that kill things at random
 	@$(CLEAN) $(BIN)/python -m pytest -q -m chaos
 
@@ -72,4 +75,4 @@ soak: install ## Long runs that watch for growth
 	@$(CLEAN) $(BIN)/python -m pytest -q -m soak
 
 clean: ## Remove the environment and the demo's data
-	rm -rf $(VENV) $(DATA_DIR) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench $(DATA_DIR) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""A real `agentpool-master` with an embedded server, in a folder of its own, and stopped whatever happens.
+"""A real `agentpool-master`, in a folder of its own with an embedded server, and stopped whatever happens.
 
 Stopping is a ladder: ask (SIGTERM), hurry (a second one), SIGKILL. Because workers and server outlive a killed master
 on purpose, the last rung also ends those of this folder: workers by what Redis says of them, compared with their start
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import redis
 
@@ -57,9 +57,13 @@ def clean_environment() -> dict[str, str]:
 
 
 class RunningMaster:
-    """A master with the one pool `bench`; `settings` are the pool's. Use it in a `with` statement."""
+    """A master with the one pool `bench`; `settings` are the pool's. Use it in a `with` statement.
 
-    def __init__(self, **settings: object) -> None:
+    With `redis_url` it works on that server, which it leaves running, and starts none.
+    """
+
+    def __init__(self, *, redis_url: str = "", **settings: object) -> None:
+        self._redis_url = redis_url
         self._settings = {"agents": ["bench.agents:Idle"], "worker_idle_timeout": 3600.0, **settings}
         self._stack = contextlib.ExitStack()
         self.keys = Keys()
@@ -121,6 +125,8 @@ class RunningMaster:
     def _launch(self) -> None:
         config = self._folder / "agentpool.toml"
         lines = [f"data_dir = {json.dumps(str(self._folder / 'data'))}", f"app_dir = {json.dumps(str(SCRIPTS))}"]
+        if self._redis_url:
+            lines += ["[redis]", f"url = {json.dumps(self._redis_url)}"]
         lines += [f"[pools.{POOL}]", *(f"{name} = {json.dumps(value)}" for name, value in self._settings.items())]
         config.write_text("\n".join(lines) + "\n")
         command = [sys.executable, "-m", "agentpool.cli.master"]
@@ -128,7 +134,7 @@ class RunningMaster:
             command = [str(script)]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, "run", "--embedded", "--config", str(config)],
+                [*command, "run", *([] if self._redis_url else ["--embedded"]), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -137,7 +143,7 @@ class RunningMaster:
             )
 
     def _find_server(self) -> str | None:
-        return running_url(self._folder / "data") if self._alive() else None
+        return (self._redis_url or running_url(self._folder / "data")) if self._alive() else None
 
     def _wait_ready(self, count: int) -> None:
         """Wait until the pool is in service, and exactly so many workers are there and ready."""
@@ -185,10 +191,10 @@ class RunningMaster:
 
 
 @contextlib.contextmanager
-def scratch_server() -> Iterator[str]:
+def scratch_server(appendfsync: Literal["everysec", "no"] = "no") -> Iterator[str]:
     """Run an empty server and give its URL."""
     with _folder() as folder:
-        server = EmbeddedServer(folder, RedisSettings(appendfsync="no"))
+        server = EmbeddedServer(folder, RedisSettings(appendfsync=appendfsync))
         server.start()
         try:
             yield server.url
