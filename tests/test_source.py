@@ -369,5 +369,16 @@ def test_seeds_apply_settings_that_scripts_read() -> None:
         for words in re.findall(r"HMGET', POOL, ([^)]*)\)|HGET', POOL, ('\w+')", body_of(path)):
             read |= set(re.findall(r"'(\w+)'", "".join(words)))
     decided = {"status", "schema", "tick", "hold_until", "fence", "desired", "floor"}
-    measured = {"queued", "rate", "rate_since", "rate_count", "turn", "virtual_time", "delayed", "mean_ms", "clearing", "room_wanted_at"}
+    measured = {
+        "queued",
+        "rate",
+        "rate_since",
+        "rate_count",
+        "turn",
+        "virtual_time",
+        "delayed",
+        "mean_ms",
+        "clearing",
+        "room_wanted_at",
+    }
     assert read - decided - measured - {"labels"} <= set(SETTINGS)
