@@ -31,8 +31,11 @@ run: install ## Run the demo pools on an embedded Redis server, until Ctrl-C
 	@$(CLEAN) $(BIN)/agentpool-master run --embedded --banner --data-dir $(DATA_DIR) \
 		--config scripts/demo/agentpool.toml --app-dir scripts/demo
 
-test: install ## Run the tests on a real server that they start themselves
-	@$(CLEAN) $(PYTEST) -q
+# Most tests wait for processes, so there may be more at once than there are cores.
+TESTS_AT_ONCE ?= 3
+
+test: install ## Run the tests on real servers that they start themselves
+	@$(CLEAN) $(PYTEST) -q -n $(TESTS_AT_ONCE) --dist worksteal
 
 check: lint types layers coverage ## Everything that CI runs
 

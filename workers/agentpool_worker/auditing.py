@@ -25,7 +25,7 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     agent_type: str = ""
     agent_id: str = ""
     process_id: str = ""
-    attempt: int = 1
+    attempt: int = 0
     duration_ms: float = 0.0
     tokens: int = 0
     error: str = ""
