@@ -9,6 +9,7 @@ import msgspec
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.replies import Replies
 from agentpool.client.requests import Request
+from agentpool.client.submitting import Gathering
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.protocol.events import TaskEvent
 from agentpool.protocol.keys import pool_of
@@ -29,6 +30,7 @@ class RedisTasks:
 
     def __init__(self, store: Store, replies: Replies, cleanup: Cleanup) -> None:
         self._store, self._replies, self._cleanup = store, replies, cleanup
+        self._gathering = Gathering(self._send_alike)
 
     async def submit(self, requests: Sequence[Request]) -> list[str]:
         """Return when Redis has the tasks, with their ids; cancelling this, or an error, withdraws those that it has by
@@ -106,9 +108,7 @@ class RedisTasks:
         """Hand in tasks that share everything but their inputs; those with keys one by one."""
         first = requests[0]
         if not first.key:
-            header, options = first.header(self._replies.reply_to), await self._options(first)
-            tasks = [(request.task_id, request.envelope) for request in requests]
-            await self._store.tasks.submit_many(tasks, header, options, timeout=first.timeout)
+            await (self._gathering.submit(first) if len(requests) == 1 else self._send_alike(requests))
             return [request.task_id for request in requests]
         ids = []
         for request in requests:
@@ -118,6 +118,12 @@ class RedisTasks:
             )
             ids.append(id)
         return ids
+
+    async def _send_alike(self, requests: Sequence[Request]) -> None:
+        first = requests[0]
+        header, options = first.header(self._replies.reply_to), await self._options(first)
+        tasks = [(request.task_id, request.envelope) for request in requests]
+        await self._store.tasks.submit_many(tasks, header, options, timeout=first.timeout)
 
     async def _options(self, request: Request) -> SubmitOptions:
         batch = 0

@@ -1,0 +1,92 @@
+"""Callers that submit one task each share calls, and each gets its own answer."""
+
+import asyncio
+
+import pytest
+
+from agentpool.client.kinds import Kind
+from agentpool.client.requests import Request, new_request
+from agentpool.client.submitting import Gathering
+from agentpool.errors import QueueFull, RedisUnavailable
+
+
+class Server:
+    """Takes calls when it is told to; `bound` is how many tasks it accepts."""
+
+    def __init__(self, bound: int = 1000) -> None:
+        self.calls: list[list[str]] = []
+        self.accepted: set[str] = set()
+        self.bound, self.answers = bound, asyncio.Event()
+        self.is_away = False
+
+    async def send(self, requests: list[Request]) -> None:
+        self.calls.append([request.task_id for request in requests])
+        await self.answers.wait()
+        if self.is_away:
+            raise RedisUnavailable("away")
+        fresh = {request.task_id for request in requests} - self.accepted
+        if len(self.accepted) + len(fresh) > self.bound:
+            raise QueueFull("The queue", len(self.accepted), self.bound)
+        self.accepted |= fresh
+
+
+def _ask(gathering: Gathering, count: int, **options: object) -> list["asyncio.Task[None]"]:
+    requests = [new_request("p", Kind("R"), number, **options) for number in range(count)]
+    return [asyncio.create_task(gathering.submit(request)) for request in requests]
+
+
+async def test_what_comes_during_a_call_goes_with_the_next() -> None:
+    server = Server()
+    asked = _ask(Gathering(server.send), 50)
+    await asyncio.sleep(0)
+    assert [len(call) for call in server.calls] == [1], "the first does not wait for others"
+    server.answers.set()
+    await asyncio.gather(*asked)
+    assert [len(call) for call in server.calls] == [1, 49]
+    assert len(server.accepted) == 50
+
+
+async def test_only_what_is_alike_goes_together() -> None:
+    server = Server()
+    gathering = Gathering(server.send)
+    asked = [*_ask(gathering, 3, tenant="a"), *_ask(gathering, 3, tenant="b"), *_ask(gathering, 3, priority=1)]
+    await asyncio.sleep(0)
+    server.answers.set()
+    await asyncio.gather(*asked)
+    assert sorted(len(call) for call in server.calls) == [1, 1, 1, 2, 2, 2]
+
+
+async def test_each_gets_its_own_refusal() -> None:
+    server = Server(bound=4)
+    asked = _ask(Gathering(server.send), 6)
+    server.answers.set()
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [isinstance(result, QueueFull) for result in results] == [False] * 4 + [True] * 2
+
+
+async def test_all_are_told_that_the_server_is_away_and_the_next_begins_anew() -> None:
+    server = Server()
+    gathering = Gathering(server.send)
+    asked = _ask(gathering, 3)
+    server.is_away = True
+    server.answers.set()
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(result) for result in results] == [RedisUnavailable] * 3
+    server.is_away = False
+    (again,) = _ask(gathering, 1)
+    await again
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_caller_that_is_cancelled_holds_nobody_up(place: int) -> None:
+    server = Server()
+    gathering = Gathering(server.send)
+    asked = _ask(gathering, 3)
+    await asyncio.sleep(0)
+    asked[place].cancel()
+    await asyncio.sleep(0)
+    server.answers.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert [task.cancelled() for task in asked] == [place == 0, place == 1, False]
+    (again,) = _ask(gathering, 1)
+    await again
