@@ -98,7 +98,7 @@ async def test_batch_tasks_wait_for_all_others_but_not_for_ever(pool: Pool) -> N
         await pool.run("Napper", seconds, timeout=20, **options)
         order.append(name)
 
-    busy = await pool.submit("Napper", 0.4)
+    busy = await pool.submit("Napper", 0.2)
     await wait_until(has_status(busy, "leased"))
     asking = [asyncio.create_task(ask("batch", 0.0, batch=True))]
     await wait_until(lambda: _queued(pool, 1))

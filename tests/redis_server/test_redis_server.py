@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -734,11 +735,17 @@ def test_a_folder_shared_by_all_is_refused(make: Launch, data_dir: Path) -> None
 # ---- Where the socket is
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short, wherever tests have theirs."""
+    with tempfile.TemporaryDirectory(prefix="ap") as folder:
+        yield Path(folder)
+
+
 def test_a_long_path_has_its_socket_in_a_private_folder(
-    launch: Launch, make: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: Launch, make: Launch, tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = tmp_path / "run"
-    runtime.mkdir()
+    runtime = short_folder  # a socket in it must fit
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     long = tmp_path / ("d" * 100)
     server = launch(long)
