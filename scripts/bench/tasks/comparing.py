@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,37 +54,38 @@ class Measured(msgspec.Struct):
 
 def compare(names: Sequence[str], sizes: Sizes) -> dict[str, Measured]:
     """Measure these systems, by name, in turns on one server."""
-    results, pythons = {}, {}
+    results: dict[str, Measured] = {}
+    turns: dict[str, Callable[[str], dict[str, Any]]] = {}
     for name in names:
         if name == OWN:
             results[name] = Measured(OWN, "2 × 10 coroutines, default settings, 8 tenants", {OWN: __version__})
+            turns[name] = partial(_own_round, sizes)
             continue
-        pythons[name], problem = prepare(name)
+        python, problem = prepare(name)
         results[name] = Measured(PEERS[name].title, PEERS[name].settings, problem=problem)
+        if python:
+            turns[name] = partial(_peer_round, sizes, name, python)
     with scratch_server(appendfsync="everysec") as url, redis.Redis.from_url(url) as server:
         for number in range(sizes.rounds):
-            for name, measured in results.items():
-                if measured.problem:
-                    continue
+            for name, turn in turns.items():
                 server.flushall(asynchronous=False)
                 try:
-                    measured.add(
-                        _own_round(url, sizes) if name == OWN else _peer_round(name, pythons[name], url, sizes)
-                    )
+                    results[name].add(turn(url))
                 except (AgentPoolError, BenchError) as error:
-                    measured.problem = f"failed in round {number + 1}: {error}"
-                    print(f"{name} {measured.problem}", file=sys.stderr)
+                    results[name].problem = f"failed in round {number + 1}: {error}"
+                    print(f"{name} {results[name].problem}", file=sys.stderr)
                 else:
-                    print(f"{name}, round {number + 1}: {measured.bulk[-1]:,.0f} /s in bulk", file=sys.stderr)
+                    rate = results[name].bulk[-1]
+                    print(f"{name}, round {number + 1}: {rate:,.0f} /s in bulk", file=sys.stderr)
     return results
 
 
-def _own_round(url: str, sizes: Sizes) -> dict[str, Any]:
+def _own_round(sizes: Sizes, url: str) -> dict[str, Any]:
     with own_master(url) as master:
         return Own(master.url).measure(sizes.plan())
 
 
-def _peer_round(name: str, python: Path | None, url: str, sizes: Sizes) -> dict[str, Any]:
+def _peer_round(sizes: Sizes, name: str, python: Path, url: str) -> dict[str, Any]:
     plan = sizes.peer_plan()
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         out, complaints, status = _drive(

@@ -15,7 +15,7 @@ from bench.tasks.measuring import SLOTS, WORKERS, AsyncSystem
 PACKAGES = ("saq", "redis")
 CHUNK = 1000
 """Of a `map`, which reads all of its missing jobs at each look."""
-POLL_S = 0.1
+POLL_S = 0.3
 
 uvloop.install()
 
@@ -29,7 +29,8 @@ def _queue() -> RedisQueue:
 
 
 def settings() -> dict[str, Any]:
-    return {"queue": _queue(), "functions": [length], "concurrency": SLOTS}
+    # A sweep takes jobs that were popped a moment ago for lost ones, and its default is one each minute.
+    return {"queue": _queue(), "functions": [length], "concurrency": SLOTS, "timers": {"sweep": 600}}
 
 
 def worker_commands() -> list[list[str]]:
@@ -40,6 +41,8 @@ class Peer(AsyncSystem):
     async def open(self) -> None:
         self._queue = _queue()
         await self._queue.connect()
+        while len((await self._queue.info())["workers"]) < WORKERS:  # else their first sweep meets the first job
+            await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         await self._queue.disconnect()
