@@ -14,7 +14,13 @@ from agentpool.cli.operator import main
 
 __all__ = ["PROGRAM", "Cli", "Ran", "refused", "run_main", "start"]
 
-PROGRAM = [sys.executable, "-c", "from agentpool.cli.operator import main; main()"]
+PROGRAM = [
+    sys.executable,
+    "-c",
+    # A run of the tests in a shell's background has Ctrl-C ignored, and would hand that down.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from agentpool.cli.operator import main; main()",
+]
 
 
 class Ran(msgspec.Struct):

@@ -16,7 +16,8 @@ AGENTS = ["bench.tasks.agents:Length", "bench.tasks.agents:Started", "bench.task
 
 def own_master(redis_url: str = "", **settings: object) -> RunningMaster:
     """Return a master with as many workers and slots as the peers have; it is to be entered."""
-    size = {"min_workers": WORKERS, "max_workers": WORKERS, "agents_per_worker": SLOTS}
+    # Limits are checked; at their default of 5 tasks at once they would leave most slots of a lone tenant empty.
+    size = {"min_workers": WORKERS, "max_workers": WORKERS, "agents_per_worker": SLOTS, "tenant_running": 200}
     return RunningMaster(redis_url=redis_url, agents=AGENTS, **{**size, **settings})
 
 
