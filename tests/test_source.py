@@ -213,7 +213,7 @@ def test_header_flags_are_known(path: Path) -> None:
     assert flags in ("", "allow-oom", "no-writes")
     if flags == "no-writes":
         assert not writes
-    assert script(path.stem).text.startswith(f"#!lua flags={flags}\n" if flags else "--")
+    assert script(path.stem).text.startswith(f"#!lua flags={flags}\n" if flags else "local lib = {}")
 
 
 def test_only_what_adds_something_new_is_refused_when_memory_is_full() -> None:

@@ -9,7 +9,7 @@ from agentpool.protocol.states import AgentStatus
 
 __all__ = ["check_finished", "check_leases", "check_queues", "check_tasks", "check_tenants"]
 
-_LEASE = re.compile(r"\S+ \d+ \d+(\.\d+)? \d+ task .+")
+_LEASE = re.compile(r"\S+ \d+(\.\d+)? \d+ task .+ \d+")
 
 
 def check_tasks(survey: Survey) -> Iterator[Violation]:
@@ -152,7 +152,7 @@ def _lease_fault(survey: Survey, id: str, worker: str) -> str:
         return f"is leased by {worker}, which is not registered"
     held, row = survey.held[worker], survey.tasks.get(id)
     if not _LEASE.fullmatch(survey.lease_words[id]):
-        return f"its lease is {survey.lease_words[id]!r}, which is not worker, rank, ms, tokens and the task's header"
+        return f"its lease is {survey.lease_words[id]!r}, which is not worker, ms, tokens, the task's header and rank"
     if (id in held.tasks) + (id in held.runs) != 1:
         return f"is leased by {worker}, but is in {(id in held.tasks) + (id in held.runs)} of its sets"
     if row and row.header and (id in held.runs) != bool(row.header.agent_name):

@@ -35,7 +35,7 @@ class Auditor:
             entries = await scope.store.audit.read(scope.pool)
             if not entries:
                 return None
-            text = "".join(f"{lines}\n" for _, lines in entries)
+            text = "".join(f"{line}\n" for _, lines in entries for line in lines.split("\n") if line)
             try:
                 await asyncio.to_thread(self._write, text)
             except OSError as error:

@@ -245,7 +245,7 @@ class Keys:
         return f"{self.pool(pool)}:worker:{worker_id}:waits"
 
     def leases(self, pool: str) -> str:
-        """HASH: task id -> `<worker> <rank> <estimated ms> <reserved tokens> <header line>`, of all leased tasks."""
+        """HASH: task id -> `<worker> <estimated ms> <reserved tokens> <header line> <rank>`, of all leased tasks."""
         return f"{self.pool(pool)}:leases"
 
     def agent(self, agent_id: str) -> str:

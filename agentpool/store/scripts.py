@@ -1,7 +1,7 @@
 """Lua scripts: found, assembled, called by SHA.
 
-A script is one file `lua/<verb>_<noun>.lua`; its header line `@include` names the files of `lua/lib` that are put
-before it, and `@flags` becomes the shebang: `allow-oom` for what ends, moves or keeps alive what exists and therefore
+A script is one file `lua/<verb>_<noun>.lua`; its header line `@include` names the files of `lua/lib` from which what it
+needs is put before it: each function that it leaves out makes every call cheaper. `@flags` becomes the shebang: `allow-oom` for what ends, moves or keeps alive what exists and therefore
 must run when memory is full, `no-writes` for reads. A script without flags accepts something new and is refused then.
 Addressing by SHA lets an old and a new release run side by side.
 """
@@ -19,6 +19,10 @@ __all__ = ["Script", "script"]
 _LUA = files("agentpool.store") / "lua"
 _INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
 _FLAGS = re.compile(r"^-- @flags (.+)$", re.MULTILINE)
+_FUNCTION = re.compile(r"^local function (\w+)\(.*?^end$", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
+_CALL = re.compile(r"(?<![.:\w])(\w+)(?=\()")
+_TABLE = "lib"
 
 
 class Script:
@@ -31,14 +35,32 @@ class Script:
         body = (_LUA / f"{name}.lua").read_text()
         include, flags = _INCLUDE.search(body), _FLAGS.search(body)
         shebang = [f"#!lua flags={flags[1]}"] if flags else []
-        libraries = include[1].split() if include else []
-        self.text = "\n".join([*shebang, *((_LUA / "lib" / f"{lib}.lua").read_text() for lib in libraries), body])
+        libraries = [(_LUA / "lib" / f"{lib}.lua").read_text() for lib in (include[1].split() if include else [])]
+        self.text = "\n".join([*shebang, _assembled("\n".join(libraries), body)])
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...], *, by_text: bool = False) -> list[Any]:
         """Return the words of `EVALSHA` (or `EVAL`): the pool's key, the three common arguments, then the rest."""
         head = ["EVAL", self.text] if by_text else ["EVALSHA", self.sha]
         return [*head, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments]
+
+
+def _assembled(libraries: str, body: str) -> str:
+    """Return the body behind those functions of the libraries that it uses, directly or not, and without comments.
+
+    They are put into a table: as variables each of them would cost a search and two more objects in every call of the
+    script that only declares it.
+    """
+    code = _COMMENT.sub("", libraries)
+    functions = {found[1]: found[0] for found in _FUNCTION.finditer(code)}
+    used, new = set[str](), [body, _FUNCTION.sub("", code)]
+    while new:
+        names = set(_CALL.findall(new.pop())) & functions.keys() - used
+        used |= names
+        new += [functions[name] for name in names]
+    code = _FUNCTION.sub(lambda found: found[0].removeprefix("local ") if found[1] in used else "", code)
+    text = f"local {_TABLE} = {{}}\n{code}\n{_COMMENT.sub('', body)}"
+    return _CALL.sub(lambda found: f"{_TABLE}.{found[0]}" if found[1] in used else found[0], text)
 
 
 @cache

@@ -255,14 +255,14 @@ class Tasks:
         names: Sequence[str] = (),
     ) -> Exchange | None:
         """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up."""
-        words: list[Any] = []
-        for task in ended:
-            name = task.agent_name or "-"
-            words.append(f"{task.id} {name} {task.verdict} {task.delay_ms} {task.run_ms:.3f} {task.tokens}")
-            words.append(task.outcome)
-            words.append(task.audit)
+        handed: list[Any] = []
+        if ended:
+            handed += [task.id for task in ended]
+            handed += [_words(task) for task in ended]
+            handed += [task.outcome for task in ended]
+            handed.append(b"\n".join([task.audit for task in ended]) if any(task.audit for task in ended) else b"")
         answer = await self._connection.call(
-            "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *words, *names
+            "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *handed, *names
         )
         if answer[0] == "gone":
             return None
@@ -287,6 +287,14 @@ class Tasks:
 
 def _forgotten(task_id: str) -> UnknownTask:
     return UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
+
+
+def _words(ended: EndedTask) -> str:
+    """Return what the script reads of a task that ended; of the plainest end, of a task by type, only how long it took."""
+    if ended.verdict == "done" and not (ended.agent_name or ended.tokens):
+        return f"{ended.run_ms:.3f}"
+    name = ended.agent_name or "-"
+    return f"{name} {ended.verdict} {ended.delay_ms} {ended.run_ms:.3f} {ended.tokens}"
 
 
 def _claimed(id: str, record: str, words: str) -> ClaimedTask:

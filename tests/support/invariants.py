@@ -37,8 +37,8 @@ class Picture:
             | set(self.workers)
         }
         words: dict[str, str] = client.hgetall(keys.leases(pool))
-        self.lease_words = {task: text.split(" ", 4) for task, text in words.items()}
-        self.leases = {task: text[0] for task, text in self.lease_words.items()}
+        self.lease_words = words
+        self.leases = {task: text.partition(" ")[0] for task, text in words.items()}
         """The worker of each leased task."""
         task_keys = client.keys(keys.task(f"{pool}/*"))
         self.tasks: dict[str, str] = (
@@ -256,10 +256,11 @@ def _of_leases(now: Picture) -> list[str]:
     return found
 
 
-def _is_lease(words: list[str], record: str) -> bool:
+def _is_lease(words: str, record: str) -> bool:
     """Tell whether a lease reads well, and has the header line of its task."""
     try:
-        _, rank, ms, tokens, line = words
+        rest, _, rank = words.rpartition(" ")
+        _, ms, tokens, line = rest.split(" ", 3)
         return float(rank) >= 0 and float(ms) >= 0 and int(tokens) >= 0 and line == record.partition("\n")[0]
     except ValueError:
         return False

@@ -22,7 +22,7 @@ local function read_words(limits, text)
   end
 end
 
-local known_limits = {}
+local known_limits, pool_limits = {}, nil
 
 -- The limits of a tenant; 0 is none. What was set live is above the configuration, and that above the defaults.
 local function limits_of(tenant)
@@ -30,10 +30,10 @@ local function limits_of(tenant)
   if not limits then
     limits = {weight = 1, agents = 0, running = 0, tokens_per_minute = 0, tokens_per_task = 0,
       requests_per_minute = 0, queued = 0}
-    local defaults, max_queued = unpack(redis.call('HMGET', POOL, 'tenant_limits', 'max_queued'))
-    limits.queued = tonumber(max_queued) or 0
+    pool_limits = pool_limits or redis.call('HMGET', POOL, 'tenant_limits', 'max_queued')
+    limits.queued = tonumber(pool_limits[2]) or 0
     if tenant ~= 'default' then
-      read_words(limits, defaults)
+      read_words(limits, pool_limits[1])
     end
     local given = redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant)
     read_words(limits, given[1])

@@ -8,8 +8,8 @@ local function held(worker, what)
   return POOL .. ':worker:' .. worker .. ':' .. what
 end
 
--- The one way in which free slots are written: absolutely, from what the worker holds.
-local function rescore(worker)
+-- The one way in which free slots are written: absolutely, from what the worker holds. `words` are written beside it.
+local function rescore(worker, words)
   local key = process_key(worker)
   local status, capacity, idle_since = unpack(redis.call('HMGET', key, 'status', 'capacity', 'idle_since'))
   local agents = redis.call('SCARD', held(worker, 'agents'))
@@ -24,7 +24,8 @@ local function rescore(worker)
   if agents + tasks == 0 then
     idle = (idle_since and idle_since ~= '') and idle_since or now
   end
-  redis.call('HSET', key, 'agent_count', agents, 'task_count', tasks, 'available', free, 'idle_since', idle)
+  redis.call('HSET', key, 'agent_count', agents, 'task_count', tasks, 'available', free, 'idle_since', idle,
+    unpack(words or {}))
   return free
 end
 

@@ -1,0 +1,365 @@
+-- What a worker takes: from the mailboxes of its idle agents, and by type in the turns of tenants.
+-- Needs base.lua, workers.lua, tenants.lua and tasks.lua.
+
+-- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
+local claimer = {worker = '', capacity = 0, labels = '', alone = false}
+
+-- What it has taken, as it is told and as it is written, once for all.
+local taken = {ids = {}, answer = {}, tasks = {}, runs = {}, leases = {}, dequeued = 0}
+local now_text = string.format('%.0f', now)
+
+-- What the worker is told of a task beside its record; '' of most, of which there is nothing to tell.
+local function attempt_words(id, tokens_per_task)
+  local tried = read_attempts(id)
+  return (tried.attempts + 1) .. ' ' .. tried.starts .. ' ' .. tokens_per_task
+end
+
+-- What the leases of all tasks with this header line say, and what such a task is charged in advance; nil for a line
+-- that is none.
+local function make_terms(line, charge)
+  local type, tenant = string.match(line, '^task %S+ %S+ (%S+) (%S+) ')
+  if not tenant then
+    return nil
+  end
+  local terms = {tenant = tenant, ms = 0, tokens = 0, tokens_per_task = limits_of(tenant).tokens_per_task}
+  if charge then
+    terms.ms, terms.tokens = estimate(tenant, type)
+  end
+  terms.words = string.format('%s %.3f %.0f ', claimer.worker, terms.ms, terms.tokens) .. line .. ' '
+  return terms
+end
+
+local known_terms = {}
+
+local function terms_of(line)
+  local terms = known_terms[line]
+  if not terms then
+    terms = make_terms(line, true)
+    known_terms[line] = terms
+  end
+  return terms
+end
+
+local function header_line(record)
+  local line_ends = record and string.find(record, '\n', 1, true)
+  return line_ends and string.sub(record, 1, line_ends - 1)
+end
+
+-- Note the lease of a task; `set` is where the worker has it: tasks, or runs of pinned agents.
+local function lease(set, id, rank, record, terms)
+  local scores, leases, answer = taken[set], taken.leases, taken.answer
+  local count = #scores
+  scores[count + 1], scores[count + 2] = now_text, id
+  count = #leases
+  leases[count + 1], leases[count + 2] = id, terms.words .. rank
+  count = #answer
+  answer[count + 1], answer[count + 2], answer[count + 3] = id, record, ''
+  taken.ids[#taken.ids + 1] = id
+  if terms.tokens_per_task > 0 or has_attempts() then
+    answer[count + 3] = attempt_words(id, terms.tokens_per_task)
+  end
+  if has_followers() then
+    tell_followers(id, 'task.started', claimer.worker)
+  end
+end
+
+-- Write down all that was taken.
+local function write_leases()
+  local worker = claimer.worker
+  for _, set in ipairs({'tasks', 'runs'}) do
+    if #taken[set] > 0 then
+      redis.call('ZADD', held(worker, set), unpack(taken[set]))
+    end
+  end
+  if #taken.leases > 0 then
+    redis.call('HSET', POOL .. ':leases', unpack(taken.leases))
+  end
+  if taken.dequeued > 0 then
+    redis.call('HINCRBY', POOL, 'queued', -taken.dequeued)
+  end
+end
+
+local function write_virtual_time()
+  if present_time then
+    redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', present_time))
+  end
+end
+
+-- Nothing is charged in advance: what it took counts when it ends.
+local function lease_one(set, id, rank, record)
+  local terms = make_terms(header_line(record), false)
+  lease(set, id, rank, record, terms)
+  redis.call('SADD', tenant_key(terms.tenant, 'tasks'), id)
+  if limits_of(terms.tenant).requests_per_minute > 0 then
+    add_to_window(terms.tenant, 'requests', 1)
+  end
+end
+
+local function is_suspect(id)
+  return read_attempts(id).suspect == 1
+end
+
+-- Whether anything is at work here; what waits for tasks of its own is not, and those may be what wants to run alone.
+local function is_busy()
+  local worker = claimer.worker
+  local tasks = redis.call('ZCARD', held(worker, 'tasks')) + redis.call('ZCARD', held(worker, 'runs'))
+  return tasks > redis.call('SCARD', held(worker, 'waits'))
+end
+
+local function run_alone(id)
+  claimer.alone = id
+  redis.call('HSET', process_key(claimer.worker), 'alone', id)
+end
+
+-- True when what it holds has to wait until nothing else runs here.
+local function claim_mailbox(name)
+  local agent = agent_key(name)
+  local owner, state, tenant = unpack(redis.call('HMGET', agent, 'process_id', 'status', 'tenant'))
+  if owner ~= claimer.worker or state ~= 'idle' then
+    return
+  end
+  local mailbox = POOL .. ':mailbox:' .. name
+  local id, rank = unpack(redis.call('ZRANGE', mailbox, 0, 0, 'WITHSCORES'))
+  if not id then
+    return
+  end
+  local allowed, wait = allowance(tenant)
+  if allowed == 0 then
+    -- It is woken when the tenant may go on.
+    redis.call('SADD', tenant_key(tenant, 'mail'), name)
+    hold(tenant, wait)
+    return
+  end
+  local record = redis.call('GET', task_key(id))
+  if record and is_suspect(id) then
+    if is_busy() then
+      return true
+    end
+    run_alone(id)
+  end
+  redis.call('ZREM', mailbox, id)
+  if record and parse_head(record) then
+    lease_one('runs', id, rank, record)
+    redis.call('HSET', agent, 'status', 'active', 'task_id', id)
+  end
+end
+
+local function hosts(lane)
+  for label in string.gmatch(string.match(lane, '%+(.*)') or '', '[^+]+') do
+    if not string.find(' ' .. claimer.labels .. ' ', ' ' .. label .. ' ', 1, true) then
+      return false
+    end
+  end
+  return true
+end
+
+-- The suspect that has waited longest, of those that may run here.
+local function next_suspect()
+  if redis.call('SCARD', held(claimer.worker, 'agents')) >= claimer.capacity then
+    return nil
+  end
+  for _, id in ipairs(redis.call('ZRANGE', POOL .. ':suspects', 0, 19)) do
+    local head = read_head(id)
+    if not head then
+      redis.call('ZREM', POOL .. ':suspects', id)
+    elseif hosts(head.lane) and allowance(head.tenant) > 0 then
+      return id
+    end
+  end
+end
+
+-- A suspect runs with nothing beside it. One worker at a time is cleared for those that wait, unless one is empty.
+-- True when nothing else may begin here.
+local function claim_suspect(takes_types)
+  local worker = claimer.worker
+  if redis.call('EXISTS', POOL .. ':suspects') == 0 then
+    return false
+  end
+  local id, clearing = next_suspect(), redis.call('HGET', POOL, 'clearing')
+  if not (id and takes_types) then
+    if clearing == worker and not id then
+      redis.call('HDEL', POOL, 'clearing')
+    end
+    return id and clearing == worker
+  elseif not is_busy() then
+    redis.call('ZREM', POOL .. ':suspects', id)
+    redis.call('HDEL', POOL, 'clearing')
+    run_alone(id)
+    lease_one('tasks', id, string.format('%.0f', now_us), redis.call('GET', task_key(id)))
+    return true
+  elseif not clearing or clearing == worker or not redis.call('ZSCORE', POOL .. ':processes', clearing) then
+    redis.call('HSET', POOL, 'clearing', worker)
+    return true
+  end
+  return false
+end
+
+-- Take from the mailboxes of these idle agents. Those that are passed over, because what runs here shall be alone, are
+-- looked at again by the next exchange, whether it names them or not; `passed` are those of the last one.
+-- True when nothing else may begin here.
+local function claim_mail(is_clear, passed, named)
+  local names, left, first = {}, {}, nil
+  for name in string.gmatch(passed, '%S+') do
+    names[#names + 1] = name
+  end
+  for _, name in ipairs(named) do
+    names[#names + 1] = name
+  end
+  for _, name in ipairs(names) do
+    if not is_clear or claimer.alone or first then
+      left[#left + 1] = name
+    elseif claim_mailbox(name) then
+      first = name
+    end
+  end
+  local words = table.concat({first or '', unpack(left)}, ' ')
+  if words ~= passed then
+    redis.call('HSET', process_key(claimer.worker), 'passed', words)
+  end
+  return first ~= nil
+end
+
+local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
+
+-- The tenant whose turn it is in a lane, and its tag. One that was served in another lane meanwhile has moved.
+local function first_of(lane)
+  while true do
+    local tenant, tag = unpack(redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, 0, 'WITHSCORES'))
+    tag = tonumber(tag)
+    if not tenant or not tags[tenant] or tags[tenant] < tag + 0.001 then
+      return tenant, tag
+    end
+    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+  end
+end
+
+-- The tenant whose turn it is in the lanes of a level: tenant, lane, tag.
+local function next_turn(level)
+  local best
+  for _, lane in ipairs(levels[level]) do
+    local tenant, tag = first_of(lane)
+    if tenant and (not best or tag < best[3]) then
+      best = {tenant, lane, tag}
+    end
+  end
+  return best
+end
+
+-- Serve the tenant whose turn it is, at most `most` tasks; returns how many, or nil when it could not be served.
+local function visit(turn, most)
+  local tenant, lane, tag = unpack(turn)
+  local queue, limits, usage = lane_key(lane, tenant), limits_of(tenant), usage_of(tenant)
+  local allowed, wait = allowance(tenant)
+  if allowed == 0 then
+    hold(tenant, wait)
+    return nil
+  end
+  -- Those whose tasks take long are served one by one, so that nobody is far ahead for as long as they take.
+  local quantum = math.max(1, math.floor(50 * limits.weight / math.max(usage.ms, 0.001)))
+  local count = math.min(most, allowed, math.ceil(8 * limits.weight), quantum)
+  local popped, keys, ids, charge, reserved = redis.call('ZPOPMIN', queue, count), {'MGET'}, {}, 0, 0
+  for i = 1, #popped, 2 do
+    keys[#keys + 1] = task_key(popped[i])
+  end
+  for place, record in ipairs(#keys > 1 and redis.call(unpack(keys)) or {}) do
+    local line = header_line(record)
+    local terms = line and (known_terms[line] or terms_of(line))
+    if terms then
+      ids[#ids + 1] = popped[2 * place - 1]
+      lease('tasks', popped[2 * place - 1], popped[2 * place], record, terms)
+      charge, reserved = charge + terms.ms, reserved + terms.tokens
+    end
+  end
+  taken.dequeued = taken.dequeued + #popped / 2
+  local start = math.max(virtual_time(), tag)
+  present_time = start
+  tags[tenant] = start + charge / limits.weight
+  if #popped / 2 < count or redis.call('EXISTS', queue) == 0 then
+    redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
+  else
+    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+  end
+  if #ids > 0 then
+    redis.call('SADD', tenant_key(tenant, 'tasks'), unpack(ids))
+    add_to_window(tenant, 'tokens', reserved)
+    if limits.requests_per_minute > 0 then
+      add_to_window(tenant, 'requests', #ids)
+    end
+  end
+  return #ids
+end
+
+-- Serve one level until `most` are taken; `quick`: only tenants whose tasks take less than 5 ms.
+local function serve(level, most, quick)
+  local got = 0
+  for _ = 1, 2 * most + 20 do
+    local turn = got < most and next_turn(level)
+    if not turn or quick and (usage_of(turn[1]).count < 8 or usage_of(turn[1]).ms >= 5) then
+      break
+    end
+    got = got + (visit(turn, most - got) or 0)
+  end
+  return got
+end
+
+-- Urgent tasks go first, but leave one claim in eight to the others while there are any.
+local function serve_urgent_and_normal(most, quick)
+  local got = 0
+  if #levels.urgent == 0 then
+    return serve('normal', most, quick)
+  end
+  while got < most do
+    local count = 0
+    if next_turn('urgent') and next_turn('normal') then
+      local turn = tonumber(redis.call('HGET', POOL, 'turn')) or 0
+      count = turn % 8 == 7 and serve('normal', 1, quick) or serve('urgent', math.min(most - got, 7 - turn % 8), quick)
+      redis.call('HSET', POOL, 'turn', (turn + count) % 8)
+    end
+    if count == 0 then
+      count = serve('urgent', most - got, quick)
+    end
+    if count == 0 then
+      return got + serve('normal', most - got, quick)
+    end
+    got = got + count
+  end
+  return got
+end
+
+-- Take tasks by type: at most `most` for free slots, and `ahead` beyond those; or only such as other tasks wait for.
+local function claim_by_type(most, ahead, only_children)
+  local worker = claimer.worker
+  for _, lane in ipairs(lanes()) do
+    if hosts(lane) then
+      table.insert(levels[string.match(lane, '^%a+')], lane)
+    end
+  end
+  local tasks = redis.call('ZCARD', held(worker, 'tasks'))
+  local free = claimer.capacity - redis.call('SCARD', held(worker, 'agents')) - tasks
+  -- Each task that waits for tasks of its own lends its slot to such tasks.
+  local got = serve('child', math.min(50, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
+  if only_children then
+    return
+  end
+  local room = math.min(most, free, 50) - got
+  if room > 0 then
+    local count = serve_urgent_and_normal(room)
+    if count < room then
+      count = count + serve('batch', room - count)
+    end
+    got, room = got + count, room - count
+  end
+  local more = math.min(ahead, 50 - got)
+  if room <= 0 and more > 0 then
+    serve_urgent_and_normal(more, true)
+  end
+end
+
+-- What a tenant has used no more of, so that its turn begins at the present virtual time anyway, is forgotten.
+local function forget_idle_tenants()
+  local past = redis.call('ZRANGEBYSCORE', POOL .. ':tenants', '-inf',
+    '(' .. string.format('%.6f', virtual_time()), 'LIMIT', 0, 10)
+  if #past > 0 then
+    redis.call('ZREM', POOL .. ':tenants', unpack(past))
+  end
+end
