@@ -208,7 +208,7 @@ def test_header_includes_what_the_body_needs(path: Path) -> None:
 def test_header_flags_are_known(path: Path) -> None:
     flags = entry_of(header_of(path), "@flags")
     writes = re.search(
-        r"redis\.p?call\('(HSET|ZADD|SET|DEL|SADD|SREM|SPOP|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|P?EXPIRE)'", body_of(path)
+        r"redis\.p?call\('(HSET|ZADD|SET|MSET|MSETEX|DEL|SADD|SREM|SPOP|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|P?EXPIRE)'", body_of(path)
     )
     assert flags in ("", "allow-oom", "no-writes")
     if flags == "no-writes":

@@ -1,8 +1,9 @@
 """Lua scripts: found, assembled, called by SHA.
 
 A script is one file `lua/<verb>_<noun>.lua`; its header line `@include` names the files of `lua/lib` from which what it
-needs is put before it: each function that it leaves out makes every call cheaper. `@flags` becomes the shebang: `allow-oom` for what ends, moves or keeps alive what exists and therefore
-must run when memory is full, `no-writes` for reads. A script without flags accepts something new and is refused then.
+needs is put before it, and `@flags` becomes the shebang: `allow-oom` for what ends, moves or keeps alive what exists
+and therefore must run when memory is full, `no-writes` for reads. A script without flags accepts something new and is
+refused then.
 Addressing by SHA lets an old and a new release run side by side.
 """
 

@@ -290,7 +290,7 @@ def _forgotten(task_id: str) -> UnknownTask:
 
 
 def _words(ended: EndedTask) -> str:
-    """Return what the script reads of a task that ended; of the plainest end, of a task by type, only how long it took."""
+    """Return what the script reads of a task that ended; of a task by type that is done, only how long it took."""
     if ended.verdict == "done" and not (ended.agent_name or ended.tokens):
         return f"{ended.run_ms:.3f}"
     name = ended.agent_name or "-"

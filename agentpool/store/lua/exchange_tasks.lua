@@ -79,10 +79,12 @@ local function take_tasks()
     local is_taken = claim_mail(is_clear, passed or '', {unpack(ARGV, names_at)})
     if not is_taken and is_clear and not claimer.alone and most >= 0 then
       claim_by_type(most, ahead, waits)
-      forget_idle_tenants()
     end
   end
   write_leases()
+  if #taken.ids > 0 then
+    forget_idle_tenants()
+  end
   write_turns()
   write_virtual_time()
   rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})

@@ -27,9 +27,13 @@ local options = {}
 for word, value in string.gmatch(ARGV[9], '(%S+)=(%S+)') do
   options[word] = value
 end
-local fresh = {}
+local ids, fresh = {}, {}
 for i = 10, #ARGV, 2 do
-  if redis.call('EXISTS', task_key(ARGV[i])) == 0 then
+  ids[#ids + 1] = task_key(ARGV[i])
+end
+local are_known = redis.call('EXISTS', unpack(ids)) > 0
+for i = 10, #ARGV, 2 do
+  if not (are_known and redis.call('EXISTS', task_key(ARGV[i])) == 1) then
     fresh[#fresh + 1] = i
   end
 end
@@ -179,7 +183,7 @@ if options.parent then
 end
 local queue = name ~= '' and POOL .. ':mailbox:' .. name or lane_key(lane, tenant)
 local rank = name ~= '' and next_rank(queue) or now_us + ARGV[8]
-local ranked = {}
+local ranked, records = {}, {}
 for place, i in ipairs(fresh) do
   local record = ARGV[i + 1]
   if lane ~= own_lane or tenant ~= ARGV[6] then
@@ -191,7 +195,8 @@ for place, i in ipairs(fresh) do
       return (words == '-' and ' ' or ' ' .. words .. ',') .. 'delay=1\n'
     end, 1)
   end
-  redis.call('SET', task_key(ARGV[i]), record)
+  records[#records + 1] = task_key(ARGV[i])
+  records[#records + 1] = record
   if options.delay then
     set_timer('start', ARGV[i], now + options.delay)
   else
@@ -205,6 +210,7 @@ for place, i in ipairs(fresh) do
     set_timer('promote', ARGV[i], now + (options.delay or 0) + options.batch)
   end
 end
+redis.call('MSET', unpack(records))
 if options.delay then
   return {'ok'}
 end

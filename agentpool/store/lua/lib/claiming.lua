@@ -1,6 +1,9 @@
 -- What a worker takes: from the mailboxes of its idle agents, and by type in the turns of tenants.
 -- Needs base.lua, workers.lua, tenants.lua and tasks.lua.
 
+-- Tasks that a tenant of weight 1 gets at most when it has its turn.
+local VISIT = 16
+
 -- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
 local claimer = {worker = '', capacity = 0, labels = '', alone = false}
 
@@ -256,7 +259,7 @@ local function visit(turn, most)
   end
   -- Those whose tasks take long are served one by one, so that nobody is far ahead for as long as they take.
   local quantum = math.max(1, math.floor(50 * limits.weight / math.max(usage.ms, 0.001)))
-  local count = math.min(most, allowed, math.ceil(8 * limits.weight), quantum)
+  local count = math.min(most, allowed, math.ceil(VISIT * limits.weight), quantum)
   local popped, keys, ids, charge, reserved = redis.call('ZPOPMIN', queue, count), {'MGET'}, {}, 0, 0
   for i = 1, #popped, 2 do
     keys[#keys + 1] = task_key(popped[i])
