@@ -4,6 +4,7 @@ One object is both, as it is made on every acquire. A lease that was given back 
 whoever has the agent next.
 """
 
+from asyncio import _get_running_loop as running_loop  # None where there is none
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
 from functools import partial
@@ -103,24 +104,25 @@ class Lease:
     def begin(self, context: Context, input: Any, timeout: float | None) -> Call:
         """Begin one task, its input being as the agent declares it; the call tells of its end."""
         member, core = self._held(), self._core
-        core.check_loop()
+        if running_loop() is not core.loop:
+            core.check_loop()
         if member.running:
             raise RuntimeError(f"agent {member.id} does one task at a time: await the first one, or acquire another")
         member.running += 1
         member.requests += 1
         core.counted.requests += 1
         call = member.instance.run(context, input, timeout)
-        call.then(partial(self._ran, member, monotonic()))
+        call.then(partial(self._ran, member, call))
         return call
 
-    def _ran(self, member: "Member", began: float, ended: Ended) -> None:
+    def _ran(self, member: "Member", call: Call, ended: Ended) -> None:
         core = self._core
-        core.runs.record(monotonic() - began)
+        core.runs.record(call.over_at - call.began)
         if not ended.well:
             member.errors += 1
             core.counted.errors += 1
         member.running -= 1
-        self._pool._after_run(member, held=self._member is member, well=ended.well)
+        self._pool._after_run(member, call.over_at, held=self._member is member, well=ended.well)
 
     def _held(self) -> "Member":
         member = self._member

@@ -129,10 +129,10 @@ class AgentPool:
         async with self.acquire(timeout, priority=priority) as agent:
             return await agent.run(input)
 
-    def _after_run(self, member: Member, *, held: bool, well: bool) -> None:
+    def _after_run(self, member: Member, now: float, *, held: bool, well: bool) -> None:
         if well and not member.proved and self._core.circuit.note_run(member):
             self._spawner.fill()
-        self._recycler.consider(member)
+        self._recycler.consider(member, now)
         if not held and not member.running and member.state is PooledState.ACTIVE:
             self._core.give_back(member)  # its lease ended before its task did
 
