@@ -35,18 +35,13 @@ class Lease:
 
     __slots__ = ("_asked", "_core", "_member", "_pool", "_priority", "_timeout")
 
-    def __init__(self, pool: "AgentPool", timeout: float | None, priority: int) -> None:
+    def __init__(
+        self, pool: "AgentPool", timeout: float | None, priority: int, member: "Member | None" = None
+    ) -> None:
+        """`member` is an agent that was taken already."""
         self._pool, self._core = pool, pool._core
         self._timeout, self._priority = timeout, priority
-        self._member: Member | None = None
-        self._asked = False
-
-    @classmethod
-    def holding(cls, pool: "AgentPool", member: "Member") -> "Lease":
-        """Return a lease of an agent that was taken already."""
-        lease = cls(pool, None, 0)
-        lease._member, lease._asked = member, True
-        return lease
+        self._member, self._asked = member, member is not None
 
     def __await__(self) -> Generator[Any, Any, "Lease"]:
         if self._asked:

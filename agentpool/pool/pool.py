@@ -107,7 +107,7 @@ class AgentPool:
             return None
         core.waits.at_once += 1
         core.counted.acquired += 1
-        return Lease.holding(self, core.take_idle())
+        return Lease(self, None, PRIORITY, core.take_idle())
 
     def release(self, lease: Lease) -> None:
         """Give an agent back; nothing happens when it was given back already. Its task, if one runs, is cancelled."""

@@ -83,7 +83,10 @@ class Executor:
         self._ended_at: dict[Key, float] = {}
         """When a task of a key that is busy last ended."""
         self._by_type = 0
+        self._slots = place.settings.capacity
+        """What the pinned agents leave of the capacity."""
         self._mean_ms: float | None = None
+        self._is_short = False
         self._stuck = False
         """Tasks that waited here went back, and none has ended since: no more than there are slots are taken."""
         self._sweep: asyncio.TimerHandle | None = None
@@ -110,6 +113,7 @@ class Executor:
 
     def slots_changed(self) -> None:
         """A slot may be free."""
+        self._slots = max(0, self._settings.capacity - self._agents.count)
         self._dispatch()
         if self._turns_left:
             self.wake_lanes()
@@ -240,15 +244,12 @@ class Executor:
 
     def _room(self) -> tuple[int, int]:
         """Return how many tasks by type there is room for: in slots, and beyond them; `NO_ROOM` when none."""
-        slots = self._slots()
+        slots = self._slots
         here = self._by_type + self._waiting_count
-        ahead = self._is_short() and not self._stuck and slots > 0
+        ahead = self._is_short and not self._stuck and slots > 0
         prefetch = PREFETCH - max(0, here - slots) if ahead else 0
         room, prefetch = max(0, slots - here), max(0, prefetch)
         return (room, prefetch) if room or prefetch or self._place.waits else NO_ROOM
-
-    def _slots(self) -> int:
-        return max(0, self._settings.capacity - self._agents.count)
 
     # -- one task -----------------------------------------------------------------------------------------------
 
@@ -270,41 +271,32 @@ class Executor:
 
     def _try_to_start(self, run: Run) -> bool:
         """Start a task by type if there is a slot, and an agent or a reason to make one."""
-        key = _key_of(run)
-        if self._by_type >= self._slots() + self._lent():
+        if self._by_type >= self._slots + self._place.waits:
             return False
-        is_nested = run.task.header.lane.startswith("child")  # the busy one may be waiting for this very task
-        if not is_nested and not self._host.has_idle(*key) and self._busy.get(key) and self._is_short():
-            return False  # an agent of this tenant will be free sooner than another could be made
+        if self._is_short and run.key in self._busy and not self._host.has_idle(*run.key):
+            if not run.task.header.lane.startswith("child"):  # the busy one may be waiting for this very task
+                return False  # an agent of this tenant will be free sooner than another could be made
         self._start(run)
         return True
 
     def _start(self, run: Run) -> None:
-        key = _key_of(run)
         self._by_type += 1
-        self._busy[key] = self._busy.get(key, 0) + 1
+        self._busy[run.key] = self._busy.get(run.key, 0) + 1
         self._host.begin(run)
 
-    def _lent(self) -> int:
-        """Slots that are lent: tasks of this worker that wait for tasks of their own."""
-        return self._place.waits
-
-    def _is_short(self) -> bool:
-        return self._mean_ms is not None and self._mean_ms < SHORT_MS
-
     def _wait(self, run: Run) -> None:
-        self._waiting.setdefault(_key_of(run), deque()).append(run)
+        self._waiting.setdefault(run.key, deque()).append(run)
         self._waiting_count += 1
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
 
     def _dispatch(self, first: Key | None = None) -> None:
         """Start tasks that wait here: of the key whose agent has just become free, else of whichever can start."""
-        if first is not None and first in self._waiting:
+        if first in self._waiting:
             self._start_waiting(first)
         elif self._waiting:
             for key in list(self._waiting):
-                if self._by_type >= self._slots() + self._lent():
+                if self._by_type >= self._slots + self._place.waits:
                     return
                 self._start_waiting(key)
 
@@ -323,11 +315,11 @@ class Executor:
         self._sweep = None
         now, helped = monotonic(), set[Key]()
         for run in [run for queue in self._waiting.values() for run in queue if now - run.taken > SOON_S]:
-            key = _key_of(run)
+            key = run.key
             if key in helped or now - self._ended_at.get(key, 0.0) < SOON_S:
                 continue  # its turn comes: the agents of its key do one after the other
             helped.add(key)
-            if self._by_type < self._slots() + self._lent():
+            if self._by_type < self._slots + self._place.waits:
                 self._take_out(run)
                 self._start(run)
             elif now - run.taken > PATIENCE_S:
@@ -338,7 +330,7 @@ class Executor:
 
     def _take_out(self, run: Run) -> bool:
         """Take a run out of those that wait here; False when it is not among them."""
-        key = _key_of(run)
+        key = run.key
         queue = self._waiting.get(key)
         if not queue or run not in queue:
             return False
@@ -357,43 +349,49 @@ class Executor:
 
     def _done(self, run: Run, ending: Ending) -> None:
         """A run has ended: its agent is free, its end is to be handed in."""
-        task, outcome = run.task, ending.outcome
-        if not task.header.agent_name:
-            key = _key_of(run)
-            self._by_type -= 1
-            self._busy[key] -= 1
-            if self._busy[key] or key in self._waiting:
-                self._ended_at[key] = monotonic()
-            else:
-                self._ended_at.pop(key, None)
-            if not self._busy[key]:
-                del self._busy[key]
-            self._host.release(run)
-            if run.has_begun:
-                self._stuck = False
-                mean = self._mean_ms
-                self._mean_ms = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
-        result = outcome.error if ending.verdict == "back" else outcome
+        task, outcome, verdict = run.task, ending.outcome, ending.verdict
+        name = task.header.agent_name
+        if not name:
+            self._free(run)
         self._ended[task.id] = (
             run,
             EndedTask(
-                id=task.id,
-                agent_name=task.header.agent_name,
-                verdict=ending.verdict,
-                outcome=encode_json(result),
-                delay_ms=round(1000 * ending.delay),
-                run_ms=run.duration_ms,
-                tokens=outcome.tokens,
-                audit=audit_line(self._settings, run, ending),
+                task.id,
+                name,
+                verdict,
+                encode_json(outcome.error if verdict == "back" else outcome),
+                round(1000 * ending.delay),
+                run.duration_ms,
+                outcome.tokens,
+                audit_line(self._settings, run, ending),
             ),
         )
         if self._turns_left:
             self._turns_wait = True
         self._woken.set()
         if self._waiting:
-            self._dispatch(_key_of(run))
+            self._dispatch(run.key)
         if run.runaway:
-            self._on_runaway(task.header.agent_name or task.header.agent_type)
+            self._on_runaway(name or task.header.agent_type)
+
+    def _free(self, run: Run) -> None:
+        """The slot of a run by type and its agent are free."""
+        key, busy = run.key, self._busy[run.key] - 1
+        self._by_type -= 1
+        if busy:
+            self._busy[key] = busy
+        else:
+            del self._busy[key]
+        if busy or key in self._waiting:
+            self._ended_at[key] = monotonic()
+        else:
+            self._ended_at.pop(key, None)
+        self._host.release(run)
+        if run.has_begun:
+            self._stuck = False
+            mean = self._mean_ms
+            mean = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
+            self._mean_ms, self._is_short = mean, mean < SHORT_MS
 
     # -- what is recorded ---------------------------------------------------------------------------------------
 
@@ -443,8 +441,3 @@ class Executor:
                 del self._reports[: len(reports)]
         finally:
             self._reporting = None
-
-
-def _key_of(run: Run) -> Key:
-    header = run.task.header
-    return header.agent_type, header.tenant

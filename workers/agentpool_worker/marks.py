@@ -11,7 +11,7 @@ import structlog
 
 from agentpool.hosting import Marks
 from agentpool.pool.calls import OnCpu
-from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, encode_mark, mark_path
+from agentpool.protocol.marks import FILE_BYTES, SLOTS, mark_path, write_mark
 
 __all__ = ["FileMarks", "open_marks"]
 
@@ -32,14 +32,12 @@ class FileMarks(Marks):
         if not self._free:
             return 0
         mark = self._free.pop()
-        start = mark * SLOT_BYTES
-        self._memory[start : start + SLOT_BYTES] = encode_mark(task_id, deadline)
+        write_mark(self._memory, mark, task_id, deadline)
         return mark
 
     def end(self, mark: int) -> None:
         if mark:
-            start = mark * SLOT_BYTES
-            self._memory[start : start + SLOT_BYTES] = bytes(SLOT_BYTES)
+            write_mark(self._memory, mark, "", 0.0)
             self._free.append(mark)
 
 
