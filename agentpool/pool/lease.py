@@ -73,6 +73,18 @@ class Lease:
         """Give the agent back; nothing happens when it was given back already. Its task, if one runs, is cancelled."""
         self._pool.release(self)
 
+    def renew(self) -> bool:
+        """Give the agent back and have it again at once; False, and nothing happens, when it is due elsewhere first:
+        to another request, to be asked for its health, or to be replaced.
+        """
+        member, core = self._member, self._core
+        if member is None or not core.renew(member):
+            return False
+        core.counted.released += 1
+        core.counted.acquired += 1
+        core.waits.at_once += 1
+        return True
+
     # -- the agent ----------------------------------------------------------------------------------------------
 
     @property

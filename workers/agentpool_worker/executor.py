@@ -304,9 +304,7 @@ class Executor:
         queue = self._waiting[key]
         while queue and self._try_to_start(queue[0]):
             queue.popleft()
-            self._waiting_count -= 1
-        if not queue:
-            del self._waiting[key]
+            self._left(key, queue)
 
     def _look_at_waiting(self) -> None:
         """Make agents for those for which none became free soon, as far as there are slots; give back what has waited
@@ -335,10 +333,14 @@ class Executor:
         if not queue or run not in queue:
             return False
         queue.remove(run)
+        self._left(key, queue)
+        return True
+
+    def _left(self, key: Key, queue: deque[Run]) -> None:
+        """One no longer waits here."""
         self._waiting_count -= 1
         if not queue:
             del self._waiting[key]
-        return True
 
     def _stop(self, run: Run, why: str) -> None:
         """Stop a run; one that waits here ends at once."""
@@ -351,8 +353,6 @@ class Executor:
         """A run has ended: its agent is free, its end is to be handed in."""
         task, outcome, verdict = run.task, ending.outcome, ending.verdict
         name = task.header.agent_name
-        if not name:
-            self._free(run)
         self._ended[task.id] = (
             run,
             EndedTask(
@@ -369,29 +369,37 @@ class Executor:
         if self._turns_left:
             self._turns_wait = True
         self._woken.set()
-        if self._waiting:
-            self._dispatch(run.key)
+        if name:
+            self._dispatch()
+        else:
+            self._free(run)
         if run.runaway:
             self._on_runaway(name or task.header.agent_type)
 
     def _free(self, run: Run) -> None:
-        """The slot of a run by type and its agent are free."""
-        key, busy = run.key, self._busy[run.key] - 1
-        self._by_type -= 1
-        if busy:
-            self._busy[key] = busy
-        else:
-            del self._busy[key]
-        if busy or key in self._waiting:
-            self._ended_at[key] = monotonic()
-        else:
-            self._ended_at.pop(key, None)
-        self._host.release(run)
+        """The slot and the agent of a run by type are free: for the next of its key, else for whichever can start."""
         if run.has_begun:
             self._stuck = False
             mean = self._mean_ms
             mean = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
             self._mean_ms, self._is_short = mean, mean < SHORT_MS
+        key = run.key
+        queue = self._waiting.get(key)
+        if queue and self._by_type <= self._slots + self._place.waits and self._host.pass_on(run, queue[0]):
+            self._ended_at[key] = monotonic()
+            queue.popleft()
+            self._left(key, queue)
+            return
+        self._by_type -= 1
+        busy = self._busy[key] = self._busy[key] - 1
+        if busy or queue:
+            self._ended_at[key] = monotonic()
+        else:
+            self._ended_at.pop(key, None)
+        if not busy:
+            del self._busy[key]
+        self._host.release(run)
+        self._dispatch(key)
 
     # -- what is recorded ---------------------------------------------------------------------------------------
 
