@@ -166,7 +166,7 @@ class Run:
         call, context = self._call, self._context
         assert call is not None
         assert context is not None
-        self.duration_ms = round(1000 * (call.over_at - call.began), 3)
+        self.duration_ms = round(1e6 * (call.over_at - call.began)) / 1000
         if ended.kind != "abandoned":  # whose code goes on under its number, which must not be another's then
             self._unmark()
         tokens = context.token_count

@@ -209,13 +209,15 @@ class Call(Coroutine[Any, Any, Ended]):
                 self._code = self._begin()
             return self._code.send(value)
         except StopIteration as stop:
-            ended = Ended("raised", error=stop) if self._code is None else Ended("returned", stop.value)
+            # In no variable: an error that holds this frame, which holds the error, would need the garbage collector.
+            raise StopIteration(
+                Ended("raised", error=stop) if self._code is None else Ended("returned", stop.value)
+            ) from None
         except BaseException as raised:  # noqa: BLE001 (see above)
-            ended = Ended("raised", error=raised)
+            raise StopIteration(Ended("raised", error=raised)) from None
         finally:
             view[0] = 0
             self._meter.cpu_s += thread_time() - began
-        raise StopIteration(ended)
 
     # -- its end ------------------------------------------------------------------------------------------------
 

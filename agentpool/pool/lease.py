@@ -35,9 +35,7 @@ class Lease:
 
     __slots__ = ("_asked", "_core", "_member", "_pool", "_priority", "_timeout")
 
-    def __init__(
-        self, pool: "AgentPool", timeout: float | None, priority: int, member: "Member | None" = None
-    ) -> None:
+    def __init__(self, pool: "AgentPool", timeout: float | None, priority: int, member: "Member | None" = None) -> None:
         """`member` is an agent that was taken already."""
         self._pool, self._core = pool, pool._core
         self._timeout, self._priority = timeout, priority

@@ -33,7 +33,7 @@ def mark_path(folder: str, worker_id: str) -> Path:
 
 
 def write_mark(memory: mmap.mmap | bytearray, mark: int, task_id: str, deadline: float) -> None:
-    """Fill a slot; one with an empty id is free."""
+    """Fill a slot; a free one holds zeros."""
     _slot.pack_into(memory, mark * SLOT_BYTES, deadline, task_id.encode())
 
 

@@ -38,6 +38,10 @@ PREFETCH = 40
 """Tasks beyond the slots, where they are short."""
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
+VERY_SHORT_MS = 1.0
+"""Mean run time below which an exchange waits for more tasks to end, for at most so many steps of the event loop."""
+STEPS_PER_EXCHANGE = 4
+ENOUGH_ENDED = 25
 SOON_S = 0.02
 """How long a task waits for a warm agent rather than that another is made, where tasks are short."""
 PATIENCE_S = 0.05
@@ -185,8 +189,8 @@ class Executor:
 
     async def _exchange(self) -> bool:
         """Exchange once; False when there was nothing to do."""
-        if self._mean_ms is not None and self._mean_ms < 1:
-            await asyncio.sleep(0)  # so that what begins in this step ends before: fewer exchanges do the same
+        if self._mean_ms is not None and self._mean_ms < VERY_SHORT_MS:
+            await self._let_more_end()
         names = self._idle_with_mail()
         room, prefetch = self._room() if self._turns_wait and self._open else NO_ROOM
         ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
@@ -209,6 +213,15 @@ class Executor:
             self._turns_wait = True
         # Else what is left cannot be taken now; the end of a task, a command or a beat looks again.
         return True
+
+    async def _let_more_end(self) -> None:
+        """Let what begins in this step end before the exchange, and while tasks wait here some of those, too: fewer
+        exchanges do the same.
+        """
+        for _ in range(STEPS_PER_EXCHANGE):
+            await asyncio.sleep(0)
+            if not self._waiting or len(self._ended) >= ENOUGH_ENDED:
+                return
 
     async def _insist(
         self, number: int, room: int, prefetch: int, ended: Sequence[EndedTask], names: Sequence[str]
@@ -266,16 +279,19 @@ class Executor:
         elif run.why or not self._open:
             run.stop(GIVE_BACK)
             self._start(run)
-        elif not self._try_to_start(run):
+        elif self._must_queue(run) or not self._try_to_start(run):
             self._wait(run)
+
+    def _must_queue(self, run: Run) -> bool:
+        """Tell whether others wait here already for the same agent that is free soon."""
+        return self._is_short and run.key in self._waiting and run.key in self._busy and not _is_nested(run)
 
     def _try_to_start(self, run: Run) -> bool:
         """Start a task by type if there is a slot, and an agent or a reason to make one."""
         if self._by_type >= self._slots + self._place.waits:
             return False
-        if self._is_short and run.key in self._busy and not self._host.has_idle(*run.key):
-            if not run.task.header.lane.startswith("child"):  # the busy one may be waiting for this very task
-                return False  # an agent of this tenant will be free sooner than another could be made
+        if self._is_short and run.key in self._busy and not self._host.has_idle(*run.key) and not _is_nested(run):
+            return False  # an agent of this tenant will be free sooner than another could be made
         self._start(run)
         return True
 
@@ -292,7 +308,7 @@ class Executor:
 
     def _dispatch(self, first: Key | None = None) -> None:
         """Start tasks that wait here: of the key whose agent has just become free, else of whichever can start."""
-        if first in self._waiting:
+        if first is not None and first in self._waiting:
             self._start_waiting(first)
         elif self._waiting:
             for key in list(self._waiting):
@@ -449,3 +465,8 @@ class Executor:
                 del self._reports[: len(reports)]
         finally:
             self._reporting = None
+
+
+def _is_nested(run: Run) -> bool:
+    """Tell whether the task that has its tenant's agent may be waiting for this very one."""
+    return run.task.header.lane.startswith("child")

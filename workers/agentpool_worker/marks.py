@@ -11,11 +11,14 @@ import structlog
 
 from agentpool.hosting import Marks
 from agentpool.pool.calls import OnCpu
-from agentpool.protocol.marks import FILE_BYTES, SLOTS, mark_path, write_mark
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, mark_path, write_mark
 
 __all__ = ["FileMarks", "open_marks"]
 
 log = structlog.get_logger("worker")
+
+
+FREE = bytes(SLOT_BYTES)
 
 
 class FileMarks(Marks):
@@ -37,7 +40,8 @@ class FileMarks(Marks):
 
     def end(self, mark: int) -> None:
         if mark:
-            write_mark(self._memory, mark, "", 0.0)
+            start = mark * SLOT_BYTES
+            self._memory[start : start + SLOT_BYTES] = FREE
             self._free.append(mark)
 
 
