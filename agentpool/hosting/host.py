@@ -103,7 +103,7 @@ class Host:
 
     def _begin_on_any(self, run: Run) -> None:
         header = run.task.header
-        type = self.place.type(header.agent_type)
+        type = self.place.types.get(header.agent_type) or self.place.type(header.agent_type)
         input = run.decode(type)
         lease = run.lease = run.lease or self.by_type.take_idle(type, header.tenant)
         if lease:

@@ -171,9 +171,10 @@ class Run:
             self._unmark()
         tokens = context.token_count
         if ended.kind == "returned" and not ended.why:
-            self._tell(self._returned(ended.value, tokens))
+            outcome = self._returned(ended.value, tokens)
         else:
-            self._tell(self._complete(self._failure(ended), tokens))
+            outcome = self._complete(self._failure(ended), tokens)
+        self.done(self, self._ending(outcome))
 
     def _unmark(self) -> None:
         if self.mark:

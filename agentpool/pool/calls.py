@@ -128,19 +128,19 @@ def _deadlines_of(loop: asyncio.AbstractEventLoop) -> _Deadlines:
     return found
 
 
-class Call(Coroutine[Any, Any, Ended]):
+class Call(Coroutine[Any, Any, Any]):
     """One call into an agent; `label` names it. `then` and `ended` tell of its end.
 
     `begin` makes the agent's coroutine in the first step of the call's task, whose context variables are a copy of the
     caller's: whatever it raises is the agent's failure too. `tell(call, ended)` is told of the end before all others.
 
     What the task steps through is the call itself, with nothing between it and the agent: `send` and `throw` take one
-    step of the agent's code each, and at its end they return its `Ended`. `began` and `over_at` are monotonic times.
+    step of the agent's code each. `began` and `over_at` are monotonic times.
     """
 
     __slots__ = (
-        "_begin", "_code", "_ended", "_grace", "_loop", "_mark", "_meter", "_over", "_task", "_tell", "_tells",
-        "_timed_out", "_timeout", "_timer", "began", "label", "over_at", "why",
+        "_begin", "_code", "_ended", "_grace", "_loop", "_mark", "_meter", "_over", "_raised", "_task", "_tell",
+        "_tells", "_timed_out", "_timeout", "_timer", "began", "label", "over_at", "why",
     )  # fmt: skip
 
     def __init__(
@@ -156,6 +156,7 @@ class Call(Coroutine[Any, Any, Ended]):
     ) -> None:
         self._begin, self._meter, self._mark, self._tell = begin, meter, mark, tell
         self._code: Coroutine[Any, Any, Any] | None = None
+        self._raised: BaseException | None = None
         self.label, self.why = label, ""
         self._grace, self._timed_out, self._timeout = grace, False, timeout
         self._over: asyncio.Future[Ended] | None = None
@@ -163,7 +164,8 @@ class Call(Coroutine[Any, Any, Ended]):
         self._tells: tuple[Callable[[Ended], object], ...] = ()
         self.began = self.over_at = monotonic()
         loop = self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Ended] | None = loop.create_task(self, name=label)
+        # Not by way of the loop, which may have a factory of eager tasks: the agent would run before this is complete.
+        self._task: asyncio.Task[Any] | None = asyncio.Task(self, loop=loop, name=label)
         self._task.add_done_callback(self._finished)
         self._timer: asyncio.TimerHandle | _Deadlines | None = None
         if timeout is None:
@@ -176,26 +178,10 @@ class Call(Coroutine[Any, Any, Ended]):
 
     # -- what its task does -------------------------------------------------------------------------------------
 
-    def send(self, value: Any) -> Any:
-        """Take the next step of the agent's code."""
-        return self._step(value, None)
+    def send(self, value: Any, error: BaseException | None = None) -> Any:
+        """Take the next step of the agent's code: add its CPU time to the agent's meter, and mark whose step it is.
 
-    def throw(self, error: Any, *rest: Any) -> Any:
-        """Take the next step, which begins with an error."""
-        return self._step(None, error)
-
-    def close(self) -> None:
-        """End the agent's code where it waits."""
-        if self._code is not None:
-            self._code.close()
-
-    def __await__(self) -> Generator[Any, Any, Ended]:
-        return self.ended().__await__()
-
-    def _step(self, value: Any, error: BaseException | None) -> Any:
-        """Add the CPU time of one step to the agent's meter, and mark whose step it is.
-
-        Whatever an agent raises, `SystemExit` too, is its failure alone.
+        What the agent returns becomes the result of the task; whatever it raises, `SystemExit` too, is kept here.
         """
         view = OnCpu.view
         began = thread_time()
@@ -209,15 +195,29 @@ class Call(Coroutine[Any, Any, Ended]):
                 self._code = self._begin()
             return self._code.send(value)
         except StopIteration as stop:
-            # In no variable: an error that holds this frame, which holds the error, would need the garbage collector.
-            raise StopIteration(
-                Ended("raised", error=stop) if self._code is None else Ended("returned", stop.value)
-            ) from None
+            if self._code is not None:
+                raise
+            self._raised = stop
         except BaseException as raised:  # noqa: BLE001 (see above)
-            raise StopIteration(Ended("raised", error=raised)) from None
+            # Without this frame, which holds the call: it would hold the error in turn.
+            where = raised.__traceback__
+            self._raised = raised.with_traceback(where and where.tb_next)
         finally:
             view[0] = 0
             self._meter.cpu_s += thread_time() - began
+        raise StopIteration
+
+    def throw(self, error: Any, *rest: Any) -> Any:
+        """Take the next step, which begins with an error."""
+        return self.send(None, error)
+
+    def close(self) -> None:
+        """End the agent's code where it waits."""
+        if self._code is not None:
+            self._code.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.ended().__await__()
 
     # -- its end ------------------------------------------------------------------------------------------------
 
@@ -274,10 +274,13 @@ class Call(Coroutine[Any, Any, Ended]):
         self._timed_out = not self.why
         self.stop(f"took longer than {self._timeout:g} s")
 
-    def _finished(self, task: "asyncio.Task[Ended]") -> None:
+    def _finished(self, task: "asyncio.Task[Any]") -> None:
         self._task = None
-        self._disarm()
-        self._end(Ended("raised", error=asyncio.CancelledError()) if task.cancelled() else task.result())
+        if self._timer is not None:
+            self._disarm()
+        error = asyncio.CancelledError() if task.cancelled() else self._raised
+        self._raised = None
+        self._end(Ended("returned", task.result()) if error is None else Ended("raised", error=error))
 
     def _abandon(self) -> None:
         self._end(Ended("abandoned"))

@@ -257,17 +257,15 @@ class Tasks:
         """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up."""
         words: list[Any] = []
         for task in ended:
-            name = task.agent_name or "-"
-            words.append(f"{task.id} {name} {task.verdict} {task.delay_ms} {task.run_ms:.3f} {task.tokens}")
-            words.append(task.outcome)
-            words.append(task.audit)
+            line = f"{task.id} {task.agent_name or '-'} {task.verdict} {task.delay_ms} {task.run_ms:.3f} {task.tokens}"
+            words += (line, task.outcome, task.audit)
         answer = await self._connection.call(
             "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *words, *names
         )
         if answer[0] == "gone":
             return None
         _, turns, stale, mail, *rest = answer
-        tasks = tuple([_claimed(rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3)])
+        tasks = tuple(map(_claimed, rest[::3], rest[1::3], rest[2::3]))
         waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
         return Exchange(tasks, int(turns), tuple(stale), waiting)
 
