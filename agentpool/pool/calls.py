@@ -146,7 +146,6 @@ class Call(Coroutine[Any, Any, Any]):
     def __init__(
         self,
         begin: Begin,
-        *,
         label: str,
         timeout: float | None,
         grace: float,
@@ -200,8 +199,7 @@ class Call(Coroutine[Any, Any, Any]):
             self._raised = stop
         except BaseException as raised:  # noqa: BLE001 (see above)
             # Without this frame, which holds the call: it would hold the error in turn.
-            where = raised.__traceback__
-            self._raised = raised.with_traceback(where and where.tb_next)
+            self._raised = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         finally:
             view[0] = 0
             self._meter.cpu_s += thread_time() - began

@@ -12,7 +12,7 @@ import structlog
 
 from agentpool.agent import Agent, AgentType, Context
 from agentpool.clock import monotonic
-from agentpool.pool.calls import Begin, Call, Ended, Meter, brief
+from agentpool.pool.calls import Call, Ended, Meter, brief
 from agentpool.pool.config import PoolConfig
 
 __all__ = ["Instance", "MakeContext", "checks_health", "facts_of_failure"]
@@ -134,7 +134,9 @@ class Instance:
         """Begin one task."""
         self.requests += 1
         begin = partial(self._begin, context.task_id, self._agent.run, context, input)
-        return self._begin_call(self._run_label, timeout, context.mark, begin)
+        call = Call(begin, self._run_label, timeout, self._config.cancel_grace, self.meter, context.mark, self._over)
+        self._calls.add(call)
+        return call
 
     def ask_health(self, timeout: float) -> Call:
         """Ask the agent whether it can go on."""
@@ -189,12 +191,8 @@ class Instance:
 
     def _call(self, what: str, timeout: float | None, code: Code, *arguments: Any) -> Call:
         """Begin a call that is no task."""
-        label = f"{self.type.name}.{what} of {self.id}"
-        return self._begin_call(label, timeout, 0, partial(self._begin, None, code, *arguments))
-
-    def _begin_call(self, label: str, timeout: float | None, mark: int, begin: Begin) -> Call:
-        grace = self._config.cancel_grace
-        call = Call(begin, label=label, timeout=timeout, grace=grace, meter=self.meter, mark=mark, tell=self._over)
+        label, begin = f"{self.type.name}.{what} of {self.id}", partial(self._begin, None, code, *arguments)
+        call = Call(begin, label, timeout, self._config.cancel_grace, self.meter, tell=self._over)
         self._calls.add(call)
         return call
 
