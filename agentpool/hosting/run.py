@@ -64,6 +64,7 @@ class Run:
         "key",
         "lease",
         "mark",
+        "own_ms",
         "pinned",
         "policy",
         "runaway",
@@ -84,6 +85,10 @@ class Run:
         self.taken = monotonic()
         """When it came to this host."""
         self.duration_ms = 0.0
+        self.own_ms: float | None = None
+        """What `run()` took, without the time for which it was ready and the loop had other things to do before and
+        after it; None when it did not return.
+        """
         self.mark = 0
         self.runaway = False
         """The agent ignored that it was cancelled, and goes on."""
@@ -167,6 +172,7 @@ class Run:
         assert call is not None
         assert context is not None
         self.duration_ms = round(1e6 * (call.over_at - call.began)) / 1000
+        self.own_ms = None if call.own_s is None else 1000 * call.own_s
         if ended.kind != "abandoned":  # whose code goes on under its number, which must not be another's then
             self._unmark()
         tokens = context.token_count

@@ -135,12 +135,13 @@ class Call(Coroutine[Any, Any, Any]):
     caller's: whatever it raises is the agent's failure too. `tell(call, ended)` is told of the end before all others.
 
     What the task steps through is the call itself, with nothing between it and the agent: `send` and `throw` take one
-    step of the agent's code each. `began` and `over_at` are monotonic times.
+    step of the agent's code each. `began` and `over_at` are monotonic times, and `own_s` is what it took between its
+    first step and its return, without what the loop did before and after; None when it did not return.
     """
 
     __slots__ = (
-        "_begin", "_code", "_ended", "_grace", "_loop", "_mark", "_meter", "_over", "_raised", "_task", "_tell",
-        "_tells", "_timed_out", "_timeout", "_timer", "began", "label", "over_at", "why",
+        "_begin", "_code", "_ended", "_entered", "_grace", "_loop", "_mark", "_meter", "_over", "_raised", "_task",
+        "_tell", "_tells", "_timed_out", "_timeout", "_timer", "began", "label", "over_at", "own_s", "why",
     )  # fmt: skip
 
     def __init__(
@@ -161,7 +162,8 @@ class Call(Coroutine[Any, Any, Any]):
         self._over: asyncio.Future[Ended] | None = None
         self._ended: Ended | None = None
         self._tells: tuple[Callable[[Ended], object], ...] = ()
-        self.began = self.over_at = monotonic()
+        self.began = self.over_at = self._entered = monotonic()
+        self.own_s: float | None = None
         loop = self._loop = asyncio.get_running_loop()
         # Not by way of the loop, which may have a factory of eager tasks: the agent would run before this is complete.
         self._task: asyncio.Task[Any] | None = asyncio.Task(self, loop=loop, name=label)
@@ -191,10 +193,12 @@ class Call(Coroutine[Any, Any, Any]):
                     raise error
                 return self._code.throw(error)
             if self._code is None:
+                self._entered = monotonic()
                 self._code = self._begin()
             return self._code.send(value)
         except StopIteration as stop:
             if self._code is not None:
+                self.own_s = monotonic() - self._entered
                 raise
             self._raised = stop
         except BaseException as raised:  # noqa: BLE001 (see above)

@@ -84,3 +84,19 @@ async def test_a_call_is_stopped_at_any_step(steps: int) -> None:
     assert (ended.kind, ended.why) == ("raised", "enough")
     assert stopped == ["code()"] * (steps > 0)
     assert not call.still_runs
+
+
+async def test_what_a_call_took_itself_does_not_count_what_the_loop_did_before_and_after() -> None:
+    async def code() -> int:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.05)
+        return 1
+
+    call = call_of(code)
+    time.sleep(0.05)
+    await call.ended()
+    assert call.own_s is not None
+    assert call.own_s < 0.04
+    assert call.over_at - call.began > 0.09
+    failed = call_of(partial(int, "x"))  # type: ignore[arg-type]
+    await failed.ended()
+    assert failed.own_s is None

@@ -396,8 +396,9 @@ class Executor:
         """The slot and the agent of a run by type are free: for the next of its key, else for whichever can start."""
         if run.has_begun:
             self._stuck = False
-            mean = self._mean_ms
-            mean = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
+            # Not `duration_ms`: on a busy host each would seem long, and an agent be made for nearly each of them.
+            mean, took = self._mean_ms, run.duration_ms if run.own_ms is None else run.own_ms
+            mean = took if mean is None else mean + (took - mean) / 10
             self._mean_ms, self._is_short = mean, mean < SHORT_MS
         key = run.key
         queue = self._waiting.get(key)
