@@ -72,6 +72,10 @@ class ByType:
         if self._is_over:
             self.make_room()
 
+    def renew(self, lease: Lease) -> bool:
+        """Have a leased agent for another task of its type and tenant; False when it must be released instead."""
+        return not self._is_over and lease.renew()
+
     def make_room(self) -> None:
         """Evict idle agents until the capacity is kept."""
         self._evict_down_to(self._place.settings.capacity)

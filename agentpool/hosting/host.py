@@ -74,6 +74,17 @@ class Host:
         if lease:
             self.by_type.release(lease)
 
+    def pass_on(self, run: Run, next: Run) -> bool:
+        """Begin a task on the agent of a run of the same type and tenant that has ended, as if that were released
+        first; False, and nothing happens, when it must be.
+        """
+        lease = run.lease
+        if lease is None or not self.by_type.renew(lease):
+            return False
+        run.lease, next.lease = None, lease
+        self.begin(next)
+        return True
+
     def finish(self, run: Run, *, has_mail: bool) -> None:
         """The end of a task is recorded: its agent can take the next one."""
         if run.pinned:
@@ -92,11 +103,10 @@ class Host:
 
     def _begin_on_any(self, run: Run) -> None:
         header = run.task.header
-        type = self.place.type(header.agent_type)
+        type = self.place.types.get(header.agent_type) or self.place.type(header.agent_type)
         input = run.decode(type)
-        lease = self.by_type.take_idle(type, header.tenant)
+        lease = run.lease = run.lease or self.by_type.take_idle(type, header.tenant)
         if lease:
-            run.lease = lease
             run.perform(lease.begin, input, agent_id=lease.agent_id)
         else:
             making = asyncio.create_task(self._make_and_begin(run, type, input), name=f"agent for {run.task.id}")

@@ -154,7 +154,7 @@ class Place:
             run=self._run_by_type,
         )
 
-    def context_of(self, task: ClaimedTask, agent_id: str, *, fence: int, mark: int) -> Context:
+    def context_of(self, task: ClaimedTask, agent_id: str, fence: int, mark: int) -> Context:
         """Return what an agent is told of itself for one task."""
         header, envelope = task.header, task.envelope
         return Context(

@@ -59,11 +59,12 @@ class Run:
         "_place",
         "_raised",
         "_starting",
-        "began",
         "done",
         "duration_ms",
+        "key",
         "lease",
         "mark",
+        "own_ms",
         "pinned",
         "policy",
         "runaway",
@@ -74,14 +75,20 @@ class Run:
 
     def __init__(self, place: Place, task: ClaimedTask, done: "Callable[[Run, Ending], object]") -> None:
         self.task, self.done, self.why = task, done, ""
+        self.key = task.header.agent_type, task.header.tenant
+        """Tasks by type with the same key can use one another's agents."""
         self.pinned: Pinned | None = None
         self.lease: Any = None
         """The lease of an agent by type, while the run has one."""
         self.policy: RetryPolicy | None = None
         """That of the agent's class."""
-        self.taken = self.began = monotonic()
-        """When it came to this host, and when its `run()` began."""
+        self.taken = monotonic()
+        """When it came to this host."""
         self.duration_ms = 0.0
+        self.own_ms: float | None = None
+        """What `run()` took, without the time for which it was ready and the loop had other things to do before and
+        after it; None when it did not return.
+        """
         self.mark = 0
         self.runaway = False
         """The agent ignored that it was cancelled, and goes on."""
@@ -129,13 +136,13 @@ class Run:
         envelope = task.envelope
         assert envelope is not None
         self._starting = None
-        self._unmark()
+        if self.mark:
+            self._unmark()
         timeout = envelope.timeout_ms / 1000 or place.settings.task_timeout or None
-        self.began = monotonic()
-        self.mark = place.marks.begin(task.id, self.began + timeout if timeout else 0.0)
-        self._context = place.context_of(task, agent_id, fence=fence, mark=self.mark)
-        self._call = begin(self._context, input, timeout)
-        self._call.then(self._ended)
+        mark = self.mark = place.marks.begin(task.id, monotonic() + timeout if timeout else 0.0)
+        context = self._context = place.context_of(task, agent_id, fence, mark)
+        call = self._call = begin(context, input, timeout)
+        call.then(self._ended)
 
     def conclude(self, outcome: Outcome) -> None:
         """End a run that did not reach an agent, in the loop's next step."""
@@ -161,10 +168,19 @@ class Run:
     # -- its end ------------------------------------------------------------------------------------------------
 
     def _ended(self, ended: Ended) -> None:
-        self.duration_ms = round(1000 * (monotonic() - self.began), 3)
+        call, context = self._call, self._context
+        assert call is not None
+        assert context is not None
+        self.duration_ms = round(1e6 * (call.over_at - call.began)) / 1000
+        self.own_ms = None if call.own_s is None else 1000 * call.own_s
         if ended.kind != "abandoned":  # whose code goes on under its number, which must not be another's then
             self._unmark()
-        self._tell(self._outcome(ended))
+        tokens = context.token_count
+        if ended.kind == "returned" and not ended.why:
+            outcome = self._returned(ended.value, tokens)
+        else:
+            outcome = self._complete(self._failure(ended), tokens)
+        self.done(self, self._ending(outcome))
 
     def _unmark(self) -> None:
         if self.mark:
@@ -197,29 +213,23 @@ class Run:
         delay: float = min(settings.boot_backoff * 2**self.task.starts, settings.boot_backoff_max)
         return Ending("back", outcome, max(delay, 0.001))
 
-    def _outcome(self, ended: Ended) -> Outcome:
-        context, task = self._context, self.task
-        assert context is not None
-        if ended.kind == "returned" and not ended.why:
-            error = None
-            try:
-                result = encode_json(ended.value)
-            except Exception as problem:  # noqa: BLE001 (an agent's own classes may raise anything here)
-                text = f"run() returned a {type(ended.value).__name__}, which has no JSON form: {brief(problem)}"
-                error = TaskError(type="InvalidResult", message=text[:MESSAGE_CHARACTERS_MAX])
-                result = b"null"
-            bound = self._place.settings.max_result_bytes
-            if len(result) > bound:
-                text = f"The result has {len(result)} bytes; the bound is {bound}. Return a reference to it instead."
-                error = TaskError(type="ResultTooLarge", message=text)
-                result = b"null"
-            status = TaskStatus.FAILED if error else TaskStatus.SUCCEEDED
-            return Outcome(
-                status=status, process_id=self._place.settings.worker_id, agent_id=self._agent_id,
-                result=msgspec.Raw(result), error=error, duration_ms=self.duration_ms, tokens=context.token_count,
-                attempts=task.attempt,
-            )  # fmt: skip
-        return self._complete(self._failure(ended), context.token_count)
+    def _returned(self, value: Any, tokens: int) -> Outcome:
+        settings = self._place.settings
+        try:
+            result = encode_json(value)
+        except Exception as problem:  # noqa: BLE001 (an agent's own classes may raise anything here)
+            text = f"run() returned a {type(value).__name__}, which has no JSON form: {brief(problem)}"
+            error = TaskError(type="InvalidResult", message=text[:MESSAGE_CHARACTERS_MAX])
+            return self._complete(failed(TaskStatus.FAILED, error), tokens)
+        if len(result) > settings.max_result_bytes:
+            bound = settings.max_result_bytes
+            text = f"The result has {len(result)} bytes; the bound is {bound}. Return a reference to it instead."
+            error = TaskError(type="ResultTooLarge", message=text)
+            return self._complete(failed(TaskStatus.FAILED, error), tokens)
+        return Outcome(
+            TaskStatus.SUCCEEDED, settings.worker_id, self._agent_id, msgspec.Raw(result), None, self.duration_ms,
+            tokens, self.task.attempt,
+        )  # fmt: skip
 
     def _failure(self, ended: Ended) -> Outcome:
         self.runaway = ended.kind == "abandoned"

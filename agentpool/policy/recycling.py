@@ -11,7 +11,6 @@ __all__ = [
     "JITTER_MAX",
     "JITTER_MIN",
     "Quota",
-    "Usage",
     "jitter_part",
     "jittered",
     "next_to_recycle",
@@ -26,15 +25,6 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
 
     requests: int | None = None
     age: float | None = None
-    memory_mb: float | None = None
-    cpu_percent: float | None = None
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent has used up; None is not known."""
-
-    requests: int = 0
-    age: float = 0.0
     memory_mb: float | None = None
     cpu_percent: float | None = None
 
@@ -58,16 +48,18 @@ def jittered(quota: Quota, part: float) -> Quota:
     )
 
 
-def reason_to_recycle(usage: Usage, quota: Quota) -> str | None:
-    """Return why an agent is due, or None."""
-    if quota.requests is not None and usage.requests >= quota.requests:
-        return f"{usage.requests} requests"
-    if quota.age is not None and usage.age >= quota.age:
-        return f"{usage.age:.0f} s old"
-    if quota.memory_mb is not None and usage.memory_mb is not None and usage.memory_mb > quota.memory_mb:
-        return f"{usage.memory_mb:.0f} MB over its baseline"
-    if quota.cpu_percent is not None and usage.cpu_percent is not None and usage.cpu_percent > quota.cpu_percent:
-        return f"{usage.cpu_percent:.0f} % of a core"
+def reason_to_recycle(
+    quota: Quota, requests: int, age: float, memory_mb: float | None = None, cpu_percent: float | None = None
+) -> str | None:
+    """Return why an agent that has used up so much is due, or None; None for memory or CPU is not known."""
+    if quota.requests is not None and requests >= quota.requests:
+        return f"{requests} requests"
+    if quota.age is not None and age >= quota.age:
+        return f"{age:.0f} s old"
+    if memory_mb is not None and quota.memory_mb is not None and memory_mb > quota.memory_mb:
+        return f"{memory_mb:.0f} MB over its baseline"
+    if cpu_percent is not None and quota.cpu_percent is not None and cpu_percent > quota.cpu_percent:
+        return f"{cpu_percent:.0f} % of a core"
     return None
 
 

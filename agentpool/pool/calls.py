@@ -6,9 +6,8 @@ that still runs then is given up, and its agent must be replaced.
 """
 
 import asyncio
-import contextvars
+import threading
 import traceback
-import weakref
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from time import thread_time
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from agentpool.clock import monotonic
 from agentpool.protocol.records import TaskError
 
 __all__ = ["Begin", "Call", "Ended", "Meter", "OnCpu", "brief", "describe"]
@@ -79,130 +79,153 @@ class OnCpu:
     view: memoryview = memoryview(bytearray(4)).cast("I")
 
 
-class _Metered:
-    """Await a coroutine, adding the CPU time of each of its steps to a meter and marking whose steps they are."""
-
-    __slots__ = ("_code", "_mark", "_meter")
-
-    def __init__(self, code: Coroutine[Any, Any, Any], meter: Meter, mark: int) -> None:
-        self._code, self._meter, self._mark = code, meter, mark
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        code, meter, mark, view = self._code, self._meter, self._mark, OnCpu.view
-        value: Any = None
-        error: BaseException | None = None
-        while True:
-            began = thread_time()
-            view[0] = mark
-            try:
-                waits_for = code.send(value) if error is None else code.throw(error)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                view[0] = 0
-                meter.cpu_s += thread_time() - began
-            try:
-                value, error = (yield waits_for), None
-            except GeneratorExit:
-                code.close()
-                raise
-            except BaseException as thrown:  # noqa: BLE001 (whatever it is, it is meant for the agent)
-                value, error = None, thrown
-
-
 class _Deadlines:
     """Long deadlines of calls, looked at together: a timer of its own for each would cost more than a short task."""
 
-    __slots__ = ("_calls", "_loop", "_timer")
+    __slots__ = ("_calls", "_timer", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._timer = loop, False
+        self.loop, self._timer = loop, False
         self._calls: dict[Call, float] = {}
 
-    def add(self, call: "Call", timeout: float) -> None:
-        self._calls[call] = self._loop.time() + timeout
+    def add(self, call: "Call", deadline: float) -> None:
+        self._calls[call] = deadline
         if not self._timer:
             self._timer = True
-            self._loop.call_later(DEADLINE_STEP, self._look)
+            self.loop.call_later(DEADLINE_STEP, self._look)
 
     def drop(self, call: "Call") -> None:
         self._calls.pop(call, None)
 
     def _look(self) -> None:
-        now = self._loop.time()
+        now = monotonic()
         for call in [call for call, deadline in self._calls.items() if deadline <= now]:
             del self._calls[call]
             call.expire()
         self._timer = bool(self._calls)
         if self._timer:
-            self._loop.call_later(DEADLINE_STEP, self._look)
+            self.loop.call_later(DEADLINE_STEP, self._look)
 
 
 DEADLINE_STEP = 0.25
 LONG_TIMEOUT = 10.0
 """Deadlines as far away as this one, in s, may be `DEADLINE_STEP` late."""
-_deadlines: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Deadlines]" = weakref.WeakKeyDictionary()
+
+
+class _Here(threading.local):
+    """Those of the loop that ran last in this thread."""
+
+    deadlines: _Deadlines | None = None
+
+
+_here = _Here()
 
 
 def _deadlines_of(loop: asyncio.AbstractEventLoop) -> _Deadlines:
-    found = _deadlines.get(loop)
-    if found is None:
-        found = _deadlines[loop] = _Deadlines(loop)
+    found = _here.deadlines
+    if found is None or found.loop is not loop:
+        found = _here.deadlines = _Deadlines(loop)
     return found
 
 
-class Call:
+class Call(Coroutine[Any, Any, Any]):
     """One call into an agent; `label` names it. `then` and `ended` tell of its end.
 
-    `begin` makes the coroutine once the task runs: whatever it raises is the agent's failure too. `context` holds
-    the context variables of the call, those of the caller when it is not given.
+    `begin` makes the agent's coroutine in the first step of the call's task, whose context variables are a copy of the
+    caller's: whatever it raises is the agent's failure too. `tell(call, ended)` is told of the end before all others.
+
+    What the task steps through is the call itself, with nothing between it and the agent: `send` and `throw` take one
+    step of the agent's code each. `began` and `over_at` are monotonic times, and `own_s` is what it took between its
+    first step and its return, without what the loop did before and after; None when it did not return.
     """
 
     __slots__ = (
-        "_ended",
-        "_grace",
-        "_loop",
-        "_over",
-        "_task",
-        "_tells",
-        "_timed_out",
-        "_timeout",
-        "_timer",
-        "label",
-        "why",
-    )
+        "_begin", "_code", "_ended", "_entered", "_grace", "_loop", "_mark", "_meter", "_over", "_raised", "_task",
+        "_tell", "_tells", "_timed_out", "_timeout", "_timer", "began", "label", "over_at", "own_s", "why",
+    )  # fmt: skip
 
     def __init__(
         self,
         begin: Begin,
-        *,
         label: str,
         timeout: float | None,
         grace: float,
         meter: Meter,
-        context: contextvars.Context | None = None,
         mark: int = 0,
+        tell: "Callable[[Call, Ended], object] | None" = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._begin, self._meter, self._mark, self._tell = begin, meter, mark, tell
+        self._code: Coroutine[Any, Any, Any] | None = None
+        self._raised: BaseException | None = None
         self.label, self.why = label, ""
         self._grace, self._timed_out, self._timeout = grace, False, timeout
         self._over: asyncio.Future[Ended] | None = None
         self._ended: Ended | None = None
-        self._tells: list[Callable[[Ended], object]] = []
-        self._task = self._loop.create_task(_guard(begin, meter, mark), name=label, context=context)
+        self._tells: tuple[Callable[[Ended], object], ...] = ()
+        self.began = self.over_at = self._entered = monotonic()
+        self.own_s: float | None = None
+        loop = self._loop = asyncio.get_running_loop()
+        # Not by way of the loop, which may have a factory of eager tasks: the agent would run before this is complete.
+        self._task: asyncio.Task[Any] | None = asyncio.Task(self, loop=loop, name=label)
         self._task.add_done_callback(self._finished)
         self._timer: asyncio.TimerHandle | _Deadlines | None = None
         if timeout is None:
             pass
         elif timeout < LONG_TIMEOUT:
-            self._timer = self._loop.call_later(timeout, self.expire)
+            self._timer = loop.call_later(timeout, self.expire)
         else:
-            self._timer = _deadlines_of(self._loop)
-            self._timer.add(self, timeout)
+            self._timer = _deadlines_of(loop)
+            self._timer.add(self, self.began + timeout)
+
+    # -- what its task does -------------------------------------------------------------------------------------
+
+    def send(self, value: Any, error: BaseException | None = None) -> Any:
+        """Take the next step of the agent's code: add its CPU time to the agent's meter, and mark whose step it is.
+
+        What the agent returns becomes the result of the task; whatever it raises, `SystemExit` too, is kept here.
+        """
+        view = OnCpu.view
+        began = thread_time()
+        view[0] = self._mark
+        try:
+            if error is not None:
+                if self._code is None:
+                    raise error
+                return self._code.throw(error)
+            if self._code is None:
+                self._entered = monotonic()
+                self._code = self._begin()
+            return self._code.send(value)
+        except StopIteration as stop:
+            if self._code is not None:
+                self.own_s = monotonic() - self._entered
+                raise
+            self._raised = stop
+        except BaseException as raised:  # noqa: BLE001 (see above)
+            # Without this frame, which holds the call: it would hold the error in turn.
+            self._raised = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+        finally:
+            view[0] = 0
+            self._meter.cpu_s += thread_time() - began
+        raise StopIteration
+
+    def throw(self, error: Any, *rest: Any) -> Any:
+        """Take the next step, which begins with an error."""
+        return self.send(None, error)
+
+    def close(self) -> None:
+        """End the agent's code where it waits."""
+        if self._code is not None:
+            self._code.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.ended().__await__()
+
+    # -- its end ------------------------------------------------------------------------------------------------
 
     def stop(self, why: str) -> None:
         """Cancel the call; the first reason counts."""
-        if self.why or self._task.done():
+        if self.why or self._task is None or self._task.done():
             return
         self.why = why
         self._task.cancel()
@@ -212,12 +235,12 @@ class Call:
     @property
     def still_runs(self) -> bool:
         """Tell whether the agent's code has not ended, whatever was said of the call."""
-        return not self._task.done()
+        return self._task is not None and not self._task.done()
 
     def then(self, tell: Callable[[Ended], object]) -> None:
         """Have `tell` called, in the loop, when the call ended; those told first are called first."""
         if self._ended is None:
-            self._tells.append(tell)
+            self._tells += (tell,)
         else:
             self._loop.call_soon(tell, self._ended)
 
@@ -253,9 +276,13 @@ class Call:
         self._timed_out = not self.why
         self.stop(f"took longer than {self._timeout:g} s")
 
-    def _finished(self, task: "asyncio.Task[Ended]") -> None:
-        self._disarm()
-        self._end(Ended("raised", error=asyncio.CancelledError()) if task.cancelled() else task.result())
+    def _finished(self, task: "asyncio.Task[Any]") -> None:
+        self._task = None
+        if self._timer is not None:
+            self._disarm()
+        error = asyncio.CancelledError() if task.cancelled() else self._raised
+        self._raised = None
+        self._end(Ended("returned", task.result()) if error is None else Ended("raised", error=error))
 
     def _abandon(self) -> None:
         self._end(Ended("abandoned"))
@@ -265,26 +292,23 @@ class Call:
             return
         if self.why:
             ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out)
-        self._ended = ended
+        self._ended, self.over_at = ended, monotonic()
+        if self._tell is not None:
+            self._tell(self, ended)
         for tell in self._tells:
             tell(ended)
-        self._tells.clear()
+        self._tells = ()
         if self._over is not None:
             self._over.set_result(ended)
 
     def _disarm(self) -> None:
-        timer, self._timer = self._timer, None
-        if isinstance(timer, _Deadlines):
-            timer.drop(self)
-        elif timer is not None:
-            timer.cancel()
-
-
-async def _guard(begin: Begin, meter: Meter, mark: int) -> Ended:
-    try:
-        return Ended("returned", await _Metered(begin(), meter, mark))
-    except BaseException as error:  # noqa: BLE001 (whatever an agent raises, SystemExit too, is its failure alone)
-        return Ended("raised", error=error)
+        timer = self._timer
+        if timer is not None:
+            self._timer = None
+            if isinstance(timer, _Deadlines):
+                timer.drop(self)
+            else:
+                timer.cancel()
 
 
 def describe(error: BaseException) -> TaskError:

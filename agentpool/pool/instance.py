@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import structlog
 
 from agentpool.agent import Agent, AgentType, Context
 from agentpool.clock import monotonic
-from agentpool.pool.calls import Begin, Call, Ended, Meter, brief
+from agentpool.pool.calls import Call, Ended, Meter, brief
 from agentpool.pool.config import PoolConfig
 
 __all__ = ["Instance", "MakeContext", "checks_health", "facts_of_failure"]
@@ -21,6 +21,17 @@ log = logging.getLogger(__name__)
 
 MakeContext = Callable[[str, str | None], Context]
 """Makes what an agent is told of itself, from its id and the id of its present task (None: for its life)."""
+
+Code = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def _variable_of(field: str) -> contextvars.ContextVar[Any]:
+    """Return where structlog keeps a field that stands on every line of a task; setting it binds the field."""
+    tokens = contextvars.Context().run(structlog.contextvars.bind_contextvars, **{field: None})
+    return tokens[field].var
+
+
+_agent_id, _task_id = _variable_of("agent_id"), _variable_of("task_id")
 
 
 class Instance:
@@ -45,7 +56,7 @@ class Instance:
         self._config, self._on_broken = config, on_broken
         self._context = make_context(id, None)
         self._calls: set[Call] = set()
-        self._runs: set[Call] = set()
+        self._run_label = f"{type.name}.run() of {id}"
         self._deaf: list[Call] = []
         self._agent: Any = None
         self._started = False
@@ -62,7 +73,7 @@ class Instance:
     def start(self, state: msgspec.Raw | None = None) -> Call:
         """Make and start the agent, and give it back its state if there is one."""
         timeout = self.type.cls.start_timeout or self._config.start_timeout
-        call = self._call("start()", partial(self._start, state), timeout)
+        call = self._call("start()", timeout, self._start, state)
         call.then(self._start_ended)
         return call
 
@@ -79,7 +90,7 @@ class Instance:
             return
         self.born = monotonic()
         if self.type.has_background and self._closing is None:
-            call = self._call("background()", partial(self._agent.background, self._context), None)
+            call = self._call("background()", None, self._agent.background, self._context)
             call.then(self._background_ended)
 
     def _background_ended(self, ended: Ended) -> None:
@@ -97,7 +108,7 @@ class Instance:
             await call.ended()
         if not self._started:
             return
-        ended = await self._call("stop()", partial(self._agent.stop, self._context), self._config.stop_timeout).ended()
+        ended = await self._call("stop()", self._config.stop_timeout, self._agent.stop, self._context).ended()
         if not ended.well:
             self._log_failure("agent.stop_failed", ended.describe("stop()"), ended)
 
@@ -110,7 +121,7 @@ class Instance:
 
     def stop_runs(self, why: str) -> None:
         """Cancel the tasks of the agent, and leave its background work alone."""
-        for call in tuple(self._runs):
+        for call in [call for call in self._calls if call.label == self._run_label]:
             call.stop(why)
 
     def calls_that_ignore_their_end(self) -> list[str]:
@@ -122,13 +133,14 @@ class Instance:
     def run(self, context: Context, input: Any, timeout: float | None) -> Call:
         """Begin one task."""
         self.requests += 1
-        call = self._call("run()", partial(self._agent.run, context, input), timeout, context.task_id, context.mark)
-        self._runs.add(call)
+        begin = partial(self._begin, context.task_id, self._agent.run, context, input)
+        call = Call(begin, self._run_label, timeout, self._config.cancel_grace, self.meter, context.mark, self._over)
+        self._calls.add(call)
         return call
 
     def ask_health(self, timeout: float) -> Call:
         """Ask the agent whether it can go on."""
-        return self._call("healthy()", partial(self._agent.healthy, self._context), timeout)
+        return self._call("healthy()", timeout, self._agent.healthy, self._context)
 
     async def check_health(self, timeout: float) -> bool:
         """Ask the agent whether it can go on; one that says no, raises or does not answer in time is broken."""
@@ -147,8 +159,7 @@ class Instance:
         """Return the state that the agent wants to find again, as JSON, or None when there is none to be had."""
         if not (self._started and self.type.has_snapshot):
             return None
-        begin = partial(self._agent.snapshot, self._context)
-        ended = await self._call("snapshot()", begin, self._config.stop_timeout).result()
+        ended = await self._call("snapshot()", self._config.stop_timeout, self._agent.snapshot, self._context).result()
         if not ended.well:
             problem = ended.describe("snapshot()")
         else:
@@ -161,8 +172,9 @@ class Instance:
 
     async def restore(self, state: msgspec.Raw) -> Ended:
         """Give a started agent the state of another."""
-        begin = partial(self._agent.restore, self._context, msgspec.json.decode(state))
-        ended = await self._call("restore()", begin, self._config.start_timeout).ended()
+        decoded = msgspec.json.decode(state)
+        timeout = self._config.start_timeout
+        ended = await self._call("restore()", timeout, self._agent.restore, self._context, decoded).ended()
         self.traceback = self.traceback or ended.traceback()
         return ended
 
@@ -177,31 +189,26 @@ class Instance:
             log.exception("agent.memory_failed", extra={"agent_id": self.id})
             return None
 
-    def _call(self, what: str, begin: Begin, timeout: float | None, task_id: str | None = None, mark: int = 0) -> Call:
-        context = contextvars.copy_context()
-        context.run(structlog.contextvars.bind_contextvars, agent_id=self.id, task_id=task_id)
-        call = Call(
-            begin,
-            label=f"{self.type.name}.{what} of {self.id}",
-            timeout=timeout,
-            grace=self._config.cancel_grace,
-            meter=self.meter,
-            context=context,
-            mark=mark,
-        )
+    def _call(self, what: str, timeout: float | None, code: Code, *arguments: Any) -> Call:
+        """Begin a call that is no task."""
+        label, begin = f"{self.type.name}.{what} of {self.id}", partial(self._begin, None, code, *arguments)
+        call = Call(begin, label, timeout, self._config.cancel_grace, self.meter, tell=self._over)
         self._calls.add(call)
-
-        def over(ended: Ended) -> None:
-            self._calls.discard(call)
-            self._runs.discard(call)
-            if ended.kind == "abandoned":
-                self._deaf.append(call)
-                problem = f"{call.label} ignored its cancellation ({ended.why})"
-                log.error("agent.ignores_cancellation", extra={"agent_id": self.id, "error": problem})
-                self.break_(problem)
-
-        call.then(over)
         return call
+
+    def _begin(self, task_id: str | None, code: Code, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        """Have all log lines of this call say whose they are, and return its coroutine."""
+        _agent_id.set(self.id)
+        _task_id.set(task_id)
+        return code(*arguments)
+
+    def _over(self, call: Call, ended: Ended) -> None:
+        self._calls.discard(call)
+        if ended.kind == "abandoned":
+            self._deaf.append(call)
+            problem = f"{call.label} ignored its cancellation ({ended.why})"
+            log.error("agent.ignores_cancellation", extra={"agent_id": self.id, "error": problem})
+            self.break_(problem)
 
     def _log_failure(self, event: str, problem: str, ended: Ended) -> None:
         log.error(event, extra=facts_of_failure(self.id, problem, ended.traceback()))

@@ -4,6 +4,7 @@ One object is both, as it is made on every acquire. A lease that was given back 
 whoever has the agent next.
 """
 
+from asyncio import _get_running_loop as running_loop  # None where there is none
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
 from functools import partial
@@ -34,18 +35,11 @@ class Lease:
 
     __slots__ = ("_asked", "_core", "_member", "_pool", "_priority", "_timeout")
 
-    def __init__(self, pool: "AgentPool", timeout: float | None, priority: int) -> None:
+    def __init__(self, pool: "AgentPool", timeout: float | None, priority: int, member: "Member | None" = None) -> None:
+        """`member` is an agent that was taken already."""
         self._pool, self._core = pool, pool._core
         self._timeout, self._priority = timeout, priority
-        self._member: Member | None = None
-        self._asked = False
-
-    @classmethod
-    def holding(cls, pool: "AgentPool", member: "Member") -> "Lease":
-        """Return a lease of an agent that was taken already."""
-        lease = cls(pool, None, 0)
-        lease._member, lease._asked = member, True
-        return lease
+        self._member, self._asked = member, member is not None
 
     def __await__(self) -> Generator[Any, Any, "Lease"]:
         if self._asked:
@@ -77,6 +71,18 @@ class Lease:
         """Give the agent back; nothing happens when it was given back already. Its task, if one runs, is cancelled."""
         self._pool.release(self)
 
+    def renew(self) -> bool:
+        """Give the agent back and have it again at once; False, and nothing happens, when it is due elsewhere first:
+        to another request, to be asked for its health, or to be replaced.
+        """
+        member, core = self._member, self._core
+        if member is None or not core.renew(member):
+            return False
+        core.counted.released += 1
+        core.counted.acquired += 1
+        core.waits.at_once += 1
+        return True
+
     # -- the agent ----------------------------------------------------------------------------------------------
 
     @property
@@ -103,24 +109,25 @@ class Lease:
     def begin(self, context: Context, input: Any, timeout: float | None) -> Call:
         """Begin one task, its input being as the agent declares it; the call tells of its end."""
         member, core = self._held(), self._core
-        core.check_loop()
+        if running_loop() is not core.loop:
+            core.check_loop()
         if member.running:
             raise RuntimeError(f"agent {member.id} does one task at a time: await the first one, or acquire another")
         member.running += 1
         member.requests += 1
         core.counted.requests += 1
         call = member.instance.run(context, input, timeout)
-        call.then(partial(self._ran, member, monotonic()))
+        call.then(partial(self._ran, member, call))
         return call
 
-    def _ran(self, member: "Member", began: float, ended: Ended) -> None:
+    def _ran(self, member: "Member", call: Call, ended: Ended) -> None:
         core = self._core
-        core.runs.record(monotonic() - began)
+        core.runs.record(call.over_at - call.began)
         if not ended.well:
             member.errors += 1
             core.counted.errors += 1
         member.running -= 1
-        self._pool._after_run(member, held=self._member is member, well=ended.well)
+        self._pool._after_run(member, call.over_at, held=self._member is member, well=ended.well)
 
     def _held(self) -> "Member":
         member = self._member

@@ -107,7 +107,7 @@ class AgentPool:
             return None
         core.waits.at_once += 1
         core.counted.acquired += 1
-        return Lease.holding(self, core.take_idle())
+        return Lease(self, None, PRIORITY, core.take_idle())
 
     def release(self, lease: Lease) -> None:
         """Give an agent back; nothing happens when it was given back already. Its task, if one runs, is cancelled."""
@@ -129,10 +129,10 @@ class AgentPool:
         async with self.acquire(timeout, priority=priority) as agent:
             return await agent.run(input)
 
-    def _after_run(self, member: Member, *, held: bool, well: bool) -> None:
+    def _after_run(self, member: Member, now: float, *, held: bool, well: bool) -> None:
         if well and not member.proved and self._core.circuit.note_run(member):
             self._spawner.fill()
-        self._recycler.consider(member)
+        self._recycler.consider(member, now)
         if not held and not member.running and member.state is PooledState.ACTIVE:
             self._core.give_back(member)  # its lease ended before its task did
 

@@ -10,7 +10,7 @@ import logging
 from functools import partial
 
 from agentpool.clock import monotonic
-from agentpool.policy.recycling import Usage, next_to_recycle, reason_to_recycle
+from agentpool.policy.recycling import next_to_recycle, reason_to_recycle
 from agentpool.pool.calls import Ended
 from agentpool.pool.core import Core
 from agentpool.pool.instance import Instance, facts_of_failure
@@ -38,17 +38,15 @@ class Recycler:
         """How many agents are being replaced, those included whose successor still starts."""
         return len(self._under_way)
 
-    def consider(self, member: Member) -> None:
+    def consider(self, member: Member, now: float) -> None:
         """Note an agent that is due, and begin with it if the budget permits."""
         if member.due or self._core.closing:
             return
-        usage = Usage(
-            requests=member.instance.requests,
-            age=monotonic() - member.instance.born,
-            memory_mb=member.memory_mb,
-            cpu_percent=member.cpu_percent,
+        instance = member.instance
+        reason = reason_to_recycle(
+            member.quota, instance.requests, now - instance.born, member.memory_mb, member.cpu_percent
         )
-        if reason := reason_to_recycle(usage, member.quota):
+        if reason:
             self.mark(member, reason)
 
     def mark(self, member: Member, reason: str) -> None:

@@ -64,9 +64,10 @@ class Upkeep:
 
     def note_those_over_quota(self) -> None:
         """Hand those that are due to the recycler, which keeps to its budget."""
+        now = monotonic()
         for member in list(self._core.members.values()):
             if member.state in (PooledState.IDLE, PooledState.ACTIVE):
-                self._recycler.consider(member)
+                self._recycler.consider(member, now)
 
     async def measure(self) -> None:
         """Bring what is known of each agent's CPU and memory up to date."""

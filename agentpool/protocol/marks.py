@@ -3,20 +3,21 @@
 A slot holds the task's deadline, by this host's monotonic clock and 0 for none, and its id.
 """
 
+import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-__all__ = ["FILE_BYTES", "SLOTS", "SLOT_BYTES", "Begun", "blame", "encode_mark", "mark_path", "read_marks"]
+__all__ = ["FILE_BYTES", "SLOTS", "SLOT_BYTES", "Begun", "blame", "mark_path", "read_marks", "write_mark"]
 
 SLOT_BYTES = 96
 """A deadline takes 8. An id is a pool's name of at most 64 characters, a slash and 22 more."""
 SLOTS = 2047
 FILE_BYTES = SLOT_BYTES * (SLOTS + 1)
 
-_deadline = struct.Struct("<d")
+_slot = struct.Struct(f"<d{SLOT_BYTES - 8}s")
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -31,19 +32,18 @@ def mark_path(folder: str, worker_id: str) -> Path:
     return Path(folder) / f"{worker_id}.marks"
 
 
-def encode_mark(task_id: str, deadline: float) -> bytes:
-    """Return what a slot holds."""
-    id = task_id.encode()[: SLOT_BYTES - _deadline.size]
-    return _deadline.pack(deadline) + id.ljust(SLOT_BYTES - _deadline.size, b"\0")
+def write_mark(memory: mmap.mmap | bytearray, mark: int, task_id: str, deadline: float) -> None:
+    """Fill a slot; a free one holds zeros."""
+    _slot.pack_into(memory, mark * SLOT_BYTES, deadline, task_id.encode())
 
 
 def read_marks(data: bytes) -> tuple[list[Begun], str]:
     """Return the tasks that had begun, and the id of the one that had the CPU, or ''."""
     begun: dict[int, Begun] = {}
     for mark in range(1, min(len(data) // SLOT_BYTES, SLOTS + 1)):
-        raw = data[mark * SLOT_BYTES : (mark + 1) * SLOT_BYTES]
-        if id := raw[_deadline.size :].rstrip(b"\0"):
-            begun[mark] = Begun(id.decode(errors="replace"), _deadline.unpack_from(raw)[0])
+        deadline, text = _slot.unpack_from(data, mark * SLOT_BYTES)
+        if id := text.rstrip(b"\0"):
+            begun[mark] = Begun(id.decode(errors="replace"), deadline)
     running = begun.get(int.from_bytes(data[:4], "little"))
     return list(begun.values()), running.task_id if running else ""
 

@@ -267,7 +267,7 @@ class Tasks:
         if answer[0] == "gone":
             return None
         _, turns, stale, mail, *rest = answer
-        tasks = tuple([_claimed(rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3)])
+        tasks = tuple(map(_claimed, rest[::3], rest[1::3], rest[2::3]))
         waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
         return Exchange(tasks, int(turns), tuple(stale), waiting)
 

@@ -227,3 +227,33 @@ async def test_many_that_gave_up_do_not_disturb_the_order_of_those_who_stay() ->
             check(pool)
         assert order == [0, 300, 100, 400, 200, 500]
         pool.release(held)
+
+
+async def test_a_lease_that_is_renewed_counts_like_a_release_and_an_acquire() -> None:
+    async with AgentPool(controlled(), config()) as pool:
+        lease = await pool.acquire()
+        assert await lease.run("") == 1
+        before, steps_before = pool.metrics(), pool.transitions()
+        assert lease.renew()
+        assert await lease.run("") == 2
+        after, steps_after = pool.metrics(), pool.transitions()
+        assert (after.acquired, after.released) == (before.acquired + 1, before.released + 1)
+        assert after.wait.count == before.wait.count + 1
+        for step in ("idle → active", "active → idle"):
+            assert steps_after[step] == steps_before[step] + 1
+        lease.release()
+        assert not lease.renew()
+    check(pool)
+
+
+async def test_a_lease_is_not_renewed_when_its_agent_is_due_elsewhere() -> None:
+    async with AgentPool(controlled(), config(max_size=1)) as pool:
+        lease = await pool.acquire()
+        waiting = ask(pool)
+        await steps()
+        assert not lease.renew()
+        lease.release()
+        lease = await waiting
+        lease._member.instance.break_("worn out")  # type: ignore[union-attr]
+        assert not lease.renew()
+        lease.release()

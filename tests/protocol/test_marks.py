@@ -1,13 +1,17 @@
 """What a worker's file of marks says when the process has died, and who is blamed."""
 
-from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, Begun, blame, encode_mark, mark_path, read_marks
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, Begun, blame, mark_path, read_marks, write_mark
 
 LONGEST = "p" * 64 + "/" + "t" * 22
 
 
 def file_of(*marks: tuple[str, float], on_cpu: int = 0) -> bytes:
-    slots = b"".join(encode_mark(*mark) for mark in marks)
-    return (on_cpu.to_bytes(4, "little").ljust(SLOT_BYTES, b"\0") + slots).ljust(FILE_BYTES, b"\0")
+    memory = bytearray(FILE_BYTES)
+    memory[:4] = on_cpu.to_bytes(4, "little")
+    for number, mark in enumerate(marks, 1):
+        write_mark(memory, number, "x" * SLOT_BYTES, 1.0)  # who had it before leaves nothing behind
+        write_mark(memory, number, *mark)
+    return bytes(memory)
 
 
 def test_marks_come_back() -> None:

@@ -1,7 +1,5 @@
 """One line of the audit: who had what done, when, where, and what came of it."""
 
-from typing import Any
-
 import msgspec
 
 from agentpool.clock import wall_ms
@@ -11,6 +9,7 @@ from agentpool.protocol.zygote import WorkerSettings
 
 __all__ = ["audit_line"]
 
+NOTHING = msgspec.Raw(b"")
 STATUSES = {"retry": "retried", "back": "given_back"}
 
 
@@ -29,8 +28,8 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_ms: float = 0.0
     tokens: int = 0
     error: str = ""
-    input: msgspec.Raw = msgspec.Raw(b"")
-    result: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = NOTHING
+    result: msgspec.Raw = NOTHING
 
 
 def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
@@ -39,23 +38,22 @@ def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
         return b""
     task, outcome = run.task, ending.outcome
     header, envelope = task.header, task.envelope
-    payload: dict[str, Any] = {}
-    if settings.audit_payload and envelope:
-        payload = {"input": envelope.input, "result": outcome.result}
-    return encode_json(
-        _Line(
-            wall_ms(),
-            task.id,
-            STATUSES.get(ending.verdict) or str(outcome.status.value),
-            header.tenant,
-            envelope.project if envelope else "",
-            header.agent_type,
-            outcome.agent_id,
-            outcome.process_id,
-            task.attempt,
-            run.duration_ms,
-            outcome.tokens,
-            f"{outcome.error.type}: {outcome.error.message}"[:500] if outcome.error else "",
-            **payload,
-        )
+    error = f"{outcome.error.type}: {outcome.error.message}"[:500] if outcome.error else ""
+    is_told = settings.audit_payload and envelope is not None
+    line = _Line(
+        wall_ms(),
+        task.id,
+        STATUSES.get(ending.verdict) or outcome.status,
+        header.tenant,
+        envelope.project if envelope else "",
+        header.agent_type,
+        outcome.agent_id,
+        outcome.process_id,
+        task.attempt,
+        run.duration_ms,
+        outcome.tokens,
+        error,
+        envelope.input if envelope and is_told else NOTHING,
+        outcome.result if is_told else NOTHING,
     )
+    return encode_json(line)

@@ -38,6 +38,10 @@ PREFETCH = 40
 """Tasks beyond the slots, where they are short."""
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
+VERY_SHORT_MS = 1.0
+"""Mean run time below which an exchange waits for more tasks to end, for at most so many steps of the event loop."""
+STEPS_PER_EXCHANGE = 4
+ENOUGH_ENDED = 25
 SOON_S = 0.02
 """How long a task waits for a warm agent rather than that another is made, where tasks are short."""
 PATIENCE_S = 0.05
@@ -83,7 +87,10 @@ class Executor:
         self._ended_at: dict[Key, float] = {}
         """When a task of a key that is busy last ended."""
         self._by_type = 0
+        self._slots = place.settings.capacity
+        """What the pinned agents leave of the capacity."""
         self._mean_ms: float | None = None
+        self._is_short = False
         self._stuck = False
         """Tasks that waited here went back, and none has ended since: no more than there are slots are taken."""
         self._sweep: asyncio.TimerHandle | None = None
@@ -110,6 +117,7 @@ class Executor:
 
     def slots_changed(self) -> None:
         """A slot may be free."""
+        self._slots = max(0, self._settings.capacity - self._agents.count)
         self._dispatch()
         if self._turns_left:
             self.wake_lanes()
@@ -181,8 +189,8 @@ class Executor:
 
     async def _exchange(self) -> bool:
         """Exchange once; False when there was nothing to do."""
-        if self._mean_ms is not None and self._mean_ms < 1:
-            await asyncio.sleep(0)  # so that what begins in this step ends before: fewer exchanges do the same
+        if self._mean_ms is not None and self._mean_ms < VERY_SHORT_MS:
+            await self._let_more_end()
         names = self._idle_with_mail()
         room, prefetch = self._room() if self._turns_wait and self._open else NO_ROOM
         ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
@@ -205,6 +213,15 @@ class Executor:
             self._turns_wait = True
         # Else what is left cannot be taken now; the end of a task, a command or a beat looks again.
         return True
+
+    async def _let_more_end(self) -> None:
+        """Let what begins in this step end before the exchange, and while tasks wait here some of those, too: fewer
+        exchanges do the same.
+        """
+        for _ in range(STEPS_PER_EXCHANGE):
+            await asyncio.sleep(0)
+            if not self._waiting or len(self._ended) >= ENOUGH_ENDED:
+                return
 
     async def _insist(
         self, number: int, room: int, prefetch: int, ended: Sequence[EndedTask], names: Sequence[str]
@@ -240,15 +257,12 @@ class Executor:
 
     def _room(self) -> tuple[int, int]:
         """Return how many tasks by type there is room for: in slots, and beyond them; `NO_ROOM` when none."""
-        slots = self._slots()
+        slots = self._slots
         here = self._by_type + self._waiting_count
-        ahead = self._is_short() and not self._stuck and slots > 0
+        ahead = self._is_short and not self._stuck and slots > 0
         prefetch = PREFETCH - max(0, here - slots) if ahead else 0
         room, prefetch = max(0, slots - here), max(0, prefetch)
         return (room, prefetch) if room or prefetch or self._place.waits else NO_ROOM
-
-    def _slots(self) -> int:
-        return max(0, self._settings.capacity - self._agents.count)
 
     # -- one task -----------------------------------------------------------------------------------------------
 
@@ -265,35 +279,29 @@ class Executor:
         elif run.why or not self._open:
             run.stop(GIVE_BACK)
             self._start(run)
-        elif not self._try_to_start(run):
+        elif self._must_queue(run) or not self._try_to_start(run):
             self._wait(run)
+
+    def _must_queue(self, run: Run) -> bool:
+        """Tell whether others wait here already for the same agent that is free soon."""
+        return self._is_short and run.key in self._waiting and run.key in self._busy and not _is_nested(run)
 
     def _try_to_start(self, run: Run) -> bool:
         """Start a task by type if there is a slot, and an agent or a reason to make one."""
-        key = _key_of(run)
-        if self._by_type >= self._slots() + self._lent():
+        if self._by_type >= self._slots + self._place.waits:
             return False
-        is_nested = run.task.header.lane.startswith("child")  # the busy one may be waiting for this very task
-        if not is_nested and not self._host.has_idle(*key) and self._busy.get(key) and self._is_short():
+        if self._is_short and run.key in self._busy and not self._host.has_idle(*run.key) and not _is_nested(run):
             return False  # an agent of this tenant will be free sooner than another could be made
         self._start(run)
         return True
 
     def _start(self, run: Run) -> None:
-        key = _key_of(run)
         self._by_type += 1
-        self._busy[key] = self._busy.get(key, 0) + 1
+        self._busy[run.key] = self._busy.get(run.key, 0) + 1
         self._host.begin(run)
 
-    def _lent(self) -> int:
-        """Slots that are lent: tasks of this worker that wait for tasks of their own."""
-        return self._place.waits
-
-    def _is_short(self) -> bool:
-        return self._mean_ms is not None and self._mean_ms < SHORT_MS
-
     def _wait(self, run: Run) -> None:
-        self._waiting.setdefault(_key_of(run), deque()).append(run)
+        self._waiting.setdefault(run.key, deque()).append(run)
         self._waiting_count += 1
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
@@ -304,7 +312,7 @@ class Executor:
             self._start_waiting(first)
         elif self._waiting:
             for key in list(self._waiting):
-                if self._by_type >= self._slots() + self._lent():
+                if self._by_type >= self._slots + self._place.waits:
                     return
                 self._start_waiting(key)
 
@@ -312,9 +320,7 @@ class Executor:
         queue = self._waiting[key]
         while queue and self._try_to_start(queue[0]):
             queue.popleft()
-            self._waiting_count -= 1
-        if not queue:
-            del self._waiting[key]
+            self._left(key, queue)
 
     def _look_at_waiting(self) -> None:
         """Make agents for those for which none became free soon, as far as there are slots; give back what has waited
@@ -323,11 +329,11 @@ class Executor:
         self._sweep = None
         now, helped = monotonic(), set[Key]()
         for run in [run for queue in self._waiting.values() for run in queue if now - run.taken > SOON_S]:
-            key = _key_of(run)
+            key = run.key
             if key in helped or now - self._ended_at.get(key, 0.0) < SOON_S:
                 continue  # its turn comes: the agents of its key do one after the other
             helped.add(key)
-            if self._by_type < self._slots() + self._lent():
+            if self._by_type < self._slots + self._place.waits:
                 self._take_out(run)
                 self._start(run)
             elif now - run.taken > PATIENCE_S:
@@ -338,15 +344,19 @@ class Executor:
 
     def _take_out(self, run: Run) -> bool:
         """Take a run out of those that wait here; False when it is not among them."""
-        key = _key_of(run)
+        key = run.key
         queue = self._waiting.get(key)
         if not queue or run not in queue:
             return False
         queue.remove(run)
+        self._left(key, queue)
+        return True
+
+    def _left(self, key: Key, queue: deque[Run]) -> None:
+        """One no longer waits here."""
         self._waiting_count -= 1
         if not queue:
             del self._waiting[key]
-        return True
 
     def _stop(self, run: Run, why: str) -> None:
         """Stop a run; one that waits here ends at once."""
@@ -357,43 +367,56 @@ class Executor:
 
     def _done(self, run: Run, ending: Ending) -> None:
         """A run has ended: its agent is free, its end is to be handed in."""
-        task, outcome = run.task, ending.outcome
-        if not task.header.agent_name:
-            key = _key_of(run)
-            self._by_type -= 1
-            self._busy[key] -= 1
-            if self._busy[key] or key in self._waiting:
-                self._ended_at[key] = monotonic()
-            else:
-                self._ended_at.pop(key, None)
-            if not self._busy[key]:
-                del self._busy[key]
-            self._host.release(run)
-            if run.has_begun:
-                self._stuck = False
-                mean = self._mean_ms
-                self._mean_ms = run.duration_ms if mean is None else mean + (run.duration_ms - mean) / 10
-        result = outcome.error if ending.verdict == "back" else outcome
+        task, outcome, verdict = run.task, ending.outcome, ending.verdict
+        name = task.header.agent_name
         self._ended[task.id] = (
             run,
             EndedTask(
-                id=task.id,
-                agent_name=task.header.agent_name,
-                verdict=ending.verdict,
-                outcome=encode_json(result),
-                delay_ms=round(1000 * ending.delay),
-                run_ms=run.duration_ms,
-                tokens=outcome.tokens,
-                audit=audit_line(self._settings, run, ending),
+                task.id,
+                name,
+                verdict,
+                encode_json(outcome.error if verdict == "back" else outcome),
+                round(1000 * ending.delay),
+                run.duration_ms,
+                outcome.tokens,
+                audit_line(self._settings, run, ending),
             ),
         )
         if self._turns_left:
             self._turns_wait = True
         self._woken.set()
-        if self._waiting:
-            self._dispatch(_key_of(run))
+        if name:
+            self._dispatch()
+        else:
+            self._free(run)
         if run.runaway:
-            self._on_runaway(task.header.agent_name or task.header.agent_type)
+            self._on_runaway(name or task.header.agent_type)
+
+    def _free(self, run: Run) -> None:
+        """The slot and the agent of a run by type are free: for the next of its key, else for whichever can start."""
+        if run.has_begun:
+            self._stuck = False
+            # Not `duration_ms`: on a busy host each would seem long, and an agent be made for nearly each of them.
+            mean, took = self._mean_ms, run.duration_ms if run.own_ms is None else run.own_ms
+            mean = took if mean is None else mean + (took - mean) / 10
+            self._mean_ms, self._is_short = mean, mean < SHORT_MS
+        key = run.key
+        queue = self._waiting.get(key)
+        if queue and self._by_type <= self._slots + self._place.waits and self._host.pass_on(run, queue[0]):
+            self._ended_at[key] = monotonic()
+            queue.popleft()
+            self._left(key, queue)
+            return
+        self._by_type -= 1
+        busy = self._busy[key] = self._busy[key] - 1
+        if busy or queue:
+            self._ended_at[key] = monotonic()
+        else:
+            self._ended_at.pop(key, None)
+        if not busy:
+            del self._busy[key]
+        self._host.release(run)
+        self._dispatch(key)
 
     # -- what is recorded ---------------------------------------------------------------------------------------
 
@@ -445,6 +468,6 @@ class Executor:
             self._reporting = None
 
 
-def _key_of(run: Run) -> Key:
-    header = run.task.header
-    return header.agent_type, header.tenant
+def _is_nested(run: Run) -> bool:
+    """Tell whether the task that has its tenant's agent may be waiting for this very one."""
+    return run.task.header.lane.startswith("child")

@@ -11,11 +11,14 @@ import structlog
 
 from agentpool.hosting import Marks
 from agentpool.pool.calls import OnCpu
-from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, encode_mark, mark_path
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, SLOTS, mark_path, write_mark
 
 __all__ = ["FileMarks", "open_marks"]
 
 log = structlog.get_logger("worker")
+
+
+FREE = bytes(SLOT_BYTES)
 
 
 class FileMarks(Marks):
@@ -32,14 +35,13 @@ class FileMarks(Marks):
         if not self._free:
             return 0
         mark = self._free.pop()
-        start = mark * SLOT_BYTES
-        self._memory[start : start + SLOT_BYTES] = encode_mark(task_id, deadline)
+        write_mark(self._memory, mark, task_id, deadline)
         return mark
 
     def end(self, mark: int) -> None:
         if mark:
             start = mark * SLOT_BYTES
-            self._memory[start : start + SLOT_BYTES] = bytes(SLOT_BYTES)
+            self._memory[start : start + SLOT_BYTES] = FREE
             self._free.append(mark)
 
 
