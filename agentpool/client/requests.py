@@ -11,7 +11,7 @@ import msgspec
 from agentpool.client.kinds import Kind, milliseconds
 from agentpool.clock import wall_ms
 from agentpool.errors import AgentFailed, AgentPoolError, AgentTerminated, InvalidInput, TaskTimedOut
-from agentpool.protocol.codec import check_name, new_id
+from agentpool.protocol.codec import check_name, new_id, new_ids
 from agentpool.protocol.records import NESTED_MAX, TaskEnvelope, TaskHeader
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import AgentStatus
@@ -208,7 +208,11 @@ def new_requests(
     envelopes = [TaskEnvelope(kind.encode(input), timeout_ms, project, retry) for input in inputs]
     if key is not None:
         return _with_keys(pool, kind, key, envelopes, shared)
-    return [Request(task_id=f"{pool}/{new_id()}", envelope=envelope, **shared) for envelope in envelopes]
+    ids = new_ids(len(envelopes))
+    return [
+        Request(task_id=f"{pool}/{id}", envelope=envelope, **shared)
+        for id, envelope in zip(ids, envelopes, strict=True)
+    ]
 
 
 def _with_keys(pool: str, kind: Kind, key: str, envelopes: list[TaskEnvelope], shared: dict[str, Any]) -> list[Request]:
