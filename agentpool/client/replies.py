@@ -2,8 +2,8 @@
 
 Theory of operation. Every request names the client's channel, and one subscription on it serves all that wait. But a
 publication may be lost (Redis was away, the user may not subscribe), so nothing depends on one: what waits is also
-looked up in Redis, together and in few commands, at every tick and right after each (re)subscription. While there is
-no subscription the ticks come faster.
+looked up in Redis, together and in few commands: in turn at every tick, and all of it right after each
+(re)subscription. While there is no subscription the ticks come faster, and look at all.
 
 A waiter is registered before its request is sent, so that an early reply is not lost, and looked up only once the
 request was accepted: before, there is nothing to find.
@@ -38,6 +38,8 @@ Answer = AgentReady | AgentEnded | Outcome
 TICK_S = 0.5
 """Between two looks at everything that waits, while the subscription is up."""
 TICK_WITHOUT_SUBSCRIPTION_S = 0.05
+LOOKS_PER_TICK = 1000
+"""Enough for all who usually wait, and little beside the work of a client that waits for more."""
 RECENT_MAX = 10_000
 """Outcomes, and tasks without one yet, that a client remembers: beyond that it looks in Redis."""
 OUTAGE_S = 30.0
@@ -62,8 +64,8 @@ class Replies:
         self._agents: Waiters = {}
         self._unsent: set[str] = set()
         """What is waited for before Redis has the request."""
-        self._looked_at: set[str] = set()
-        """What waited at the last tick."""
+        self._round: list[str] = []
+        """What waited at an earlier tick and is still to be looked up."""
         self._recent = OrderedDict[str, Outcome]()
         """Outcomes that came before anybody waited for them."""
         self._sent: set[str] = set()
@@ -227,9 +229,7 @@ class Replies:
         self._lookups.wake()
 
     async def look_up(self) -> float:
-        """Look up what is due, or when a tick has passed what waits since the last; returns the delay until the next
-        tick, in s.
-        """
+        """Look up what is due, also by a tick; returns the delay until the next tick, in s."""
         due, self._due = self._due, set()
         now = monotonic()
         if now >= self._next_tick:
@@ -251,15 +251,17 @@ class Replies:
     def _due_at_tick(self) -> set[str]:
         """Return what to look up at a tick, and forget those who wait no more.
 
-        What was asked for since the last tick has time until the next one, if its answer may still be published.
+        While answers may still be published that is a part of those who waited at an earlier tick, in turn.
         """
         for waiters in (self._tasks, self._agents):
             for id in [id for id, futures in waiters.items() if all(future.done() for future in futures)]:
                 del waiters[id]
-        waiting = {*self._tasks, *self._agents}
-        due = waiting & self._looked_at if self._subscription.is_up else waiting
-        self._looked_at = waiting
-        return due
+        if not self._subscription.is_up:
+            return {*self._tasks, *self._agents}
+        due, self._round = self._round[:LOOKS_PER_TICK], self._round[LOOKS_PER_TICK:]
+        if not self._round:
+            self._round = [*self._agents, *self._tasks]
+        return set(due)
 
     async def _look_up_tasks(self, ids: list[str]) -> None:
         settled = await self._store.tasks.settled(ids)

@@ -132,7 +132,7 @@ class Connection:
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands that may be repeated, together, and return their answers."""
 
-        return await self.repeat(lambda: self._answered(lambda link: asyncio.gather(*map(link.send, commands))))
+        return await self.repeat(lambda: self._answered(lambda link: asyncio.gather(*link.send_all(commands))))
 
     async def _execute(self, words: tuple[Any, ...]) -> Any:
         return await self._answered(lambda link: link.send(words))

@@ -7,7 +7,7 @@ own: every caller waits for its answer, so no more is under way than callers hol
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hiredis
@@ -56,12 +56,20 @@ class Link(asyncio.Protocol):
 
     def send(self, words: tuple[Any, ...]) -> "asyncio.Future[Any]":
         """Send a command; returns its answer to come, which may be cancelled without harm to others."""
+        return self._sent(hiredis.pack_command(words), 1)[0]
+
+    def send_all(self, commands: Iterable[tuple[Any, ...]]) -> "list[asyncio.Future[Any]]":
+        """Send commands together."""
+        packed = [hiredis.pack_command(words) for words in commands]
+        return self._sent(b"".join(packed), len(packed))
+
+    def _sent(self, packed: bytes, count: int) -> "list[asyncio.Future[Any]]":
         if not self._waiting:
             self._heard_at = monotonic()
-        self._transport.write(hiredis.pack_command(words))
-        answer = self._loop.create_future()
-        self._waiting.append(answer)
-        return answer
+        self._transport.write(packed)
+        answers = [self._loop.create_future() for _ in range(count)]
+        self._waiting.extend(answers)
+        return answers
 
     def take(self, answer: Any) -> None:
         """Hand an answer to who waits for it."""

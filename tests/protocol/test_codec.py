@@ -1,5 +1,6 @@
 """Ids and names."""
 
+import os
 import string
 from base64 import b64encode
 
@@ -26,8 +27,25 @@ def test_ids_never_fall_short_of_their_letters(monkeypatch: pytest.MonkeyPatch) 
     # Of 32 characters, those that are no letters and digits are left out: here all of them, then 11, then none.
     draws = iter([b"\xff" * 24, b"\xff" * 9 + b"\0" * 15, bytes(range(24))])
     monkeypatch.setattr(codec, "urandom", lambda size: next(draws))
+    monkeypatch.setattr(codec, "_spare_ids", [])
     assert new_id() == b64encode(bytes(range(24))).decode().replace("+", "").replace("/", "")[:22]
     assert next(draws, None) is None
+
+
+def test_a_forked_process_has_other_ids() -> None:
+    new_id()
+    coming = [*codec._spare_ids]
+    assert coming
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, new_id().encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() not in coming
+    assert codec._spare_ids == coming
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True))
