@@ -41,7 +41,8 @@ TICK_WITHOUT_SUBSCRIPTION_S = 0.05
 LOOKS_PER_TICK = 1000
 """Enough for all who usually wait, and little beside the work of a client that waits for more."""
 RECENT_MAX = 10_000
-"""Outcomes, and tasks without one yet, that a client remembers: beyond that it looks in Redis."""
+SENT_MAX = 100_000
+"""Outcomes, and ids of tasks without one yet, that a client remembers: beyond that it looks in Redis."""
 OUTAGE_S = 30.0
 """How long a wait without a timeout bears that Redis does not answer."""
 
@@ -124,7 +125,7 @@ class Replies:
         """Redis accepted these tasks, whose replies come to this client: there is no need to look at once."""
         if self._subscription.is_up:
             self._sent.update(task_ids)
-            while len(self._sent) > RECENT_MAX:
+            while len(self._sent) > SENT_MAX:
                 self._sent.pop()
 
     def listen(self) -> None:

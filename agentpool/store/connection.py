@@ -80,7 +80,10 @@ def _no_url(url: str, error: ValueError) -> RedisUnavailable:
 
 
 class Connection:
-    """An asynchronous connection pool to one server, with the names of its keys."""
+    """How one server is reached from a loop, with the names of its keys.
+
+    Calls share one link; what waits, or is asked seldom, goes over connections of redis-py.
+    """
 
     def __init__(
         self, url: str, *, namespace: str = "", connect_timeout: float = 5.0, command_timeout: float = 5.0
@@ -131,7 +134,6 @@ class Connection:
 
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands that may be repeated, together, and return their answers."""
-
         return await self.repeat(lambda: self._answered(lambda link: asyncio.gather(*link.send_all(commands))))
 
     async def _execute(self, words: tuple[Any, ...]) -> Any:
