@@ -8,6 +8,7 @@ import msgspec
 
 from agentpool.agent import Agent, AgentType, check_agent_class, result_type_of
 from agentpool.errors import ConfigError, InvalidInput, TaskFailed
+from agentpool.protocol.codec import encode_json
 
 __all__ = ["UNTYPED", "Kind", "check_count", "kind_of", "milliseconds"]
 
@@ -21,7 +22,7 @@ class Kind:
     def encode(self, input: Any) -> msgspec.Raw:
         """Return the input as JSON; raises `InvalidInput`."""
         try:
-            raw = msgspec.json.encode(input)
+            raw = encode_json(input)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(f"The input cannot be written as JSON: {error}") from None
         # NaN and infinities become null; without one there is nothing to look for.

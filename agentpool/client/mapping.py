@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from agentpool.client.cleanup import Cleanup
@@ -24,35 +26,36 @@ async def map_tasks(
     submit: Submit, inputs: Iterable[Any] | AsyncIterable[Any], parallel: int, *, ordered: bool, cleanup: Cleanup
 ) -> AsyncGenerator[Any, None]:
     """Yield results; whatever is unfinished when this ends is cancelled."""
-    source, is_over = _each(inputs), False
+    source, is_over = _batches(inputs), False
     waiting: dict[asyncio.Future[Outcome], TaskHandle] = {}
-    done, came = deque[asyncio.Future[Outcome]](), asyncio.Event()
+    order, came = deque[asyncio.Future[Outcome]](), asyncio.Event()
+    """Those to yield next: all in order, or else those that are done."""
 
     def note(future: "asyncio.Future[Outcome]") -> None:
-        done.append(future)
+        order.append(future)
         came.set()
 
     try:
         while True:
             if not is_over and parallel - len(waiting) >= max(1, parallel // BATCH_PART):
-                batch = await _take(source, parallel - len(waiting))
+                batch = await source(parallel - len(waiting))
                 is_over = len(batch) < parallel - len(waiting)
                 for handle in await submit(batch):
                     future = handle.watch()
                     waiting[future] = handle
-                    if not ordered:
+                    if ordered:
+                        order.append(future)
+                    else:
                         future.add_done_callback(note)
             if not waiting:
                 return
             if ordered:
-                first = next(iter(waiting))
-                await asyncio.wait([first])
-                done.append(first)
-            elif not done:
+                await asyncio.wait([order[0]])
+            elif not order:
                 came.clear()
                 await came.wait()
-            while done:
-                future = done.popleft()
+            while order and order[0].done():
+                future = order.popleft()
                 yield waiting.pop(future).read(future.result())
                 if not is_over and parallel - len(waiting) >= max(1, parallel // BATCH_PART):
                     break  # the next batch is due
@@ -74,13 +77,16 @@ def _give_up(waiting: "dict[asyncio.Future[Outcome], TaskHandle]", cleanup: Clea
         cleanup.start(cancel_all)
 
 
-async def _each(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+def _batches(inputs: Iterable[Any] | AsyncIterable[Any]) -> Callable[[int], Awaitable[list[Any]]]:
+    """Return what gives so many of the next inputs, or fewer at their end."""
     if isinstance(inputs, AsyncIterable):
-        async for input in inputs:
-            yield input
-    else:
-        for input in inputs:
-            yield input
+        return partial(_take, aiter(inputs))
+    source = iter(inputs)
+
+    async def take(count: int) -> list[Any]:
+        return list(itertools.islice(source, count))
+
+    return take
 
 
 async def _take(source: AsyncIterator[Any], count: int) -> list[Any]:

@@ -41,7 +41,7 @@ class RedisBackend:
 
     async def open(self) -> None:
         """Raise `RedisUnavailable` unless the server answers."""
-        await self.store.connection.repeat(self.store.connection.redis.ping, OPEN_TIMEOUT)
+        await self.store.connection.ask("PING", timeout=OPEN_TIMEOUT)
 
     async def close(self) -> None:
         """Stop listening, which begins again when something waits; close the store unless it is someone else's."""

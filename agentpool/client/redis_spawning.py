@@ -42,7 +42,7 @@ class RedisSpawning:
             self._cleanup.start(lambda: self._undo(request, placing))
             raise
         finally:
-            future.cancel()
+            self._replies.leave(request.agent_id, future)
         if isinstance(answer, AgentEnded):
             raise request.ended_early(answer.status, answer.detail)
 

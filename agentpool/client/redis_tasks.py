@@ -30,7 +30,7 @@ class RedisTasks:
 
     def __init__(self, store: Store, replies: Replies, cleanup: Cleanup) -> None:
         self._store, self._replies, self._cleanup = store, replies, cleanup
-        self._gathering = Gathering(self._send_alike)
+        self._gathering = Gathering(self._send_alike, store.connection.timeout)
 
     async def submit(self, requests: Sequence[Request]) -> list[str]:
         """Return when Redis has the tasks, with their ids; cancelling this, or an error, withdraws those that it has by
@@ -67,7 +67,7 @@ class RedisTasks:
             self._cleanup.start(lambda: self._store.tasks.cancel(request.task_id))
             raise
         finally:
-            future.cancel()
+            self._replies.leave(request.task_id, future)
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         """Return what will be the outcome of a task that Redis may have or not, or `UnknownTask`."""
@@ -75,6 +75,8 @@ class RedisTasks:
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for a task that Redis may have or not; raises `TimeoutError` or `UnknownTask`."""
+        if outcome := self._replies.known(task_id):
+            return outcome
         return await self._replies.wait(
             self.watch(task_id), timeout, f"the result of task {task_id} was waited for; the task goes on"
         )
@@ -97,33 +99,34 @@ class RedisTasks:
 
     async def _send(self, requests: Sequence[Request]) -> list[str]:
         """Send tasks, and see it through though the caller is cancelled: only then can they be cancelled in Redis."""
-        sending = asyncio.ensure_future(self._send_all(requests))
+        first = requests[0]
+        if len(requests) == 1 and not first.key:
+            await self._gathering.submit(first)
+            return [first.task_id]
+        sending = asyncio.ensure_future(self._send_with_keys(requests) if first.key else self._send_alike(requests))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
             await asyncio.wait([sending], timeout=self._store.connection.timeout)
             raise
 
-    async def _send_all(self, requests: Sequence[Request]) -> list[str]:
-        """Hand in tasks that share everything but their inputs; those with keys one by one."""
-        first = requests[0]
-        if not first.key:
-            await (self._gathering.submit(first) if len(requests) == 1 else self._send_alike(requests))
-            return [request.task_id for request in requests]
+    async def _send_with_keys(self, requests: Sequence[Request]) -> list[str]:
         ids = []
         for request in requests:
             header, options = request.header(self._replies.reply_to), await self._options(request)
             id = await self._store.tasks.submit(
-                request.task_id, header, request.envelope, options, timeout=first.timeout
+                request.task_id, header, request.envelope, options, timeout=request.timeout
             )
             ids.append(id)
         return ids
 
-    async def _send_alike(self, requests: Sequence[Request]) -> None:
+    async def _send_alike(self, requests: Sequence[Request]) -> list[str]:
+        """Hand in tasks that share everything but their inputs."""
         first = requests[0]
         header, options = first.header(self._replies.reply_to), await self._options(first)
         tasks = [(request.task_id, request.envelope) for request in requests]
         await self._store.tasks.submit_many(tasks, header, options, timeout=first.timeout)
+        return [request.task_id for request in requests]
 
     async def _options(self, request: Request) -> SubmitOptions:
         batch = 0

@@ -2,8 +2,8 @@
 
 Theory of operation. Every request names the client's channel, and one subscription on it serves all that wait. But a
 publication may be lost (Redis was away, the user may not subscribe), so nothing depends on one: what waits is also
-looked up in Redis, together and in few commands, at every tick and right after each (re)subscription. While there is
-no subscription the ticks come faster.
+looked up in Redis, together and in few commands: in turn at every tick, and all of it right after each
+(re)subscription. While there is no subscription the ticks come faster, and look at all.
 
 A waiter is registered before its request is sent, so that an early reply is not lost, and looked up only once the
 request was accepted: before, there is nothing to find.
@@ -12,8 +12,8 @@ request was accepted: before, there is nothing to find.
 import asyncio
 import contextlib
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +29,7 @@ from agentpool.protocol.states import AgentStatus
 from agentpool.store import Store
 from agentpool.store.subscription import Subscription
 
-__all__ = ["Answer", "Replies", "Waiter"]
+__all__ = ["Answer", "Replies"]
 
 T = TypeVar("T")
 
@@ -38,38 +38,19 @@ Answer = AgentReady | AgentEnded | Outcome
 TICK_S = 0.5
 """Between two looks at everything that waits, while the subscription is up."""
 TICK_WITHOUT_SUBSCRIPTION_S = 0.05
+LOOKS_PER_TICK = 1000
+"""Enough for all who usually wait, and little beside the work of a client that waits for more."""
 RECENT_MAX = 10_000
-"""Outcomes, and tasks without one yet, that a client remembers: beyond that it looks in Redis."""
+SENT_MAX = 100_000
+"""Outcomes, and ids of tasks without one yet, that a client remembers: beyond that it looks in Redis."""
 OUTAGE_S = 30.0
 """How long a wait without a timeout bears that Redis does not answer."""
 
 _STARTED = frozenset({AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLING})
 
 
-class Waiter:
-    """Something that waits for the answer to one request; several may wait for the same id, each with a future."""
-
-    __slots__ = ("accepted", "futures", "id")
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        self.accepted = False
-        self.futures: list[asyncio.Future[Any]] = []
-
-    @property
-    def is_open(self) -> bool:
-        """Tell whether it is to be looked up."""
-        return self.accepted and bool(self.futures)
-
-    def settle(self, answer: Answer | Exception) -> None:
-        """Tell all that wait."""
-        for future in self.futures:
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+Waiters = dict[str, list["asyncio.Future[Any]"]]
+"""Those who wait for an answer, by what it is about. One who was cancelled stays up to the next tick."""
 
 
 class Replies:
@@ -80,9 +61,13 @@ class Replies:
         self.reply_to = channel.removeprefix(store.keys.channel_prefix)
         """As scripts take it: they put the prefix of channels before it themselves."""
         self._store = store
-        self._tasks: dict[str, Waiter] = {}
-        self._agents: dict[str, Waiter] = {}
-        self._recent: dict[str, Outcome] = {}
+        self._tasks: Waiters = {}
+        self._agents: Waiters = {}
+        self._unsent: set[str] = set()
+        """What is waited for before Redis has the request."""
+        self._round: list[str] = []
+        """What waited at an earlier tick and is still to be looked up."""
+        self._recent = OrderedDict[str, Outcome]()
         """Outcomes that came before anybody waited for them."""
         self._sent: set[str] = set()
         """Tasks whose reply is still to come."""
@@ -100,37 +85,47 @@ class Replies:
         self._started = False
 
     def task(self, task_id: str) -> "asyncio.Future[Outcome]":
-        """Wait for the outcome of a task: the future of it, to be cancelled by who waits no more."""
+        """Wait for the outcome of a task that is yet to be sent: the future of it, to be cancelled by who waits no
+        more.
+        """
+        self._unsent.add(task_id)
         return self._expect(self._tasks, task_id)
 
     def agent(self, agent_id: str) -> "asyncio.Future[AgentReady | AgentEnded]":
         """Wait until an agent runs or has ended: the future of it, to be cancelled by who waits no more."""
+        self._unsent.add(agent_id)
         return self._expect(self._agents, agent_id)
 
-    def accept(self, id: str, *, look: bool = False) -> None:
-        """Redis has the request by now, so it can be looked up; with `look`, at once."""
-        waiter = self._tasks.get(id) or self._agents.get(id)
-        if waiter is None:
-            return  # it is answered
-        waiter.accepted = True
-        if look or not self._subscription.is_up:
-            self._due.add(id)
-            self._lookups.wake()
+    def accept(self, id: str) -> None:
+        """Redis has the request by now, so it can be looked up."""
+        self._unsent.discard(id)
+        if not self._subscription.is_up:
+            self._look_at(id)
+
+    def leave(self, id: str, future: "asyncio.Future[Any]") -> None:
+        """Wait no more for what was sent, or came to nothing before it was."""
+        self._unsent.discard(id)
+        future.cancel()
+
+    def known(self, task_id: str) -> Outcome | None:
+        """Return an outcome that has come already, if nobody waited for it then."""
+        return self._recent.get(task_id)
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         """Wait for the outcome of a task that Redis may have or not; what has come already is not looked up again."""
-        future = self.task(task_id)
         if outcome := self._recent.get(task_id):
+            future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
             future.set_result(outcome)
-        else:
-            self.accept(task_id, look=task_id not in self._sent)
-        return future
+            return future
+        if task_id not in self._sent or not self._subscription.is_up:
+            self._look_at(task_id)
+        return self._expect(self._tasks, task_id)
 
     def sent(self, task_ids: Iterable[str]) -> None:
         """Redis accepted these tasks, whose replies come to this client: there is no need to look at once."""
         if self._subscription.is_up:
             self._sent.update(task_ids)
-            while len(self._sent) > RECENT_MAX:
+            while len(self._sent) > SENT_MAX:
                 self._sent.pop()
 
     def listen(self) -> None:
@@ -166,10 +161,7 @@ class Replies:
         self._sent.clear()
         await self._lookups.stop()
         await self._subscription.stop()
-        waiting = [future for waiter in (*self._tasks.values(), *self._agents.values()) for future in waiter.futures]
-        for waiter in (*self._tasks.values(), *self._agents.values()):
-            waiter.settle(PoolClosed("This client was closed."))
-        if waiting:
+        if self._settle_all([*self._tasks, *self._agents], PoolClosed("This client was closed.")):
             # They take back what they asked for.
             await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
@@ -188,23 +180,14 @@ class Replies:
             if not self._withdrawing:
                 self._withdrawn.set()
 
-    def _expect(self, waiters: dict[str, Waiter], id: str) -> "asyncio.Future[Any]":
+    def _expect(self, waiters: Waiters, id: str) -> "asyncio.Future[Any]":
         self.listen()
-        waiter = waiters.get(id)
-        if waiter is None:
-            waiter = waiters[id] = Waiter(id)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        waiter.futures.append(future)
-        future.add_done_callback(partial(self._leave, waiters, waiter))
+        if others := waiters.get(id):
+            others.append(future)
+        else:
+            waiters[id] = [future]
         return future
-
-    @staticmethod
-    def _leave(waiters: dict[str, Waiter], waiter: Waiter, future: "asyncio.Future[Any]") -> None:
-        if not future.cancelled():
-            future.exception()  # nobody may be there to hear it
-        waiter.futures.remove(future)
-        if not waiter.futures and waiters.get(waiter.id) is waiter:
-            del waiters[waiter.id]
 
     # -- what was published -------------------------------------------------------------------------------------
 
@@ -218,58 +201,73 @@ class Replies:
                 for task_id, outcome in tasks:
                     self._take(task_id, outcome)
             case AgentReady() | AgentEnded():
-                self._settle(self._agents, reply.agent_id, reply)
+                _settle(self._agents, reply.agent_id, reply)
 
     def _take(self, task_id: str, outcome: Outcome | None) -> None:
         """A task is done; without an outcome that is to be fetched, if anybody waits for it."""
         self._sent.discard(task_id)
-        if outcome is not None:
-            if waiter := self._tasks.get(task_id):
-                waiter.settle(outcome)
-                return
+        if outcome is None:
+            if task_id in self._tasks:
+                self._look_at(task_id)
+        elif not _settle(self._tasks, task_id, outcome):
             # Its handle may be asked for the result later.
             self._recent[task_id] = outcome
             if len(self._recent) > RECENT_MAX:
-                self._recent.pop(next(iter(self._recent)))
-        elif task_id in self._tasks:
-            self._due.add(task_id)
-            self._lookups.wake()
+                self._recent.popitem(last=False)
 
-    @staticmethod
-    def _settle(waiters: dict[str, Waiter], id: str, answer: Answer | Exception) -> None:
-        if waiter := waiters.get(id):
-            waiter.settle(answer)
+    def _settle_all(self, ids: Iterable[str], error: Exception) -> bool:
+        told = [_settle(waiters, id, error) for id in ids for waiters in (self._tasks, self._agents)]
+        return any(told)
 
     # -- what is looked up --------------------------------------------------------------------------------------
 
     def _look_at_all(self) -> None:
-        self._next_tick = 0.0
+        self._due.update(self._tasks, self._agents)
+        self._lookups.wake()
+
+    def _look_at(self, id: str) -> None:
+        self._due.add(id)
         self._lookups.wake()
 
     async def look_up(self) -> float:
-        """Look up what is due, or everything when a tick has passed; returns the delay until the next tick, in s."""
+        """Look up what is due, also by a tick; returns the delay until the next tick, in s."""
         due, self._due = self._due, set()
         now = monotonic()
         if now >= self._next_tick:
+            due |= self._due_at_tick()
             tick = TICK_S if self._subscription.is_up else TICK_WITHOUT_SUBSCRIPTION_S
             self._next_tick = now + tick * random.uniform(0.8, 1.2)  # noqa: S311 (jitter, no secret)
-            due = {*self._tasks, *self._agents}
+        due -= self._unsent
         try:
-            await self._look_up_tasks([id for id in due if (found := self._tasks.get(id)) and found.is_open])
-            await self._look_up_agents([id for id in due if (found := self._agents.get(id)) and found.is_open])
+            await self._look_up_tasks([id for id in due if id in self._tasks])
+            await self._look_up_agents([id for id in due if id in self._agents])
             self._outage = None
         except RedisUnavailable as error:
             self._outage = self._outage or (now, error)
             if now - self._outage[0] >= OUTAGE_S:
-                for waiter in (*self._tasks.values(), *self._agents.values()):
-                    if waiter.is_open:
-                        waiter.settle(RedisUnavailable(str(error)))
+                waiting = {*self._tasks, *self._agents} - self._unsent
+                self._settle_all(waiting, RedisUnavailable(str(error)))
         return max(self._next_tick - monotonic(), 0.0)
+
+    def _due_at_tick(self) -> set[str]:
+        """Return what to look up at a tick, and forget those who wait no more.
+
+        While answers may still be published that is a part of those who waited at an earlier tick, in turn.
+        """
+        for waiters in (self._tasks, self._agents):
+            for id in [id for id, futures in waiters.items() if all(future.done() for future in futures)]:
+                del waiters[id]
+        if not self._subscription.is_up:
+            return {*self._tasks, *self._agents}
+        due, self._round = self._round[:LOOKS_PER_TICK], self._round[LOOKS_PER_TICK:]
+        if not self._round:
+            self._round = [*self._agents, *self._tasks]
+        return set(due)
 
     async def _look_up_tasks(self, ids: list[str]) -> None:
         settled = await self._store.tasks.settled(ids)
         for id, answer in (await self._store.tasks.outcomes(settled)).items():
-            self._settle(self._tasks, id, answer)
+            _settle(self._tasks, id, answer)
 
     async def _look_up_agents(self, ids: list[str]) -> None:
         records = {record.agent_id: record for record in await self._store.agents.several(ids)}
@@ -277,6 +275,21 @@ class Replies:
             record = records.get(id)
             if record is None:
                 status, detail = await self._store.agents.ended(id)
-                self._settle(self._agents, id, AgentEnded(agent_id=id, status=status, detail=detail))
+                _settle(self._agents, id, AgentEnded(agent_id=id, status=status, detail=detail))
             elif record.status in _STARTED:
-                self._settle(self._agents, id, AgentReady(agent_id=id, process_id=record.process_id))
+                _settle(self._agents, id, AgentReady(agent_id=id, process_id=record.process_id))
+
+
+def _settle(waiters: Waiters, id: str, answer: Answer | Exception) -> bool:
+    """Tell all that wait; returns whether there were any."""
+    told = False
+    for future in waiters.pop(id, ()):
+        if future.done():
+            continue
+        told = True
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+            future.exception()  # nobody may be there to hear it
+        else:
+            future.set_result(answer)
+    return told

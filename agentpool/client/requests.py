@@ -4,9 +4,11 @@ import hashlib
 import math
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, TypedDict
 
 import msgspec
+from msgspec.structs import replace
 
 from agentpool.client.kinds import Kind, milliseconds
 from agentpool.clock import wall_ms
@@ -174,6 +176,41 @@ def new_requests(
 
     With a `key`, each of several inputs gets `<key>/<its place>`. `parent` waits for the tasks, `depth` above them.
     """
+    words = (
+        agent_name, kind.name, parent, depth, limits, tenant, project, priority, timeout, _delay_ms(delay, at), expires,
+        batch, retry, requires if isinstance(requires, str) else tuple(requires), sticky, when_limited,
+    )  # fmt: skip
+    try:
+        like = _like(*words)
+    except TypeError:
+        like = _like.__wrapped__(*words)  # something cannot be hashed
+    requests = [
+        replace(like, task_id=f"{pool}/{new_id()}", envelope=replace(like.envelope, input=kind.encode(input)))
+        for input in inputs
+    ]
+    return requests if key is None else _with_keys(requests, kind.name, key)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _like(
+    agent_name: str,
+    agent_type: str,
+    parent: str,
+    depth: int,
+    limits: str,
+    tenant: str,
+    project: str | None,
+    priority: int,
+    timeout: float | None,
+    delay_ms: int,
+    expires: float | None,
+    batch: bool,
+    retry: RetryPolicy | None,
+    requires: Iterable[str],
+    sticky: str | None,
+    when_limited: str,
+) -> Request:
+    """Check what tasks share; returns one without id and input, as a model of them."""
     if depth > NESTED_MAX:
         raise InvalidInput(f"Tasks may wait for one another {NESTED_MAX} deep, and this one would be the next.")
     check_name("tenant", tenant)
@@ -186,43 +223,42 @@ def new_requests(
         "expires": "1" if expires_ms else "",
         "batch": "1" if lane.startswith("batch") else "",
     }
-    options = ",".join(f"{name}={value}" for name, value in words.items() if value)
-    shared: dict[str, Any] = {
-        "agent_name": agent_name,
-        "agent_type": "" if agent_name else kind.name,
-        "tenant": tenant,
-        "timeout": timeout,
-        "priority": priority,
-        "lane": lane,
-        "options": options,
-        "delay_ms": _delay_ms(delay, at),
-        "expires_ms": expires_ms,
-        "parent": parent,
-        "sticky": _sticky(sticky, tenant, project),
-        "limits": limits or _limits(when_limited),
-    }
-    timeout_ms = milliseconds("timeout", timeout)
-    project = "" if project is None else check_name("project", project)
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise InvalidInput(f"retry is {retry!r}: it must be a RetryPolicy, or None.", "$.retry")
-    envelopes = [TaskEnvelope(kind.encode(input), timeout_ms, project, retry) for input in inputs]
-    if key is not None:
-        return _with_keys(pool, kind, key, envelopes, shared)
-    return [Request(task_id=f"{pool}/{new_id()}", envelope=envelope, **shared) for envelope in envelopes]
+    return Request(
+        task_id="",
+        agent_name=agent_name,
+        agent_type="" if agent_name else agent_type,
+        tenant=tenant,
+        timeout=timeout,
+        envelope=TaskEnvelope(
+            msgspec.Raw(b"null"),
+            milliseconds("timeout", timeout),
+            "" if project is None else check_name("project", project),
+            retry,
+        ),
+        priority=priority,
+        lane=lane,
+        options=",".join(f"{name}={value}" for name, value in words.items() if value),
+        delay_ms=delay_ms,
+        expires_ms=expires_ms,
+        parent=parent,
+        sticky=_sticky(sticky, tenant, project),
+        limits=limits or _limits(when_limited),
+    )
 
 
-def _with_keys(pool: str, kind: Kind, key: str, envelopes: list[TaskEnvelope], shared: dict[str, Any]) -> list[Request]:
+def _with_keys(requests: list[Request], type: str, key: str) -> list[Request]:
     if not isinstance(key, str) or not 1 <= len(key) <= 512:
         raise InvalidInput(f"key is {key!r}: it must be text of 1 to 512 characters.", "$.key")
-    requests = []
-    for place, envelope in enumerate(envelopes):
-        own = key if len(envelopes) == 1 else f"{key}/{place}"
-        digest = _digest(shared["tenant"], shared["agent_name"] or kind.name, own)
-        words = ",".join(word for word in (shared["options"], f"key={digest}") if word)
-        input_digest = _digest(bytes(envelope.input))
-        fields = {**shared, "options": words, "key": digest, "input_digest": input_digest}
-        requests.append(Request(task_id=f"{pool}/{new_id()}", envelope=envelope, **fields))
-    return requests
+    keyed = []
+    for place, request in enumerate(requests):
+        own = key if len(requests) == 1 else f"{key}/{place}"
+        digest = _digest(request.tenant, request.agent_name or type, own)
+        words = ",".join(word for word in (request.options, f"key={digest}") if word)
+        input_digest = _digest(bytes(request.envelope.input))
+        keyed.append(replace(request, options=words, key=digest, input_digest=input_digest))
+    return keyed
 
 
 def _digest(*parts: str | bytes) -> str:

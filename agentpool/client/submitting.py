@@ -1,71 +1,90 @@
 """Many callers that submit one task each share calls.
 
-While a call is under way, tasks that are alike but for their inputs wait for it, and then go together: the more there
-is to do, the more go at once, and a lone task goes at once by itself.
+Tasks that are alike but for their inputs go together when they come in one turn of the loop, or while a call is under
+way: the more there is to do, the more go at once, and a lone task goes at once by itself.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 from agentpool.client.requests import Request
 from agentpool.errors import AgentPoolError, RedisUnavailable
 
 __all__ = ["Gathering"]
 
-Send = Callable[[list[Request]], Awaitable[object]]
+Send = Callable[[Sequence[Request]], Awaitable[object]]
+
+
+class _Batch:
+    """Requests of one call, each with the future of who waits for it."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[Request, asyncio.Future[None]]] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, error: Exception | None) -> None:
+        """Tell all that it was accepted, or why not."""
+        for _, accepted in self.requests:
+            _tell(accepted, error)
 
 
 class Gathering:
-    """`send` hands in requests that are alike, all or none, and may be repeated for the same ones."""
+    """`send` hands in requests that are alike, all or none, and may be repeated for the same ones.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._waiting: dict[Hashable, list[tuple[Request, asyncio.Future[None]]]] = {}
-        """Those that wait for the call under way, by what they have in common."""
-        self._calls: set[asyncio.Task[None]] = set()
+    Who is cancelled waits until the call that its request is part of has ended, `patience` s at most: only then can
+    the task be cancelled.
+    """
+
+    def __init__(self, send: Send, patience: float) -> None:
+        self._send, self._patience = send, patience
+        self._next: dict[Hashable, _Batch] = {}
+        """What goes with the next call, by what the requests have in common."""
+        self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: Request) -> None:
         """Return when the task is accepted; raises what `send` does for it alone."""
         like = _common(request)
-        if like in self._waiting:
-            accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting[like].append((request, accepted))
+        batch = self._next.get(like)
+        if batch is None:
+            batch = self._next[like] = _Batch()
+            sender = asyncio.create_task(self._send_batches(like), name="client.submit")
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        batch.requests.append((request, accepted))
+        try:
             await accepted
-            return
-        self._waiting[like] = []
-        try:
-            await self._send([request])
-        finally:
-            self._go_on(like)
-
-    def _go_on(self, like: Hashable) -> None:
-        """A call has ended: the next one takes all that wait."""
-        waiting = self._waiting.pop(like)
-        if waiting:
-            self._waiting[like] = []
-            call = asyncio.create_task(self._send_all(like, waiting), name="client.submit")
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
-
-    async def _send_all(self, like: Hashable, waiting: list[tuple[Request, "asyncio.Future[None]"]]) -> None:
-        try:
-            await self._send([request for request, _ in waiting])
-        except RedisUnavailable as error:
-            for _, accepted in waiting:
-                _tell(accepted, error)
-        except AgentPoolError:
-            # Together they were refused: each is asked for by itself, and what was accepted is passed over.
-            for request, accepted in waiting:
-                await self._send_one(request, accepted)
-        except BaseException as error:
-            for _, accepted in waiting:
-                _tell(accepted, error)
+        except asyncio.CancelledError:
+            await asyncio.wait([batch.ended], timeout=self._patience)
             raise
-        else:
-            for _, accepted in waiting:
-                _tell(accepted, None)
+
+    async def _send_batches(self, like: Hashable) -> None:
+        """Send what waits, then what came meanwhile, until nothing does."""
+        try:
+            while (batch := self._next[like]).requests:
+                self._next[like] = _Batch()
+                await self._send_batch(batch)
+                batch.ended.set_result(None)
         finally:
-            self._go_on(like)
+            del self._next[like]
+
+    async def _send_batch(self, batch: _Batch) -> None:
+        # Those who were cancelled before it was sent are left out.
+        batch.requests = [(request, accepted) for request, accepted in batch.requests if not accepted.done()]
+        try:
+            if batch.requests:
+                await self._send([request for request, _ in batch.requests])
+        except AgentPoolError as error:
+            if len(batch.requests) == 1 or isinstance(error, RedisUnavailable):
+                batch.tell(error)
+                return
+            # Together they were refused: each is asked for by itself, and what was accepted is passed over.
+            for request, accepted in batch.requests:
+                await self._send_one(request, accepted)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is theirs)
+            batch.tell(error)
+        else:
+            batch.tell(None)
 
     async def _send_one(self, request: Request, accepted: "asyncio.Future[None]") -> None:
         try:
@@ -76,7 +95,7 @@ class Gathering:
             _tell(accepted, None)
 
 
-def _tell(accepted: "asyncio.Future[None]", error: BaseException | None) -> None:
+def _tell(accepted: "asyncio.Future[None]", error: Exception | None) -> None:
     if accepted.done():
         return
     if error is None:

@@ -41,6 +41,8 @@ _ERRORS: dict[TaskStatus, Callable[[str, Outcome, TaskError], AgentPoolError]] =
 class TaskHandle:
     """A task that was accepted. `state` and `attempts` are what was last heard of it, by any method here."""
 
+    __slots__ = ("__weakref__", "_client", "_kind", "attempts", "id", "state")
+
     def __init__(self, client: "Client", task_id: str, kind: Kind) -> None:
         self.id = task_id
         self.state: TaskStatus = TaskStatus.QUEUED

@@ -7,10 +7,9 @@ raises `RedisUnavailable`.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -32,6 +31,7 @@ from agentpool.clock import monotonic
 from agentpool.config import redact_url
 from agentpool.errors import RedisUnavailable
 from agentpool.protocol.keys import Keys
+from agentpool.store.link import Link, Listener
 from agentpool.store.scripts import script
 
 __all__ = ["Connection", "SyncConnection", "translate"]
@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 RETRY_DELAY_MAX = 0.5
 CONNECTIONS_MAX = 64
+SILENT_PART = 0.5
+"""A link from which nothing came for this part of the command timeout, while a caller gave up, is taken for dead."""
 
 
 def translate(error: Exception, url: str) -> RedisUnavailable:
@@ -77,24 +79,11 @@ def _no_url(url: str, error: ValueError) -> RedisUnavailable:
     return RedisUnavailable(f"{redact_url(url)} is no Redis URL: {error}. Use redis://host:port/db or unix:///path")
 
 
-class _Packing:
-    """Writes commands in C: redis-py's asynchronous connections do it in Python, a word at a time."""
-
-    def pack_command(self, *words: Any) -> list[bytes]:
-        """Return the bytes of one command."""
-        try:
-            return [hiredis.pack_command((*str(words[0]).split(), *words[1:]))]
-        except TypeError:
-            result: list[bytes] = super().pack_command(*words)  # type: ignore[misc]
-            return result
-
-
-def _packing(connection_class: type[Any]) -> Any:
-    return type(f"Packing{connection_class.__name__}", (_Packing, connection_class), {})
-
-
 class Connection:
-    """An asynchronous connection pool to one server, with the names of its keys."""
+    """How one server is reached from a loop, with the names of its keys.
+
+    Calls share one link; what waits, or is asked seldom, goes over connections of redis-py.
+    """
 
     def __init__(
         self, url: str, *, namespace: str = "", connect_timeout: float = 5.0, command_timeout: float = 5.0
@@ -120,8 +109,10 @@ class Connection:
             )
         except ValueError as error:
             raise _no_url(url, error) from None
-        pool.connection_class = _packing(pool.connection_class)
         self.redis: Any = redis.asyncio.Redis.from_pool(pool)
+        """For what is asked seldom: a command costs several times as much as with `ask`."""
+        self._link: Link | None = None
+        self._opening = asyncio.Lock()
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
 
@@ -131,12 +122,53 @@ class Connection:
 
         async def once() -> Any:
             try:
-                return await self.redis.execute_command(*prepared.command(self.keys, pool, arguments))
+                return await self._execute(prepared.command(self.keys, pool, arguments))
             except NoScriptError:
-                words = prepared.command(self.keys, pool, arguments, by_text=True)
-                return await self.redis.execute_command(*words)
+                return await self._execute(prepared.command(self.keys, pool, arguments, by_text=True))
 
         return await self.repeat(once, timeout)
+
+    async def ask(self, *words: Any, timeout: float | None = None) -> Any:
+        """Send one command that may be repeated and return its answer; otherwise like `call`."""
+        return await self.repeat(lambda: self._execute(words), timeout)
+
+    async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands that may be repeated, together, and return their answers."""
+        return await self.repeat(lambda: self._answered(lambda link: asyncio.gather(*link.send_all(commands))))
+
+    async def _execute(self, words: tuple[Any, ...]) -> Any:
+        return await self._answered(lambda link: link.send(words))
+
+    async def _answered(self, send: Callable[[Link], Awaitable[T]]) -> T:
+        link = self._link
+        if link is None or not link.is_open:
+            link = await self._open_link()
+        try:
+            return await send(link)
+        except asyncio.CancelledError:
+            # Also what a deadline does. Its answer is passed over when it comes; without any, the link is not used on.
+            if link.silent_s >= self.timeout * SILENT_PART:
+                link.close()
+            raise
+
+    async def _open_link(self) -> Link:
+        async with self._opening:
+            if self._link is None or not self._link.is_open:
+                self._link = Link(await self._opened())
+            return self._link
+
+    async def listen(self, on_answer: Callable[[list[Any]], None]) -> Listener:
+        """Return a connection of its own for a subscription."""
+        return Listener(await self._opened(), on_answer)
+
+    async def _opened(self) -> Any:
+        connection = self.redis.connection_pool.make_connection()
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     async def repeat(self, once: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
         """Await `once()` again while Redis is away; raises `RedisUnavailable` at the deadline or when refused."""
@@ -154,7 +186,7 @@ class Connection:
 
     async def now_ms(self) -> int:
         """Return Redis time in ms."""
-        seconds, microseconds = await self.repeat(self.redis.time)
+        seconds, microseconds = await self.ask("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     def dedicated(self) -> Any:
@@ -172,6 +204,8 @@ class Connection:
 
     async def close(self) -> None:
         """Close every connection; may be called twice."""
+        if self._link:
+            self._link.close()
         await self.redis.aclose()
 
 
@@ -210,7 +244,7 @@ class SyncConnection:
         except (RedisError, OSError) as error:
             raise translate(error, self.url) from None
 
-    def _execute(self, words: list[Any]) -> Any:
+    def _execute(self, words: tuple[Any, ...]) -> Any:
         """Send a command and read its answer; redis-py connects first if need be, and disconnects on errors."""
         self._link.send_command(*words)
         return self._link.read_response()

@@ -40,10 +40,10 @@ class Script:
         self.text = "\n".join([*shebang, _assembled("\n".join(libraries), body)])
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...], *, by_text: bool = False) -> list[Any]:
+    def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...], *, by_text: bool = False) -> tuple[Any, ...]:
         """Return the words of `EVALSHA` (or `EVAL`): the pool's key, the three common arguments, then the rest."""
-        head = ["EVAL", self.text] if by_text else ["EVALSHA", self.sha]
-        return [*head, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments]
+        head = ("EVAL", self.text) if by_text else ("EVALSHA", self.sha)
+        return (*head, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments)
 
 
 def _assembled(libraries: str, body: str) -> str:

@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError
 
 from agentpool.periodic import end_task
 from agentpool.store.connection import Connection
+from agentpool.store.link import Listener
 
 __all__ = ["Subscription"]
 
@@ -75,28 +76,28 @@ class Subscription:
     async def _listen(self) -> None:
         """Subscribe and pass messages on until the connection fails, which raises."""
         self._confirmed = 0
-        async with self._connection.dedicated() as client, client.pubsub() as pubsub:
-            async with asyncio.timeout(self._connection.timeout):
-                await pubsub.subscribe(*self._channels)
+        async with asyncio.timeout(self._connection.timeout):
+            link = await self._connection.listen(self._take)
+        try:
+            link.write("SUBSCRIBE", *self._channels)
+            await _lost(link, self._connection.timeout)
+            if not self.is_up:
+                raise TimeoutError
             while True:
-                message = await pubsub.get_message(timeout=PING_INTERVAL)
-                if message is None:
-                    async with asyncio.timeout(PONG_TIMEOUT):
-                        await self._ping(pubsub)
-                else:
-                    self._take(message)
+                await _lost(link, PING_INTERVAL - link.silent_s)
+                if link.silent_s >= PING_INTERVAL:
+                    link.write("PING")
+                    await _lost(link, PONG_TIMEOUT)
+                    if link.silent_s >= PONG_TIMEOUT:
+                        raise TimeoutError
+        finally:
+            link.close()
 
-    async def _ping(self, pubsub: Any) -> None:
-        await pubsub.ping()
-        while (message := await pubsub.get_message(timeout=PONG_TIMEOUT)) is None or message["type"] != "pong":
-            if message:
-                self._take(message)
-
-    def _take(self, message: dict[str, Any]) -> None:
-        match message["type"]:
-            case "message":
-                self._on_message(message["channel"], message["data"])
-            case "subscribe":
+    def _take(self, answer: list[Any]) -> None:
+        match answer:
+            case ["message", channel, text]:
+                self._on_message(channel, text)
+            case ["subscribe", *_]:
                 self._confirmed += 1
                 if self._confirmed == len(self._channels):
                     self.is_up = True
@@ -106,3 +107,10 @@ class Subscription:
         if not self._warned:
             self._warned = True
             log.warning("subscription.forbidden", extra={"channel": self._channels[0], "error": str(error)})
+
+
+async def _lost(link: Listener, timeout: float) -> None:
+    """Wait for so many s, and raise why the link was lost if it is."""
+    await asyncio.wait([link.lost], timeout=timeout)
+    if link.lost.done():
+        raise link.lost.result()

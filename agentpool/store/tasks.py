@@ -150,8 +150,7 @@ class Tasks:
 
     async def read(self, task_id: str) -> Outcome | None:
         """Return the outcome, or None while there is none; raises `UnknownTask` when nothing is kept of it."""
-        key = self._keys.task(task_id)
-        raw = await self._connection.repeat(lambda: self._connection.redis.get(key))
+        raw = await self._connection.ask("GET", self._keys.task(task_id))
         if raw is None:
             raise _forgotten(task_id)
         decoded = decode_task(raw)
@@ -163,7 +162,7 @@ class Tasks:
         for start in range(0, len(task_ids), OUTCOMES_PER_CALL):
             page = task_ids[start : start + OUTCOMES_PER_CALL]
             keys = [self._keys.task(task_id) for task_id in page]
-            rows = await self._connection.repeat(partial(self._connection.redis.mget, keys))
+            rows = await self._connection.ask("MGET", *keys)
             for task_id, raw in zip(page, rows, strict=True):
                 decoded = None if raw is None else decode_task(raw)
                 if isinstance(decoded, Outcome):
@@ -177,16 +176,9 @@ class Tasks:
         settled: list[str] = []
         for start in range(0, len(task_ids), PAGE):
             page = task_ids[start : start + PAGE]
-            firsts = await self._connection.repeat(partial(self._first_bytes, page))
+            firsts = await self._connection.ask_all([("GETRANGE", self._keys.task(id), 0, 0) for id in page])
             settled += [id for id, first in zip(page, firsts, strict=True) if first != "t"]
         return settled
-
-    async def _first_bytes(self, task_ids: Sequence[str]) -> list[str]:
-        async with self._connection.redis.pipeline(transaction=False) as pipe:
-            for task_id in task_ids:
-                pipe.getrange(self._keys.task(task_id), 0, 0)
-            result: list[str] = await pipe.execute()
-            return result
 
     async def info(self, task_id: str) -> dict[str, Any]:
         """Return the task's state as plain data: status and attempts, and while it runs its worker, afterwards its

@@ -35,30 +35,33 @@ def _ask(gathering: Gathering, count: int, **options: object) -> list["asyncio.T
     return [asyncio.create_task(gathering.submit(request)) for request in requests]
 
 
-async def test_what_comes_during_a_call_goes_with_the_next() -> None:
+async def test_what_comes_in_one_turn_or_during_a_call_goes_together() -> None:
     server = Server()
-    asked = _ask(Gathering(server.send), 50)
-    await asyncio.sleep(0)
-    assert [len(call) for call in server.calls] == [1], "the first does not wait for others"
+    gathering = Gathering(server.send, 1.0)
+    first = _ask(gathering, 10)
+    await _turns()
+    assert [len(call) for call in server.calls] == [10]
+    second = _ask(gathering, 40)
+    await _turns()
+    assert [len(call) for call in server.calls] == [10]
     server.answers.set()
-    await asyncio.gather(*asked)
-    assert [len(call) for call in server.calls] == [1, 49]
+    await asyncio.gather(*first, *second)
+    assert [len(call) for call in server.calls] == [10, 40]
     assert len(server.accepted) == 50
 
 
 async def test_only_what_is_alike_goes_together() -> None:
     server = Server()
-    gathering = Gathering(server.send)
+    gathering = Gathering(server.send, 1.0)
     asked = [*_ask(gathering, 3, tenant="a"), *_ask(gathering, 3, tenant="b"), *_ask(gathering, 3, priority=1)]
-    await asyncio.sleep(0)
     server.answers.set()
     await asyncio.gather(*asked)
-    assert sorted(len(call) for call in server.calls) == [1, 1, 1, 2, 2, 2]
+    assert [len(call) for call in server.calls] == [3, 3, 3]
 
 
 async def test_each_gets_its_own_refusal() -> None:
     server = Server(bound=4)
-    asked = _ask(Gathering(server.send), 6)
+    asked = _ask(Gathering(server.send, 1.0), 6)
     server.answers.set()
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert [isinstance(result, QueueFull) for result in results] == [False] * 4 + [True] * 2
@@ -66,7 +69,7 @@ async def test_each_gets_its_own_refusal() -> None:
 
 async def test_all_are_told_that_the_server_is_away_and_the_next_begins_anew() -> None:
     server = Server()
-    gathering = Gathering(server.send)
+    gathering = Gathering(server.send, 1.0)
     asked = _ask(gathering, 3)
     server.is_away = True
     server.answers.set()
@@ -80,13 +83,47 @@ async def test_all_are_told_that_the_server_is_away_and_the_next_begins_anew() -
 @pytest.mark.parametrize("place", [0, 1])
 async def test_a_caller_that_is_cancelled_holds_nobody_up(place: int) -> None:
     server = Server()
-    gathering = Gathering(server.send)
+    gathering = Gathering(server.send, 1.0)
     asked = _ask(gathering, 3)
-    await asyncio.sleep(0)
+    await _turns()
     asked[place].cancel()
-    await asyncio.sleep(0)
+    await _turns()
+    assert not asked[place].done(), "its task is on its way: it can be withdrawn when that has come"
     server.answers.set()
     await asyncio.gather(*asked, return_exceptions=True)
     assert [task.cancelled() for task in asked] == [place == 0, place == 1, False]
+    assert len(server.accepted) == 3
     (again,) = _ask(gathering, 1)
     await again
+
+
+async def test_a_caller_that_is_cancelled_in_time_sends_nothing() -> None:
+    server = Server()
+    gathering = Gathering(server.send, 1.0)
+    first = _ask(gathering, 1)
+    await _turns()
+    second = _ask(gathering, 2)
+    await _turns()
+    second[0].cancel()
+    await _turns()
+    server.answers.set()
+    await asyncio.gather(*first, *second, return_exceptions=True)
+    assert [len(call) for call in server.calls] == [1, 1]
+    assert second[0].cancelled()
+    assert not gathering._next
+
+
+async def test_a_call_without_an_end_holds_a_cancelled_caller_for_a_while_only() -> None:
+    server = Server()
+    (asked,) = _ask(Gathering(server.send, 0.02), 1)
+    await _turns()
+    asked.cancel()
+    await asyncio.wait([asked], timeout=2)
+    assert asked.cancelled()
+    server.answers.set()
+
+
+async def _turns() -> None:
+    """Let what is ready go on."""
+    for _ in range(5):
+        await asyncio.sleep(0)

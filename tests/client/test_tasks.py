@@ -447,6 +447,34 @@ async def test_a_lost_reply_is_found_at_the_next_tick(client: Client, tiny: Tiny
     assert await asyncio.wait_for(client.pool(POOL).run("Echo", 1), 2) == 1
 
 
+async def test_many_lost_replies_are_found_in_turn(
+    client: Client, tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentpool.client.replies.TICK_S", 0.05)
+    monkeypatch.setattr("agentpool.client.replies.LOOKS_PER_TICK", 3)
+    await tiny.add_worker()
+    await client.pool(POOL).run("Echo", 0)
+    client.backend.replies._subscription._on_message = lambda *_: None
+    calls = [asyncio.create_task(client.pool(POOL).run("Echo", number)) for number in range(10)]
+    assert await asyncio.wait_for(asyncio.gather(*calls), 5) == list(range(10))
+    assert client.backend.replies._tasks == {}
+
+
+async def test_those_who_wait_no_more_are_forgotten(client: Client, tiny: TinyPool) -> None:
+    tasks = await client.pool(POOL).submit_many("Echo", range(3))
+    waiting = [asyncio.create_task(task.result()) for task in tasks * 2]
+    await asyncio.sleep(0)
+    for wait in waiting[:5]:
+        wait.cancel()
+    replies = client.backend.replies
+    await wait_until(lambda: [*replies._tasks] == [tasks[2].id])
+    await tiny.add_worker()
+    assert await waiting[5] == 2, "another who waited for the same left"
+    assert await asyncio.gather(*(task.result(5) for task in tasks)) == [0, 1, 2]
+    assert replies._tasks == {}
+    assert not replies._unsent
+
+
 async def test_the_subscription_breaks_and_comes_back(client: Client, tiny: TinyPool) -> None:
     await tiny.add_worker()
     await client.pool(POOL).run("Echo", 0)

@@ -1,6 +1,8 @@
 """Ids and names."""
 
 import string
+import subprocess
+import sys
 from base64 import b64encode
 
 import pytest
@@ -26,8 +28,18 @@ def test_ids_never_fall_short_of_their_letters(monkeypatch: pytest.MonkeyPatch) 
     # Of 32 characters, those that are no letters and digits are left out: here all of them, then 11, then none.
     draws = iter([b"\xff" * 24, b"\xff" * 9 + b"\0" * 15, bytes(range(24))])
     monkeypatch.setattr(codec, "urandom", lambda size: next(draws))
+    monkeypatch.setattr(codec, "_spare_ids", [])
     assert new_id() == b64encode(bytes(range(24))).decode().replace("+", "").replace("/", "")[:22]
     assert next(draws, None) is None
+
+
+def test_a_forked_process_has_other_ids() -> None:
+    code = (
+        "import os; from agentpool.protocol.codec import new_id; new_id()\n"
+        "child = os.fork()\nif child: os.waitpid(child, 0)\nprint(new_id(), flush=True)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert len(set(ran.stdout.split())) == 2
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True))

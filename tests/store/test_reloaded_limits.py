@@ -46,8 +46,11 @@ async def test_a_held_tenant_goes_on_when_its_limit_is_raised(redis_url: str) ->
         async def count(acme: int, other: int) -> bool:
             return (await running(tiny, "acme"), await running(tiny, "other")) == (acme, other)
 
+        async def held() -> bool:
+            return (await tiny.store.tenants.usage(POOL, "acme")).held
+
         await wait_until(lambda: count(2, 1))
-        assert (await tiny.store.tenants.usage(POOL, "acme")).held
+        await wait_until(held)
         await tiny.store.pools.apply(POOL, tiny.token, ECHO, applied(acme=TenantOverrides(running=3)))
         await wait_until(lambda: count(3, 1))
         await tiny.store.pools.apply(POOL, tiny.token, ECHO, applied(other=TenantOverrides(running=0)))

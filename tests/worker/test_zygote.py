@@ -38,6 +38,7 @@ async def test_a_worker_is_forked_registered_and_held_by_its_pidfd(master: Maste
 
 
 async def test_the_zygote_holds_neither_thread_nor_connection(master: Master) -> None:
+    await master.store.connection.ask("PING")
     before = len(await master.store.connection.redis.client_list())
     await master.prepare("Adder")
     assert len(os.listdir(f"/proc/{master.zygote.process.pid}/task")) == 1
