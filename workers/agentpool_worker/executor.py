@@ -39,9 +39,9 @@ PREFETCH = 40
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
 VERY_SHORT_MS = 1.0
-"""Mean run time below which an exchange waits for more tasks to end, for at most so many steps of the event loop."""
-STEPS_PER_EXCHANGE = 4
-ENOUGH_ENDED = 25
+"""Mean run time below which an exchange waits for more tasks to end: until so many have, or for so long, in s."""
+ENOUGH_ENDED = 40
+MORE_END_S = 0.003
 SOON_S = 0.02
 """How long a task waits for a warm agent rather than that another is made, where tasks are short."""
 PATIENCE_S = 0.05
@@ -218,9 +218,10 @@ class Executor:
         """Let what begins in this step end before the exchange, and while tasks wait here some of those, too: fewer
         exchanges do the same.
         """
-        for _ in range(STEPS_PER_EXCHANGE):
+        until = monotonic() + MORE_END_S
+        while True:
             await asyncio.sleep(0)
-            if not self._waiting or len(self._ended) >= ENOUGH_ENDED:
+            if not self._waiting or len(self._ended) >= ENOUGH_ENDED or monotonic() > until:
                 return
 
     async def _insist(
