@@ -15,7 +15,7 @@ from support.seeds import SETTINGS
 from agentpool.protocol.events import EventName
 from agentpool.protocol.keys import Keys
 from agentpool.protocol.states import OUTCOMES, AgentStatus, TaskStatus, WorkerStatus
-from agentpool.store.scripts import script
+from agentpool.store.scripts import library, script
 
 ROOT = Path(__file__).resolve().parents[1]
 LUA = ROOT / "agentpool" / "store" / "lua"
@@ -208,12 +208,16 @@ def test_header_includes_what_the_body_needs(path: Path) -> None:
 def test_header_flags_are_known(path: Path) -> None:
     flags = entry_of(header_of(path), "@flags")
     writes = re.search(
-        r"redis\.p?call\('(HSET|ZADD|SET|MSET|MSETEX|DEL|SADD|SREM|SPOP|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|P?EXPIRE)'", body_of(path)
+        r"redis\.p?call\('(HSET|ZADD|SET|MSET|MSETEX|DEL|SADD|SREM|SPOP|ZREM|HDEL|XADD|HINCRBY|ZPOPMIN|P?EXPIRE)'",
+        body_of(path),
     )
     assert flags in ("", "allow-oom", "no-writes")
     if flags == "no-writes":
         assert not writes
-    assert script(path.stem).text.startswith(f"#!lua flags={flags}\n" if flags else "local lib = {}")
+    registered = f"function_name = '{script(path.stem).function}', " + (
+        f"flags = {{'{flags}'}}" if flags else "callback"
+    )
+    assert registered in library().text
 
 
 def test_only_what_adds_something_new_is_refused_when_memory_is_full() -> None:

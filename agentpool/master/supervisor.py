@@ -45,6 +45,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Begin to supervise."""
+        await self._store.connection.forget_old_scripts()
         await asyncio.gather(*(keeper.start() for keeper in self.keepers.values()))
         await self._leave_other_pools()
         await self._listen()

@@ -6,6 +6,7 @@ raises `RedisUnavailable`.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -18,7 +19,6 @@ from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
     NoPermissionError,
-    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -32,7 +32,7 @@ from agentpool.config import redact_url
 from agentpool.errors import RedisUnavailable
 from agentpool.protocol.keys import Keys
 from agentpool.store.link import Link, Listener
-from agentpool.store.scripts import script
+from agentpool.store.scripts import LIBRARY_PREFIX, is_unknown_script, library, script
 
 __all__ = ["Connection", "SyncConnection", "translate"]
 
@@ -118,15 +118,26 @@ class Connection:
 
     async def call(self, name: str, pool: str, *arguments: Any, timeout: float | None = None) -> Any:
         """Run a script; repeats it while Redis is away, until `timeout` s (default: the command timeout)."""
-        prepared = script(name)
+        words = script(name).command(self.keys, pool, arguments)
 
         async def once() -> Any:
             try:
-                return await self._execute(prepared.command(self.keys, pool, arguments))
-            except NoScriptError:
-                return await self._execute(prepared.command(self.keys, pool, arguments, by_text=True))
+                return await self._execute(words)
+            except ResponseError as error:
+                if not is_unknown_script(error):
+                    raise
+            await self._execute(("FUNCTION", "LOAD", "REPLACE", library().text))
+            return await self._execute(words)
 
         return await self.repeat(once, timeout)
+
+    async def forget_old_scripts(self) -> None:
+        """Drop the scripts of other releases, as far as that is permitted. One that still runs loads its own again."""
+        with contextlib.suppress(RedisUnavailable):
+            for fields in await self.ask("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY_PREFIX}*"):
+                name = dict(zip(fields[::2], fields[1::2], strict=True))["library_name"]
+                if name != library().name:
+                    await self.ask("FUNCTION", "DELETE", name)
 
     async def ask(self, *words: Any, timeout: float | None = None) -> Any:
         """Send one command that may be repeated and return its answer; otherwise like `call`."""
@@ -235,12 +246,15 @@ class SyncConnection:
 
     def call(self, name: str, pool: str, *arguments: Any) -> Any:
         """Run a script once; raises `RedisUnavailable`."""
-        prepared = script(name)
+        words = script(name).command(self.keys, pool, arguments)
         try:
             try:
-                return self._execute(prepared.command(self.keys, pool, arguments))
-            except NoScriptError:
-                return self._execute(prepared.command(self.keys, pool, arguments, by_text=True))
+                return self._execute(words)
+            except ResponseError as error:
+                if not is_unknown_script(error):
+                    raise
+            self._execute(("FUNCTION", "LOAD", "REPLACE", library().text))
+            return self._execute(words)
         except (RedisError, OSError) as error:
             raise translate(error, self.url) from None
 

@@ -1,70 +1,118 @@
-"""Lua scripts: found, assembled, called by SHA.
+"""Lua scripts: found, assembled into one library of functions, called by name.
 
-A script is one file `lua/<verb>_<noun>.lua`; its header line `@include` names the files of `lua/lib` from which what it
-needs is put before it, and `@flags` becomes the shebang: `allow-oom` for what ends, moves or keeps alive what exists
-and therefore must run when memory is full, `no-writes` for reads. A script without flags accepts something new and is
-refused then.
-Addressing by SHA lets an old and a new release run side by side.
+A script is one file `lua/<verb>_<noun>.lua`, and becomes one function of the library. Its header line `@flags` becomes
+the function's: `allow-oom` for what ends, moves or keeps alive what exists and therefore must run when memory is full,
+`no-writes` for reads. A script without flags accepts something new and is refused then.
+
+What scripts share is in `lua/lib`; `@include` says of which of these files a script needs something. All of it is
+defined once, when the library is loaded: a script that is sent defines its functions anew in every call, which took
+longer than the rest of a small one. So the variables there are the library's, and each call sets all of them again
+before it does anything else.
+
+The names of library and functions end with a hash of the text, so an old and a new release run side by side.
 """
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from agentpool.protocol.keys import Keys
 
-__all__ = ["Script", "script"]
+__all__ = ["LIBRARY_PREFIX", "Library", "Script", "is_unknown_script", "library", "script"]
+
+LIBRARY_PREFIX = "agentpool_"
 
 _LUA = files("agentpool.store") / "lua"
-_INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
+_SHARED = ("base", "locks", "workers", "tenants", "tasks", "agents", "endings", "claiming")
+"""Files of `lua/lib`, each after those that it needs."""
 _FLAGS = re.compile(r"^-- @flags (.+)$", re.MULTILINE)
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end$", re.MULTILINE | re.DOTALL)
+_VARIABLES = re.compile(r"^local ([\w, ]+?)(?: = (.*(?:\n .*)*))?$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 _CALL = re.compile(r"(?<![.:\w])(\w+)(?=\()")
-_TABLE = "lib"
+
+
+class Library:
+    """All scripts as one text for `FUNCTION LOAD`, with its name and the end of its functions' names."""
+
+    __slots__ = ("hash", "name", "text")
+
+    def __init__(self, shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> None:
+        text = _assembled(shared, scripts)
+        self.hash = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:10]
+        self.name = f"{LIBRARY_PREFIX}{self.hash}"
+        self.text = f"#!lua name={self.name}\n" + text.replace("{hash}", self.hash)
 
 
 class Script:
-    """One script's text and SHA-1; `command` gives what to send."""
+    """One script; `command` gives what to send."""
 
-    __slots__ = ("name", "sha", "text")
+    __slots__ = ("function", "name")
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        body = (_LUA / f"{name}.lua").read_text()
-        include, flags = _INCLUDE.search(body), _FLAGS.search(body)
-        shebang = [f"#!lua flags={flags[1]}"] if flags else []
-        libraries = [(_LUA / "lib" / f"{lib}.lua").read_text() for lib in (include[1].split() if include else [])]
-        self.text = "\n".join([*shebang, _assembled("\n".join(libraries), body)])
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.name, self.function = name, f"{name}_{library().hash}"
 
-    def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...], *, by_text: bool = False) -> tuple[Any, ...]:
-        """Return the words of `EVALSHA` (or `EVAL`): the pool's key, the three common arguments, then the rest."""
-        head = ("EVAL", self.text) if by_text else ("EVALSHA", self.sha)
-        return (*head, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments)
+    def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the words of `FCALL`: the pool's key, the three common arguments, then the rest."""
+        return ("FCALL", self.function, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments)
 
 
-def _assembled(libraries: str, body: str) -> str:
-    """Return the body behind those functions of the libraries that it uses, directly or not, and without comments.
+def _assembled(shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> str:
+    """Return the text of a library, from the text of the shared files and from names and texts of scripts.
 
-    They are put into a table: as variables each of them would cost a search and two more objects in every call of the
-    script that only declares it.
+    Shared functions are put into a table, of which there may be any number of entries: a Lua function has 200 local
+    variables at most, and sees 60.
     """
-    code = _COMMENT.sub("", libraries)
-    functions = {found[1]: found[0] for found in _FUNCTION.finditer(code)}
-    used, new = set[str](), [body, _FUNCTION.sub("", code)]
-    while new:
-        names = set(_CALL.findall(new.pop())) & functions.keys() - used
-        used |= names
-        new += [functions[name] for name in names]
-    code = _FUNCTION.sub(lambda found: found[0].removeprefix("local ") if found[1] in used else "", code)
-    text = f"local {_TABLE} = {{}}\n{code}\n{_COMMENT.sub('', body)}"
-    return _CALL.sub(lambda found: f"{_TABLE}.{found[0]}" if found[1] in used else found[0], text)
+    code = _COMMENT.sub("", "\n".join(shared))
+    functions = [found[1] for found in _FUNCTION.finditer(code)]
+    if len(set(functions)) < len(functions):
+        raise ValueError(f"a name is given twice in lua/lib: {sorted(functions)}")
+    defined = "\n\n".join(found[0].removeprefix("local ") for found in _FUNCTION.finditer(code))
+    rest = _FUNCTION.sub("", code)
+    variables = [(found[1], found[2] or "nil") for found in _VARIABLES.finditer(rest)]
+    if left := _VARIABLES.sub("", rest).strip():
+        raise ValueError(f"neither a function nor a variable of lua/lib: {left}")
+    begin = "\n".join(f"  {names} = {values}" for names, values in variables)
+    return "\n\n".join(
+        [
+            "local lib, KEYS, ARGV = {}",
+            f"local {', '.join(names for names, _ in variables)}",
+            _through_table(defined, functions),
+            f"local function begin(keys, arguments)\n  KEYS, ARGV = keys, arguments\n{begin}\nend",
+            *(_registered(name, text, functions) for name, text in scripts),
+        ]
+    )
+
+
+def _registered(name: str, text: str, functions: Iterable[str]) -> str:
+    own = {found[1] for found in _FUNCTION.finditer(text)}
+    body = _through_table(_COMMENT.sub("", text), [name for name in functions if name not in own])
+    flags = f"flags = {{'{found[1]}'}}, " if (found := _FLAGS.search(text)) else ""
+    call = f"callback = function(keys, arguments)\nbegin(keys, arguments)\n{body}\nend"
+    return f"redis.register_function{{function_name = '{name}_{{hash}}', {flags}{call}}}"
+
+
+def _through_table(code: str, functions: Iterable[str]) -> str:
+    names = frozenset(functions)
+    return _CALL.sub(lambda found: f"lib.{found[1]}" if found[1] in names else found[1], code)
+
+
+@cache
+def library() -> Library:
+    """Return the library of this release, read once per process."""
+    scripts = sorted((path.name[:-4], path.read_text()) for path in _LUA.iterdir() if path.name.endswith(".lua"))
+    return Library([(_LUA / "lib" / f"{name}.lua").read_text() for name in _SHARED], scripts)
 
 
 @cache
 def script(name: str) -> Script:
-    """Return the script of this name, read once per process."""
+    """Return the script of this name."""
     return Script(name)
+
+
+def is_unknown_script(error: Exception) -> bool:
+    """Tell whether the server does not have the library, so that nothing was done."""
+    return "Function not found" in str(error)

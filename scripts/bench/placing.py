@@ -71,7 +71,7 @@ def _batch(server: SyncConnection) -> float:
 
 def _script_time(client: Any) -> tuple[int, int]:
     """Return the µs that scripts took so far, and how many there were."""
-    stats = client.info("commandstats").get("cmdstat_evalsha", {"usec": 0, "calls": 0})
+    stats = client.info("commandstats").get("cmdstat_fcall", {"usec": 0, "calls": 0})
     return int(stats["usec"]), int(stats["calls"])
 
 

@@ -193,6 +193,6 @@ async def test_a_lost_answer_changes_nothing(redis_url: str, tmp_path: Path) -> 
     for name, expected, found in zip(LIFE, plain, lossy, strict=True):
         for key in sorted(expected.keys() | found.keys()):
             assert found.get(key) == expected.get(key), f"after {name}: {key}"
-    everything = {path.stem: script(path.stem).sha for path in LUA.glob("*.lua")}
-    assert {name for name, sha in everything.items() if sha not in dropper.dropped} == set()
+    everything = {path.stem: script(path.stem).function for path in LUA.glob("*.lua")}
+    assert {name for name, function in everything.items() if function not in dropper.dropped} == set()
     client.close()

@@ -35,7 +35,7 @@ from agentpool.errors import RedisUnavailable
 from agentpool.protocol.keys import Keys
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
-from agentpool.store.scripts import script
+from agentpool.store.scripts import LIBRARY_PREFIX, library
 from agentpool.store.workers import beat_worker
 
 
@@ -259,18 +259,35 @@ async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path) -> 
         server.stop()
 
 
-# -- the script cache -------------------------------------------------------------------------------------------
+# -- the library of scripts -------------------------------------------------------------------------------------------
 
 
 async def test_scripts_are_loaded_again_after_a_flush(redis_url: str, store: Store) -> None:
     connection = SyncConnection(redis_url)
     try:
         for _ in range(2):
-            await store.connection.redis.script_flush()
+            await store.connection.redis.function_flush()
             await seed_pool(store)
-            await store.connection.redis.script_flush()
+            await store.connection.redis.function_flush()
             assert beat_worker(connection, "p", "w1", loop_lag_ms=0, memory_bytes=None, cpu_percent=0) is None
-        loaded = await store.connection.redis.script_exists(script("beat_worker").sha)
-        assert loaded == [True], "once is enough"
+        assert await loaded(store) == {library().name}, "once is enough"
     finally:
         connection.close()
+
+
+async def test_scripts_of_other_releases_are_dropped_when_asked(store: Store) -> None:
+    redis = store.connection.redis
+    for name in (f"{LIBRARY_PREFIX}old", "somebody_elses"):
+        code = f"redis.register_function('{name}_f', function() return 1 end)"
+        await redis.function_load(f"#!lua name={name}\n{code}", replace=True)
+    await seed_pool(store)
+    assert await loaded(store) == {library().name, f"{LIBRARY_PREFIX}old", "somebody_elses"}
+    for _ in range(2):
+        await store.connection.forget_old_scripts()
+        assert await loaded(store) == {library().name, "somebody_elses"}
+    await redis.function_delete("somebody_elses")
+
+
+async def loaded(store: Store) -> set[str]:
+    listed = await store.connection.redis.execute_command("FUNCTION", "LIST")
+    return {dict(zip(fields[::2], fields[1::2], strict=True))["library_name"] for fields in listed}

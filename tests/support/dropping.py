@@ -17,7 +17,7 @@ class Dropper:
     def __init__(self, target: str) -> None:
         self.target = target
         self.dropped: set[str] = set()
-        """SHA-1 of the scripts whose answers were lost."""
+        """Names of the scripts whose answers were lost, as the server knows them."""
         self._seen: set[bytes] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,7 +28,7 @@ class Dropper:
                 there_writer.write(command)
                 answer = await _read_answer(there_reader)
                 if self._is_lost(command, answer):
-                    self.dropped.add(_sha_of(command))
+                    self.dropped.add(_script_of(command))
                     break
                 writer.write(answer)
                 await writer.drain()
@@ -39,17 +39,15 @@ class Dropper:
                 each.close()
 
     def _is_lost(self, command: bytes, answer: bytes) -> bool:
-        """Only what was carried out counts: a script that the server did not know yet comes again as text."""
-        is_script = b"$7\r\nEVALSHA\r\n" in command[:20] or b"$4\r\nEVAL\r\n" in command[:20]
-        if not is_script or answer.startswith(b"-") or command in self._seen:
+        """Only what was carried out counts: a script that the server did not know yet comes again."""
+        if b"$5\r\nFCALL\r\n" not in command[:20] or answer.startswith(b"-") or command in self._seen:
             return False
         self._seen.add(command)
         return True
 
 
-def _sha_of(command: bytes) -> str:
-    text = command.split(b"\r\n", 5)[4]
-    return text.decode() if b"EVALSHA" in command[:20] else ""
+def _script_of(command: bytes) -> str:
+    return command.split(b"\r\n", 5)[4].decode()
 
 
 async def _read_command(reader: asyncio.StreamReader) -> bytes:

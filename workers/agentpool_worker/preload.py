@@ -14,25 +14,11 @@ from agentpool.hosting.loading import load_types, make_importable
 from agentpool.protocol.zygote import WorkerSettings
 from agentpool.store import Connection, Store
 from agentpool.store.connection import SyncConnection
-from agentpool.store.scripts import script
+from agentpool.store.scripts import library
 from agentpool.store.workers import beat_worker
 
 __all__ = ["warm"]
 
-SCRIPTS = (
-    "beat_agents",
-    "beat_worker",
-    "confirm_agent",
-    "drain_worker",
-    "exchange_tasks",
-    "fail_agent",
-    "read_worker",
-    "register_worker",
-    "release_agent",
-    "report_progress",
-    "retire_worker",
-    "terminate_agent",
-)
 NOBODY = "warm-up"
 WARM_TIMEOUT = 2.0
 
@@ -42,8 +28,7 @@ def warm(settings: WorkerSettings) -> None:
 
     Only towards a socket path or an IP address: looking a host name up starts threads.
     """
-    for name in SCRIPTS:
-        script(name)
+    library()
     if not _is_address(settings.redis_url):
         return
     with suppress(AgentPoolError, redis.RedisError, OSError, TimeoutError):
