@@ -40,12 +40,12 @@ end
 if #fresh == 0 then
   return {'ok'}
 end
-if not pool_exists() then
+local agent = agent_key(name)
+local status, max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed = unpack(redis.call('HMGET', POOL,
+  'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type, 'delayed'))
+if not status or status == 'removed' then
   return {'unknown_pool'}
 end
-local agent = agent_key(name)
-local max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed = unpack(redis.call('HMGET', POOL,
-  'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type, 'delayed'))
 max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
 -- Those that may not begin yet take room too.
 queued, rate = (tonumber(queued) or 0) + (tonumber(delayed) or 0), tonumber(rate) or 0
@@ -215,6 +215,7 @@ if options.delay then
   return {'ok'}
 end
 redis.call('ZADD', queue, unpack(ranked))
+local had_others = redis.call('ZCARD', queue) > #fresh
 if name ~= '' then
   local worker, status = unpack(redis.call('HMGET', agent, 'process_id', 'status'))
   if status == 'idle' then
@@ -222,9 +223,11 @@ if name ~= '' then
   end
   return {'ok'}
 end
-redis.call('SADD', POOL .. ':lanes', lane)
 redis.call('HINCRBY', POOL, 'queued', #fresh)
-enlist(lane, tenant)
+if not had_others then
+  redis.call('SADD', POOL .. ':lanes', lane)
+  enlist(lane, tenant)
+end
 local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
 local first = wake_workers(#fresh, type .. '/' .. tenant, favourite)
 -- One that has gone is forgotten here; one that is only full now stays the favourite.

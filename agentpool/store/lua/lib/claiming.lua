@@ -276,7 +276,7 @@ local function visit(turn, most)
   taken.dequeued = taken.dequeued + #popped / 2
   local start = math.max(virtual_time(), tag)
   present_time = start
-  tags[tenant] = start + charge / limits.weight
+  set_tag(tenant, start + charge / limits.weight)
   if #popped / 2 < count or redis.call('EXISTS', queue) == 0 then
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
   else

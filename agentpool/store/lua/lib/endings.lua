@@ -175,7 +175,7 @@ local function settle_tenant(worker, tenant, tally)
     weigh_in(tenant, tally)
   end
   if tally.late_ms ~= 0 then
-    tags[tenant] = (tag_of(tenant) or virtual_time()) + tally.late_ms / limits_of(tenant).weight
+    set_tag(tenant, (tag_of(tenant) or virtual_time()) + tally.late_ms / limits_of(tenant).weight)
   end
   if ended.has_held then
     let_go(tenant)
@@ -225,14 +225,24 @@ local function audit_all(ids_at, count, text)
   end
 end
 
+-- Look once for what is seldom there, and then looked for with each task.
+local function look_around(worker)
+  if redis.call('EXISTS', held(worker, 'cancels'), held(worker, 'waits'), POOL .. ':held', POOL .. ':attempts',
+      POOL .. ':followed') == 0 then
+    tried_again, followed = false, false
+    return
+  end
+  ended.has_cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
+  ended.waits_here = redis.call('EXISTS', held(worker, 'waits')) == 1
+  ended.has_held = redis.call('EXISTS', POOL .. ':held') == 1
+end
+
 -- Settle `count` tasks: in ARGV stand from `ids_at` on their ids, then the words, then the outcomes of each, and then
 -- the lines of their audit.
 local function take_in(worker, ids_at, count)
   local words_at, outcomes_at = ids_at + count, ids_at + 2 * count
   local leases, settled = redis.call('HMGET', POOL .. ':leases', unpack(ARGV, ids_at, words_at - 1)), {}
-  ended.has_cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
-  ended.waits_here = redis.call('EXISTS', held(worker, 'waits')) == 1
-  ended.has_held = redis.call('EXISTS', POOL .. ':held') == 1
+  look_around(worker)
   local is_ordinary = not (ended.has_cancels or has_attempts() or has_followers())
   for place = 0, count - 1 do
     local id, words, outcome = ARGV[ids_at + place], ARGV[words_at + place], ARGV[outcomes_at + place]

@@ -115,7 +115,7 @@ local function blend(old, mean, count)
 end
 
 -- Read once in a script, and written once, by `write_turns`: each write goes to the append-only file by itself.
-local present_time, known_lanes, tags = nil, nil, {}
+local present_time, known_lanes, tags, unwritten = nil, nil, {}, {}
 
 local function virtual_time()
   present_time = present_time or tonumber(redis.call('HGET', POOL, 'virtual_time')) or 0
@@ -141,13 +141,18 @@ local function enlist(lane, tenant)
   redis.call('ZADD', POOL .. ':turns:' .. lane, 'NX', tag, tenant)
 end
 
+local function set_tag(tenant, tag)
+  tags[tenant], unwritten[tenant] = tag, true
+end
+
 -- Write the finish tags that have moved, and the places of those tenants in every lane where they wait.
 local function write_turns()
   local moved = {}
-  for tenant, tag in pairs(tags) do
-    moved[#moved + 1] = string.format('%.6f', tag)
+  for tenant in pairs(unwritten) do
+    moved[#moved + 1] = string.format('%.6f', tags[tenant])
     moved[#moved + 1] = tenant
   end
+  unwritten = {}
   if #moved > 0 then
     redis.call('ZADD', POOL .. ':tenants', unpack(moved))
     for _, lane in ipairs(lanes()) do
