@@ -16,6 +16,7 @@ __all__ = [
     "Command",
     "Drain",
     "Reply",
+    "Run",
     "Shutdown",
     "Spawn",
     "TasksDone",
@@ -63,13 +64,20 @@ class Wake(_Command, frozen=True):
     agent_id: str = ""
 
 
+class Run(_Command, frozen=True):
+    """Carry out these tasks by type, which this worker has from now on."""
+
+    tasks: tuple[str, ...] = ()
+    """Of each its id, its record, and `attempt starts tokens_per_task` or ''. Left out where others listen."""
+
+
 class Cancel(_Command, frozen=True):
     """Cancel this running task."""
 
     task_id: str
 
 
-Command = Spawn | Terminate | Drain | Shutdown | Wake | Cancel
+Command = Spawn | Terminate | Drain | Shutdown | Wake | Run | Cancel
 
 
 class _Reply(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

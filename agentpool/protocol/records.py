@@ -179,6 +179,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     status: WorkerStatus
     agents: tuple[DesiredAgent, ...] = ()
     cancels: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    """Ids of the tasks by type that it has."""
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import TaskStatus
 from agentpool.store.connection import Connection
 
-__all__ = ["EndedTask", "Exchange", "SubmitOptions", "Tasks"]
+__all__ = ["EndedTask", "Exchange", "SubmitOptions", "Tasks", "claimed_tasks"]
 
 PAGE = 500
 TASKS_PER_CALL = 100
@@ -246,7 +246,10 @@ class Tasks:
         ended: Sequence[EndedTask] = (),
         names: Sequence[str] = (),
     ) -> Exchange | None:
-        """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up."""
+        """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up.
+
+        Beside names of agents there may be ids of tasks that it has without knowing them.
+        """
         handed: list[Any] = []
         if ended:
             handed += [task.id for task in ended]
@@ -259,7 +262,7 @@ class Tasks:
         if answer[0] == "gone":
             return None
         _, turns, stale, mail, *rest = answer
-        tasks = tuple(map(_claimed, rest[::3], rest[1::3], rest[2::3]))
+        tasks = claimed_tasks(rest)
         waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
         return Exchange(tasks, int(turns), tuple(stale), waiting)
 
@@ -287,6 +290,11 @@ def _words(ended: EndedTask) -> str:
         return f"{ended.run_ms:.3f}"
     name = ended.agent_name or "-"
     return f"{name} {ended.verdict} {ended.delay_ms} {ended.run_ms:.3f} {ended.tokens}"
+
+
+def claimed_tasks(words: Sequence[str]) -> tuple[ClaimedTask, ...]:
+    """Read tasks as scripts tell of them: id, record and words of each."""
+    return tuple(map(_claimed, words[::3], words[1::3], words[2::3]))
 
 
 def _claimed(id: str, record: str, words: str) -> ClaimedTask:

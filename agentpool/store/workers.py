@@ -36,10 +36,12 @@ def beat_worker(
     memory_bytes: int | None,
     cpu_percent: float,
     warm: str = "",
+    listens: bool = False,
 ) -> Beat | None:
     """Send one heartbeat; None means that the worker was given up and must exit."""
     memory = "" if memory_bytes is None else memory_bytes
-    answer = connection.call("beat_worker", pool, worker, loop_lag_ms, memory, round(cpu_percent, 1), warm)
+    figures = (loop_lag_ms, memory, round(cpu_percent, 1))
+    answer = connection.call("beat_worker", pool, worker, *figures, warm, int(listens))
     if answer[0] == "gone":
         return None
     return Beat(
@@ -79,11 +81,12 @@ class Workers:
         answer = await self._connection.call("read_worker", pool, worker)
         if answer[0] == "gone":
             return None
-        _, version, status, cancels, *rows = answer
+        _, version, status, cancels, tasks, *rows = answer
         return WorkerView(
             version=int(version),
             status=WorkerStatus(status),
             cancels=tuple(cancels),
+            tasks=tuple(tasks),
             agents=tuple(_desired(pool, row) for row in rows if row[1]),
         )
 

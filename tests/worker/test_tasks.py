@@ -190,3 +190,43 @@ async def test_a_task_survives_redis_being_away_when_it_ends(redis_server, maste
     redis_server.start()
     assert (await master.outcome(task)).status == "succeeded"
     assert (await master.run(0, agent="a")).status == "succeeded"
+
+
+# -- tasks that are given without being asked for ---------------------------------------------------------------
+
+
+async def until_it_listens(master: Master) -> None:
+    async def listens() -> bool:
+        return await master.field("w1", "listens") == "1"
+
+    await wait_until(listens, message=master.log)
+
+
+async def test_a_task_that_is_given_runs_at_once(master: Master) -> None:
+    await master.prepare("Adder")
+    await master.fork()
+    await until_it_listens(master)
+    before = int(await master.field("w1", "claim_number") or 0)
+    assert (await master.run({"a": 1, "b": 2}, type="Adder")).status == "succeeded"
+    await until_free(master)
+    assert int(await master.field("w1", "claim_number")) == before + 1, "the exchange that handed it in"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_task_whose_command_was_lost_is_found(make_master, cancelled: bool) -> None:
+    master = await make_master(heartbeat_interval=0.5)
+    await master.prepare("Sleeper")
+    await master.fork()
+    await until_it_listens(master)
+    redis, process = master.store.connection.redis, master.store.keys.process("w1")
+    async with redis.pipeline(transaction=True) as pipe:
+        # As if the command had been published while nobody listened: in one step with the end of the subscription.
+        pipe.client_kill_filter(_type="pubsub", skipme=True)
+        await pipe.execute()
+        task = await master.submit(0.2, type="Sleeper")
+    assert (await master.store.tasks.info(task))["process_id"] == "w1", "it was given, and nobody heard"
+    assert await redis.hget(process, "listens") == "1", "it was not noticed before"
+    if cancelled:
+        await master.store.tasks.cancel(task)
+    assert (await master.outcome(task)).status == ("cancelled" if cancelled else "succeeded")
+    await until_free(master)

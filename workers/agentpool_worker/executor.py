@@ -48,6 +48,7 @@ PATIENCE_S = 0.05
 """How long a task that was taken may wait for its agent here before it goes back."""
 
 NO_ROOM = (-1, 0)
+CANCELLED = "cancelled on request"
 
 Key = tuple[str, str]
 """Agent type and tenant: tasks of one key can use one another's agents."""
@@ -76,6 +77,8 @@ class Executor:
         self._turns_wait = self._turns_left = False
         """There are tasks by type to ask for; there were some left at the last answer."""
         self._number, self._unanswered = 0, False
+        self._unknown: dict[str, str] = {}
+        """Tasks that this worker has, as Redis said, but had not heard of, and why each is to be cancelled, or ''."""
         self._cancelled_early: dict[str, str] = {}
         self._open = True
         self._runs: dict[str, Run] = {}
@@ -115,6 +118,18 @@ class Executor:
         self._turns_wait = True
         self.poke()
 
+    def take(self, tasks: Iterable[ClaimedTask]) -> None:
+        """Tasks by type were given to this worker without that it asked."""
+        for task in tasks:
+            self._begin(task)
+
+    def compare(self, task_ids: Iterable[str], cancelled: Collection[str]) -> None:
+        """This worker has these tasks by type, some cancelled; the next exchange asks for those that are not here."""
+        missing = [id for id in task_ids if id not in self._runs]
+        self._unknown = {id: CANCELLED if id in cancelled else "" for id in missing}
+        if missing:
+            self.poke()
+
     def slots_changed(self) -> None:
         """A slot may be free."""
         self._slots = max(0, self._settings.capacity - self._agents.count)
@@ -132,7 +147,7 @@ class Executor:
         """Return the ids of the tasks that this worker has."""
         return set(self._runs)
 
-    def cancel(self, task_id: str, why: str = "cancelled on request") -> None:
+    def cancel(self, task_id: str, why: str = CANCELLED) -> None:
         """Cancel a task that is here, or that comes with the exchange whose answer is on its way."""
         if run := self._runs.get(task_id):
             self._stop(run, why)
@@ -194,12 +209,13 @@ class Executor:
         names = self._idle_with_mail()
         room, prefetch = self._room() if self._turns_wait and self._open else NO_ROOM
         ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
-        if not (ended or names or room >= 0):
+        unknown = self._take_unknown()
+        if not (ended or names or unknown or room >= 0):
             return False
         self._mail.difference_update(names)
         self._turns_wait = False
         number = self._number + 1
-        answer = await self._insist(number, room, prefetch, ended, names)
+        answer = await self._insist(number, room, prefetch, ended, [*names, *unknown])
         self._number = number
         if answer is None:
             self._on_gone()
@@ -247,6 +263,15 @@ class Executor:
                 continue
             self._unanswered = False
             return answer
+
+    def _take_unknown(self) -> list[str]:
+        """Return the ids of tasks to ask for now, of which this is the only time."""
+        asked = dict(islice(self._unknown.items(), NAMES_PER_EXCHANGE))
+        for id, why in asked.items():
+            del self._unknown[id]
+            if why:
+                self._cancelled_early[id] = why
+        return [id for id in asked if id not in self._runs]
 
     def _idle_with_mail(self) -> list[str]:
         if not self._mail:

@@ -38,8 +38,10 @@ BLOCKED_AFTER_MIN = 2.0
 
 
 class Heartbeat:
-    """`on_beat(beat)` and, when Redis was away for nearly the lease, `on_cut_off()` are called in this thread;
-    `who_runs()` names what the event loop is busy with, for reports, and `warm()` for which tasks it has agents."""
+    """`on_beat(beat)` and, when Redis was away for nearly the lease, `on_cut_off()` are called in this thread, as are:
+    `who_runs()`, which names what the event loop is busy with, `warm()`, for which tasks it has agents, and
+    `listens()`, whether commands reach it.
+    """  # fmt: skip
 
     def __init__(
         self,
@@ -52,9 +54,10 @@ class Heartbeat:
         on_cut_off: Callable[[], None],
         who_runs: Callable[[], str],
         warm: Callable[[], str],
+        listens: Callable[[], bool],
     ) -> None:
         self._settings, self._worker_id, self._connection = settings, worker_id, connection
-        self._turns, self._who_runs, self._warm = turns, who_runs, warm
+        self._turns, self._who_runs, self._warm, self._listens = turns, who_runs, warm, listens
         self._on_beat, self._on_cut_off = on_beat, on_cut_off
         self._stopped = self._retiring = False
         self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
@@ -112,6 +115,7 @@ class Heartbeat:
                 memory_bytes=self._memory(),
                 cpu_percent=self._cpu_percent(),
                 warm=self._warm(),
+                listens=self._listens(),
             )
         except RedisUnavailable as error:
             self._note_failure(error)

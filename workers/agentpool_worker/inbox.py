@@ -15,10 +15,11 @@ import structlog
 
 from agentpool.errors import RedisUnavailable
 from agentpool.hosting import Host
-from agentpool.protocol.commands import Cancel, Command, Drain, Shutdown, Spawn, Terminate, Wake, decode_command
+from agentpool.protocol.commands import Cancel, Command, Drain, Run, Shutdown, Spawn, Terminate, Wake, decode_command
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import DesiredAgent, WorkerView
 from agentpool.protocol.states import WorkerStatus
+from agentpool.store.tasks import claimed_tasks
 from agentpool_worker.executor import Executor
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.plan import Action, CancelRun, CheckMailbox, Held, StartAgent, StopAgent, diff
@@ -112,6 +113,7 @@ class Inbox:
         for action in diff(view, held):
             log.debug("inbox.action", action=repr(action))
             self._apply(action)
+        self._executor.compare(view.tasks, view.cancels)
 
     def _apply(self, action: Action) -> None:
         match action:
@@ -157,6 +159,8 @@ class Inbox:
                 self._executor.wake_lanes()
             case Wake(agent_id=agent_id):
                 self._executor.wake_agent(split_id(agent_id)[1])
+            case Run(tasks=tasks):
+                self._executor.take(claimed_tasks(tasks))
             case Cancel(task_id=task_id):
                 self._executor.cancel(task_id)
             case Drain():

@@ -207,6 +207,7 @@ class _Worker:
             on_cut_off=lambda: self._in_loop(loop, self._cut_off),
             who_runs=lambda: _task_name(loop),
             warm=lambda: " ".join(self._host.by_type.warm),
+            listens=lambda: self._listener.is_up,
         )
 
     # -- what it is told ----------------------------------------------------------------------------------------

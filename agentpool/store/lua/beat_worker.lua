@@ -8,6 +8,7 @@
 -- ARGV[6]  memory_bytes   private memory, or empty when not measured this time
 -- ARGV[7]  cpu_percent    of one core
 -- ARGV[8]  warm           `<type>/<tenant>` words of its warm agents
+-- ARGV[9]  listens        1 while commands reach it, else 0
 -- BUILDS   process:{w}    pool:{p}:workers  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:suspects  pool:{p}:due
 -- RETURNS  {"ok", version, status, tenants with a turn, ms until the next timer or -1} | {"gone"} when it was given up: it must exit
 -- AGAIN    the same, with a later time
@@ -19,7 +20,7 @@ if not status or status == 'lost' then
 end
 redis.call('ZADD', POOL .. ':workers', 'XX', now, ARGV[4])
 redis.call('HSET', key, 'last_beat', now, 'loop_lag_ms', ARGV[5], 'cpu_percent', ARGV[7],
-  'warm', ARGV[8])
+  'warm', ARGV[8], 'listens', ARGV[9])
 if ARGV[6] ~= '' then
   redis.call('HSET', key, 'memory_bytes', ARGV[6])
 end

@@ -11,7 +11,7 @@
 -- ARGV[9…] ids            of each that ended, at most 50; then as many words: `agent-or-- verdict delay_ms run_ms tokens`,
 --                         or the run_ms alone of a task by type that is done; as many outcomes or errors; if any ended,
 --                         the lines of their audit, an empty one for what has none; names of idle pinned agents, at
---                         most 50. Verdicts: done; dead, for the dead letters; retry after the delay; back, not counted
+--                         most 50, and ids of tasks that it has but does not know, at most 50. Verdicts: done; dead, for the dead letters; retry after the delay; back, not counted
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:cancels
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  task:{p}/{id}
@@ -25,7 +25,10 @@
 -- AGAIN    the same number gets the same tasks, as far as they are unfinished; an older one, which comes late, none
 
 local worker, number, count = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[8])
-local names_at = count > 0 and 10 + 3 * count or 9
+local names, unknown = {}, {}
+for _, word in ipairs({unpack(ARGV, count > 0 and 10 + 3 * count or 9)}) do
+  table.insert(string.find(word, '/', 1, true) and unknown or names, word)
+end
 local status, last, batch, labels, capacity, alone, passed = unpack(redis.call('HMGET', process_key(worker), 'status',
   'claim_number', 'claim_batch', 'labels', 'capacity', 'alone', 'passed'))
 if not status or status == 'lost' then
@@ -33,6 +36,16 @@ if not status or status == 'lost' then
 end
 last = tonumber(last) or 0
 claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
+
+-- Tell the worker of a task that it has, if it has.
+local function tell_of(id)
+  local found = read_lease(id)
+  if found and found.worker == worker then
+    local answer, count = taken.answer, #taken.answer
+    answer[count + 1], answer[count + 2] = id, redis.call('GET', task_key(id))
+    answer[count + 3] = attempt_words(id, limits_of(found.tenant).tokens_per_task)
+  end
+end
 
 -- The answer to an exchange got lost: what is still as it was then is told again.
 local function tell_again()
@@ -46,12 +59,7 @@ local function tell_again()
     end
   end
   for id in string.gmatch(batch or '', '%S+') do
-    local found = read_lease(id)
-    if found and found.worker == worker then
-      local answer, count = taken.answer, #taken.answer
-      answer[count + 1], answer[count + 2] = id, redis.call('GET', task_key(id))
-      answer[count + 3] = attempt_words(id, limits_of(found.tenant).tokens_per_task)
-    end
+    tell_of(id)
   end
 end
 
@@ -76,7 +84,7 @@ local function take_tasks()
   if status == 'ready' then
     local most, ahead = tonumber(ARGV[6]), tonumber(ARGV[7])
     local is_clear = claimer.alone or not claim_suspect(most >= 0)
-    local is_taken = claim_mail(is_clear, passed or '', {unpack(ARGV, names_at)})
+    local is_taken = claim_mail(is_clear, passed or '', names)
     if not is_taken and is_clear and not claimer.alone and most >= 0 then
       claim_by_type(most, ahead, waits)
     end
@@ -105,6 +113,9 @@ elseif number > last then
   take_tasks()
 end
 
+for _, id in ipairs(unknown) do
+  tell_of(id)
+end
 local waiting, mail = redis.call('ZCARD', POOL .. ':suspects'), {}
 for _, lane in ipairs(lanes()) do
   if hosts(lane) then

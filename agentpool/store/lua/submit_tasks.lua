@@ -1,6 +1,6 @@
 -- Accept tasks for one agent or one type, all or none: their records first, then their queue, then hints to workers.
 --
--- @include base workers tenants tasks agents
+-- @include base workers tenants tasks agents claiming
 -- KEYS[1]  pool:{p}       HASH
 -- ARGV[4]  agent          name of the pinned agent, or empty: any agent of the type
 -- ARGV[5]  type           of the agent, or empty with a pinned one
@@ -16,12 +16,15 @@
 --          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
 --          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
 --          tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail
+--          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:worker:{w}:agents
+--          pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
 -- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
 --          | {"limited", code, limit, retry_ms} | {"too_deep", depth}
 -- AGAIN    "ok": ids that are known are passed over
 
+local PUSHED_BYTES = 65536
 local name, type, tenant, lane = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local options = {}
 for word, value in string.gmatch(ARGV[9], '(%S+)=(%S+)') do
@@ -48,6 +51,7 @@ if not status or status == 'removed' then
 end
 max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
 -- Those that may not begin yet take room too.
+local nothing_waits = (tonumber(queued) or 0) == 0
 queued, rate = (tonumber(queued) or 0) + (tonumber(delayed) or 0), tonumber(rate) or 0
 if name ~= '' then
   local status, ending, owner = unpack(redis.call('HMGET', agent, 'status', 'ending', 'tenant'))
@@ -183,7 +187,7 @@ if options.parent then
 end
 local queue = name ~= '' and POOL .. ':mailbox:' .. name or lane_key(lane, tenant)
 local rank = name ~= '' and next_rank(queue) or now_us + ARGV[8]
-local ranked, records = {}, {}
+local ranked, records, bytes = {}, {}, 0
 for place, i in ipairs(fresh) do
   local record = ARGV[i + 1]
   if lane ~= own_lane or tenant ~= ARGV[6] then
@@ -197,6 +201,7 @@ for place, i in ipairs(fresh) do
   end
   records[#records + 1] = task_key(ARGV[i])
   records[#records + 1] = record
+  bytes = bytes + #record
   if options.delay then
     set_timer('start', ARGV[i], now + options.delay)
   else
@@ -225,11 +230,22 @@ if name ~= '' then
 end
 redis.call('HINCRBY', POOL, 'queued', #fresh)
 if not had_others then
-  redis.call('SADD', POOL .. ':lanes', lane)
+  add_lane(lane)
   enlist(lane, tenant)
 end
 local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
-local first = wake_workers(#fresh, type .. '/' .. tenant, favourite)
+local workers = workers_to_wake(type .. '/' .. tenant, favourite)
+local first, waiting = workers[1] and workers[1].worker, #fresh
+-- Where nothing else waits, and these are not much to send, the first worker need not ask for them.
+if first and nothing_waits and bytes <= PUSHED_BYTES then
+  waiting = waiting - push_tasks(first, math.min(waiting, workers[1].free))
+  if waiting < #fresh then
+    table.remove(workers, 1)
+  end
+end
+if waiting > 0 then
+  wake(workers, waiting)
+end
 -- One that has gone is forgotten here; one that is only full now stays the favourite.
 if options.sticky and first and first ~= favourite
     and not (favourite and redis.call('ZSCORE', POOL .. ':processes', favourite)) then

@@ -4,6 +4,9 @@
 -- Tasks that a tenant of weight 1 gets at most when it has its turn.
 local VISIT = 16
 
+-- A worker whose event loop was later than this at its last beat is given nothing that it has not asked for.
+local PROMPT_MS = 100
+
 -- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
 local claimer = {worker = '', capacity = 0, labels = '', alone = false}
 
@@ -356,6 +359,28 @@ local function claim_by_type(most, ahead, only_children)
   if room <= 0 and more > 0 then
     serve_urgent_and_normal(more, true)
   end
+end
+
+-- Give tasks that wait to a worker that has room, so that it need not ask: it is told of them with a command, and finds
+-- out by its version if that is lost. Returns how many, none if it does not listen, or is busy with something else.
+local function push_tasks(worker, most)
+  local key = process_key(worker)
+  local listens, lag, alone, labels, capacity = unpack(redis.call('HMGET', key, 'listens', 'loop_lag_ms', 'alone',
+    'labels', 'capacity'))
+  if listens ~= '1' or (tonumber(lag) or 0) > PROMPT_MS or (alone or '') ~= ''
+      or redis.call('EXISTS', POOL .. ':suspects') == 1 then
+    return 0
+  end
+  claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
+  claim_by_type(most, 0)
+  if #taken.ids > 0 then
+    write_leases()
+    write_turns()
+    write_virtual_time()
+    rescore(worker)
+    command(worker, {type = 'run', tasks = taken.answer}, true)
+  end
+  return #taken.ids
 end
 
 -- What a tenant has used no more of, so that its turn begins at the present virtual time anyway, is forgotten.

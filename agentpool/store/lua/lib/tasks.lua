@@ -118,7 +118,7 @@ local function enqueue(id, head, rank, suspect)
   elseif suspect then
     redis.call('ZADD', POOL .. ':suspects', now, id)
   else
-    redis.call('SADD', POOL .. ':lanes', head.lane)
+    add_lane(head.lane)
     redis.call('ZADD', lane_key(head.lane, head.tenant), rank or now_us + head.later_us, id)
     redis.call('HINCRBY', POOL, 'queued', 1)
     enlist(head.lane, head.tenant)
@@ -176,12 +176,9 @@ local function workers_to_wake(warm, favourite)
 end
 
 -- Tell workers with room that there are tasks by type; the leader, when there is not enough of it.
--- `warm` is `<type>/<tenant>` of tasks that are all alike. Returns the worker that was told first.
-local function wake_workers(count, warm, favourite)
-  local first
-  for _, found in ipairs(workers_to_wake(warm, favourite)) do
+local function wake(workers, count)
+  for _, found in ipairs(workers) do
     if count > 0 then
-      first = first or found.worker
       command(found.worker, {type = 'wake'})
       count = count - found.free
     end
@@ -193,7 +190,10 @@ local function wake_workers(count, warm, favourite)
       tell_leader('room wanted')
     end
   end
-  return first
+end
+
+local function wake_workers(count)
+  wake(workers_to_wake(), count)
 end
 
 -- -- leases: `worker estimated_ms reserved_tokens`, the task's own header line, and its rank --------------------------

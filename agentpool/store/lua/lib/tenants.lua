@@ -127,6 +127,11 @@ local function lanes()
   return known_lanes
 end
 
+local function add_lane(lane)
+  redis.call('SADD', POOL .. ':lanes', lane)
+  known_lanes = nil
+end
+
 -- The virtual time up to which a tenant was served; nil when that is past.
 local function tag_of(tenant)
   return tags[tenant] or tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant))

@@ -29,12 +29,17 @@ local function rescore(worker, words)
   return free
 end
 
--- Send a command. The version tells the worker whether it missed an earlier one.
+-- Send a command. The version tells the worker whether it missed an earlier one. Whoever watches the pool's commands
+-- does not see what tasks are about.
 local function command(worker, message, changes_sets)
   message.process_id = worker
   message.version = changes_sets and redis.call('HINCRBY', process_key(worker), 'version', 1) or nil
   local text = to_json(message)
   publish('worker:' .. worker .. ':commands', text)
+  if message.tasks then
+    message.tasks = nil
+    text = to_json(message)
+  end
   publish('pool:' .. pool .. ':commands', text)
 end
 

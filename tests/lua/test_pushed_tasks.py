@@ -1,0 +1,128 @@
+"""submit_tasks gives tasks to a worker that listens and has room, where nothing else waits."""
+
+import pytest
+from support.seeds import (
+    exchange,
+    finish,
+    header,
+    ids,
+    listening,
+    read_commands,
+    read_free,
+    read_outcome,
+    seed_pool,
+    seed_task,
+    seed_worker,
+)
+
+from agentpool.protocol.commands import Command, Run, Wake, decode_command
+from agentpool.protocol.records import TaskEnvelope
+from agentpool.store import Store
+from agentpool.store.tasks import claimed_tasks
+
+
+async def beat(store: Store, worker: str = "w1", *, lag_ms: int = 0, listens: bool = True) -> None:
+    await store.connection.call("beat_worker", "p", worker, lag_ms, "", 0, "", int(listens))
+
+
+async def submit_heard(store: Store, *tasks: str, worker: str = "w1", **more: object) -> list[Command]:
+    """Submit tasks one after the other and return the commands that the worker got."""
+    async with listening(store, store.keys.worker_channel(worker)) as heard:
+        for task in tasks:
+            await seed_task(store, task, **more)
+        return await read_commands(heard)
+
+
+async def test_a_task_goes_to_a_worker_that_listens(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=3)
+    await beat(store)
+    (command,) = await submit_heard(store, "t1", tenant="acme", input={"path": "a/b \\/ \\\\ \u00e9"})
+    assert isinstance(command, Run)
+    (task,) = claimed_tasks(command.tasks)
+    assert (task.id, task.header.tenant, task.attempt, command.version) == ("p/t1", "acme", 1, 1)
+    assert task.envelope
+    assert bytes(task.envelope.input) == b'{"path":"a/b \\\\/ \\\\\\\\ \xc3\xa9"}'
+    assert (await store.tasks.info("p/t1"))["process_id"] == "w1"
+    assert await read_free(store) == {"w1": 2}
+    assert ids(await exchange(store, room=3)) == [], "it has it already"
+    assert (await finish(store)).stale == ()
+    assert await read_outcome(store) == "succeeded"
+
+
+async def test_those_who_watch_a_pool_do_not_see_what_tasks_are_about(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await beat(store)
+    async with listening(store, store.keys.pool_channel("p")) as heard:
+        await seed_task(store, input="secret")
+        (message,) = [await heard.get_message(timeout=5)]
+    assert "secret" not in message["data"]
+    assert decode_command(message["data"]) == Run(process_id="w1", version=1)
+
+
+@pytest.mark.parametrize("why", ["never beat", "does not listen", "lags", "runs one alone", "a suspect waits", "large"])
+async def test_else_it_is_only_woken(store: Store, why: str) -> None:
+    await seed_pool(store, max_input_bytes=1_000_000)
+    await seed_worker(store)
+    redis, keys = store.connection.redis, store.keys
+    if why != "never beat":
+        await beat(store, lag_ms=101 * (why == "lags"), listens=why != "does not listen")
+    if why == "runs one alone":
+        await redis.hset(keys.process("w1"), "alone", "p/other")
+    if why == "a suspect waits":
+        await redis.zadd(keys.suspects("p"), {"p/other": 1})
+    assert await submit_heard(store, "t1", input="x" * 70_000 * (why == "large")) == [Wake(process_id="w1")]
+    assert (await store.tasks.info("p/t1"))["status"] == "queued"
+
+
+async def test_what_waits_longer_goes_first(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_task(store, "t0")
+    await beat(store)
+    assert await submit_heard(store, "t1") == [Wake(process_id="w1")]
+    assert ids(await exchange(store, room=5)) == ["p/t0", "p/t1"]
+
+
+async def test_more_than_there_is_room_for(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, "w1", capacity=3)
+    await seed_worker(store, "w2", capacity=2)
+    for worker in ("w1", "w2"):
+        await beat(store, worker)
+    envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
+    async with listening(store, *(store.keys.worker_channel(worker) for worker in ("w1", "w2"))) as heard:
+        await store.tasks.submit_many([(f"p/t{n}", envelope) for n in range(7)], header())
+        run, wake = await read_commands(heard)
+    assert isinstance(run, Run)
+    assert [task.id for task in claimed_tasks(run.tasks)] == ["p/t0", "p/t1", "p/t2"]
+    assert wake == Wake(process_id="w2")
+    assert await read_free(store) == {"w1": 0, "w2": 2}
+    assert len(ids(await exchange(store, "w2", room=2))) == 2
+
+
+async def test_a_repeated_submission_gives_nothing_again(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await beat(store)
+    first, *more = await submit_heard(store, "t1", "t1")
+    assert isinstance(first, Run)
+    assert more == []
+
+
+async def test_a_worker_that_missed_it_learns_of_it(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await beat(store)
+    await seed_task(store)
+    view = await store.workers.view("p", "w1")
+    assert view is not None
+    assert (view.version, view.tasks) == (1, ("p/t1",))
+    found = await exchange(store, names=[*view.tasks, "p/unknown"])
+    assert ids(found) == ["p/t1"]
+    assert ids(await exchange(store, "w1", names=["p/t1"])) == ["p/t1"], "as often as it asks"
+    await seed_worker(store, "w2")
+    assert ids(await exchange(store, "w2", names=["p/t1"])) == [], "not its own"
+    await finish(store)
+    assert ids(await exchange(store, names=["p/t1"])) == []
