@@ -30,18 +30,18 @@ __all__ = ["Executor"]
 log = structlog.get_logger("worker")
 
 NAMES_PER_EXCHANGE = 50
-ENDED_PER_EXCHANGE = 50
+ENDED_PER_EXCHANGE = 100
 REPORTS_PER_CALL = 50
 REPORTS_MAX = 1000
 RETRY_DELAY = 0.5
-PREFETCH = 40
+PREFETCH = 90
 """Tasks beyond the slots, where they are short."""
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
 VERY_SHORT_MS = 1.0
 """Mean run time below which an exchange waits for more tasks to end: until so many have, or for so long, in s."""
-ENOUGH_ENDED = 40
-MORE_END_S = 0.003
+ENOUGH_ENDED = 80
+MORE_END_S = 0.005
 SOON_S = 0.02
 """How long a task waits for a warm agent rather than that another is made, where tasks are short."""
 PATIENCE_S = 0.05

@@ -7,11 +7,12 @@
 -- ARGV[5]  number         of this exchange, above all earlier ones of the worker
 -- ARGV[6]  room           tasks by type at most, for free slots; -1: none are wanted
 -- ARGV[7]  prefetch       tasks beyond the slots at most, of tenants whose tasks are short
--- ARGV[8]  ended          how many ended, at most 50
--- ARGV[9…] ids            of each that ended, at most 50; then as many words: `agent-or-- verdict delay_ms run_ms tokens`,
+-- ARGV[8]  ended          how many ended, at most 100
+-- ARGV[9…] ids            of each that ended, at most 100; then as many words: `agent-or-- verdict delay_ms run_ms tokens`,
 --                         or the run_ms alone of a task by type that is done; as many outcomes or errors; if any ended,
 --                         the lines of their audit, an empty one for what has none; names of idle pinned agents, at
---                         most 50, and ids of tasks that it has but does not know, at most 50. Verdicts: done; dead, for the dead letters; retry after the delay; back, not counted
+--                         most 50, and ids of tasks that it has but does not know, at most 50. Verdicts: done; dead, for
+--                         the dead letters; retry after the delay; back, not counted
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:cancels
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  task:{p}/{id}

@@ -343,11 +343,11 @@ local function claim_by_type(most, ahead, only_children)
   local tasks = redis.call('ZCARD', held(worker, 'tasks'))
   local free = claimer.capacity - redis.call('SCARD', held(worker, 'agents')) - tasks
   -- Each task that waits for tasks of its own lends its slot to such tasks.
-  local got = serve('child', math.min(50, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
+  local got = serve('child', math.min(100, math.max(0, free + redis.call('SCARD', held(worker, 'waits')))))
   if only_children then
     return
   end
-  local room = math.min(most, free, 50) - got
+  local room = math.min(most, free, 100) - got
   if room > 0 then
     local count = serve_urgent_and_normal(room)
     if count < room then
@@ -355,7 +355,7 @@ local function claim_by_type(most, ahead, only_children)
     end
     got, room = got + count, room - count
   end
-  local more = math.min(ahead, 50 - got)
+  local more = math.min(ahead, 100 - got)
   if room <= 0 and more > 0 then
     serve_urgent_and_normal(more, true)
   end
