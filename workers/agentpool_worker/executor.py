@@ -204,7 +204,7 @@ class Executor:
 
     async def _exchange(self) -> bool:
         """Exchange once; False when there was nothing to do."""
-        if self._mean_ms is not None and self._mean_ms < VERY_SHORT_MS:
+        if self._by_type and self._mean_ms is not None and self._mean_ms < VERY_SHORT_MS:
             await self._let_more_end()
         names = self._idle_with_mail()
         room, prefetch = self._room() if self._turns_wait and self._open else NO_ROOM

@@ -63,10 +63,15 @@ class Inbox:
     def receive(self, text: str) -> None:
         """A message came on this worker's channel."""
         try:
-            self._commands.append(decode_command(text))
+            command = decode_command(text)
         except msgspec.DecodeError as error:
             log.warning("inbox.unreadable", error=str(error))
+            return
+        if self._stale or self._commands:
+            self._commands.append(command)
         else:
+            self._accept(command)  # now, as nothing is ahead of it
+        if self._stale:
             self.poke()
 
     def resync(self) -> None:
