@@ -132,12 +132,17 @@ class Connection:
         return await self.repeat(once, timeout)
 
     async def forget_old_scripts(self) -> None:
-        """Drop the scripts of other releases, as far as that is permitted. One that still runs loads its own again."""
+        """Drop the scripts of other releases, as far as that is permitted. One that still runs loads its own again.
+
+        When memory is full none can be loaded; so nothing is dropped unless our own are there.
+        """
         with contextlib.suppress(RedisUnavailable):
-            for fields in await self.ask("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY_PREFIX}*"):
-                name = dict(zip(fields[::2], fields[1::2], strict=True))["library_name"]
-                if name != library().name:
-                    await self.ask("FUNCTION", "DELETE", name)
+            found = await self.ask("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY_PREFIX}*")
+            names = {dict(zip(fields[::2], fields[1::2], strict=True))["library_name"] for fields in found}
+            if library().name not in names:
+                await self.ask("FUNCTION", "LOAD", "REPLACE", library().text)
+            for name in names - {library().name}:
+                await self.ask("FUNCTION", "DELETE", name)
 
     async def ask(self, *words: Any, timeout: float | None = None) -> Any:
         """Send one command that may be repeated and return its answer; otherwise like `call`."""

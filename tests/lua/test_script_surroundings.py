@@ -288,6 +288,23 @@ async def test_scripts_of_other_releases_are_dropped_when_asked(store: Store) ->
     await redis.function_delete("somebody_elses")
 
 
+async def test_when_memory_is_full_scripts_of_other_releases_stay(tmp_path: Path) -> None:
+    server = start_server(tmp_path)
+    try:
+        async with new_store(server.url) as store:
+            redis = store.connection.redis
+            code = "redis.register_function('old_f', function() return 1 end)"
+            await redis.function_load(f"#!lua name={LIBRARY_PREFIX}old\n{code}")
+            await redis.config_set("maxmemory", 1)
+            await store.connection.forget_old_scripts()
+            assert await loaded(store) == {f"{LIBRARY_PREFIX}old"}, "who needs them could not load them again"
+            await redis.config_set("maxmemory", 0)
+            await store.connection.forget_old_scripts()
+            assert await loaded(store) == {library().name}
+    finally:
+        server.stop()
+
+
 async def loaded(store: Store) -> set[str]:
     listed = await store.connection.redis.execute_command("FUNCTION", "LIST")
     return {dict(zip(fields[::2], fields[1::2], strict=True))["library_name"] for fields in listed}
