@@ -275,6 +275,17 @@ async def test_scripts_are_loaded_again_after_a_flush(redis_url: str, store: Sto
         connection.close()
 
 
+async def test_scripts_are_loaded_once_for_all_who_miss_them(redis_url: str, store: Store) -> None:
+    redis = store.connection.redis
+    await redis.function_flush()
+    await redis.config_resetstat()
+    async with new_store(redis_url) as other:
+        await asyncio.gather(*(each.workers.view("p", "w1") for each in [store, other] * 100))
+    stats = await redis.info("commandstats")
+    assert stats["cmdstat_function|load"]["calls"] <= 2, "once for each connection at most"
+    assert await loaded(store) == {library().name}
+
+
 async def test_scripts_of_other_releases_are_dropped_when_asked(store: Store) -> None:
     redis = store.connection.redis
     for name in (f"{LIBRARY_PREFIX}old", "somebody_elses"):
