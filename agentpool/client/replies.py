@@ -63,8 +63,8 @@ class Replies:
         self._store = store
         self._tasks: Waiters = {}
         self._agents: Waiters = {}
-        self._unsent: set[str] = set()
-        """What is waited for before Redis has the request."""
+        self._unsent: Waiters = {}
+        """Those whose request Redis does not have yet: several may ask for the same agent."""
         self._round: list[str] = []
         """What waited at an earlier tick and is still to be looked up."""
         self._recent = OrderedDict[str, Outcome]()
@@ -88,23 +88,25 @@ class Replies:
         """Wait for the outcome of a task that is yet to be sent: the future of it, to be cancelled by who waits no
         more.
         """
-        self._unsent.add(task_id)
-        return self._expect(self._tasks, task_id)
+        return self._expect_unsent(self._tasks, task_id)
 
     def agent(self, agent_id: str) -> "asyncio.Future[AgentReady | AgentEnded]":
         """Wait until an agent runs or has ended: the future of it, to be cancelled by who waits no more."""
-        self._unsent.add(agent_id)
-        return self._expect(self._agents, agent_id)
+        return self._expect_unsent(self._agents, agent_id)
 
     def accept(self, id: str) -> None:
         """Redis has the request by now, so it can be looked up."""
-        self._unsent.discard(id)
+        self._unsent.pop(id, None)
         if not self._subscription.is_up:
             self._look_at(id)
 
     def leave(self, id: str, future: "asyncio.Future[Any]") -> None:
         """Wait no more for what was sent, or came to nothing before it was."""
-        self._unsent.discard(id)
+        others = self._unsent.get(id)
+        if others and future in others:
+            others.remove(future)
+            if not others:
+                del self._unsent[id]
         future.cancel()
 
     def known(self, task_id: str) -> Outcome | None:
@@ -189,6 +191,14 @@ class Replies:
             waiters[id] = [future]
         return future
 
+    def _expect_unsent(self, waiters: Waiters, id: str) -> "asyncio.Future[Any]":
+        future = self._expect(waiters, id)
+        if others := self._unsent.get(id):
+            others.append(future)
+        else:
+            self._unsent[id] = [future]
+        return future
+
     # -- what was published -------------------------------------------------------------------------------------
 
     def _dispatch(self, _channel: str, text: str) -> None:
@@ -237,7 +247,7 @@ class Replies:
             due |= self._due_at_tick()
             tick = TICK_S if self._subscription.is_up else TICK_WITHOUT_SUBSCRIPTION_S
             self._next_tick = now + tick * random.uniform(0.8, 1.2)  # noqa: S311 (jitter, no secret)
-        due -= self._unsent
+        due -= self._unsent.keys()
         try:
             await self._look_up_tasks([id for id in due if id in self._tasks])
             await self._look_up_agents([id for id in due if id in self._agents])
@@ -245,7 +255,7 @@ class Replies:
         except RedisUnavailable as error:
             self._outage = self._outage or (now, error)
             if now - self._outage[0] >= OUTAGE_S:
-                waiting = {*self._tasks, *self._agents} - self._unsent
+                waiting = {*self._tasks, *self._agents} - self._unsent.keys()
                 self._settle_all(waiting, RedisUnavailable(str(error)))
         return max(self._next_tick - monotonic(), 0.0)
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -32,7 +33,7 @@ from agentpool.config import redact_url
 from agentpool.errors import RedisUnavailable
 from agentpool.protocol.keys import Keys
 from agentpool.store.link import Link, Listener
-from agentpool.store.scripts import LIBRARY_PREFIX, is_unknown_script, library, script
+from agentpool.store.scripts import LIBRARY_PREFIX, is_known_library, is_unknown_script, library, script
 
 __all__ = ["Connection", "SyncConnection", "translate"]
 
@@ -113,6 +114,7 @@ class Connection:
         """For what is asked seldom: a command costs several times as much as with `ask`."""
         self._link: Link | None = None
         self._opening = asyncio.Lock()
+        self._loading, self._loads = asyncio.Lock(), 0
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
 
@@ -121,23 +123,42 @@ class Connection:
         words = script(name).command(self.keys, pool, arguments)
 
         async def once() -> Any:
+            loads = self._loads
             try:
                 return await self._execute(words)
             except ResponseError as error:
                 if not is_unknown_script(error):
                     raise
-            await self._execute(("FUNCTION", "LOAD", "REPLACE", library().text))
+            await self._load(loads)
             return await self._execute(words)
 
         return await self.repeat(once, timeout)
 
+    async def _load(self, loads: int) -> None:
+        """Load the scripts, unless that was done since `loads`: it takes the server about 10 ms, and all who call now
+        miss them together.
+        """
+        async with self._loading:
+            if self._loads == loads:
+                try:
+                    await self._execute(("FUNCTION", "LOAD", library().text))
+                except ResponseError as error:
+                    if not is_known_library(error):
+                        raise
+                self._loads += 1
+
     async def forget_old_scripts(self) -> None:
-        """Drop the scripts of other releases, as far as that is permitted. One that still runs loads its own again."""
+        """Drop the scripts of other releases, as far as that is permitted. One that still runs loads its own again.
+
+        When memory is full none can be loaded; so nothing is dropped unless our own are there.
+        """
         with contextlib.suppress(RedisUnavailable):
-            for fields in await self.ask("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY_PREFIX}*"):
-                name = dict(zip(fields[::2], fields[1::2], strict=True))["library_name"]
-                if name != library().name:
-                    await self.ask("FUNCTION", "DELETE", name)
+            found = await self.ask("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY_PREFIX}*")
+            names = {dict(zip(fields[::2], fields[1::2], strict=True))["library_name"] for fields in found}
+            if library().name not in names:
+                await self.repeat(partial(self._load, self._loads))
+            for name in names - {library().name}:
+                await self.ask("FUNCTION", "DELETE", name)
 
     async def ask(self, *words: Any, timeout: float | None = None) -> Any:
         """Send one command that may be repeated and return its answer; otherwise like `call`."""
@@ -253,7 +274,11 @@ class SyncConnection:
             except ResponseError as error:
                 if not is_unknown_script(error):
                     raise
-            self._execute(("FUNCTION", "LOAD", "REPLACE", library().text))
+            try:
+                self._execute(("FUNCTION", "LOAD", library().text))
+            except ResponseError as error:
+                if not is_known_library(error):
+                    raise
             return self._execute(words)
         except (RedisError, OSError) as error:
             raise translate(error, self.url) from None

@@ -39,7 +39,8 @@ class Link(asyncio.Protocol):
         reader, self._writer = opened._reader, opened._writer  # a writer that nobody holds closes its transport
         opened._reader = opened._writer = None
         self._transport = self._writer.transport
-        if reader.at_eof() or self._transport.is_closing():
+        if reader._eof or reader._buffer or self._transport.is_closing():
+            # The end, or what came before it, like a refusal, was told to the reader already, and is not told again.
             self.fail(ConnectionError("Connection closed by server."))
         else:
             self._transport.set_protocol(self)
@@ -64,6 +65,8 @@ class Link(asyncio.Protocol):
         return self._sent(b"".join(packed), len(packed))
 
     def _sent(self, packed: bytes, count: int) -> "list[asyncio.Future[Any]]":
+        if self.lost.done():
+            raise self.lost.result()  # nobody would hear of an answer any more
         if not self._waiting:
             self._heard_at = monotonic()
         self._transport.write(packed)

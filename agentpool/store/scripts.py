@@ -21,7 +21,7 @@ from typing import Any
 
 from agentpool.protocol.keys import Keys
 
-__all__ = ["LIBRARY_PREFIX", "Library", "Script", "is_unknown_script", "library", "script"]
+__all__ = ["LIBRARY_PREFIX", "Library", "Script", "is_known_library", "is_unknown_script", "library", "script"]
 
 LIBRARY_PREFIX = "agentpool_"
 
@@ -116,3 +116,8 @@ def script(name: str) -> Script:
 def is_unknown_script(error: Exception) -> bool:
     """Tell whether the server does not have the library, so that nothing was done."""
     return "Function not found" in str(error)
+
+
+def is_known_library(error: Exception) -> bool:
+    """Tell whether the server has the library already: one of this name says the same."""
+    return "already exists" in str(error)

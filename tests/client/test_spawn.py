@@ -223,6 +223,23 @@ async def test_restarts_of_the_agent_were_given_up(client: Client, tiny: TinyPoo
         await tiny.store.connection.redis.execute_command("ACL", "SETUSER", "default", "+subscribe")
 
 
+async def test_who_asks_for_the_same_agent_and_gives_up_says_nothing_of_the_others(client: RedisClient) -> None:
+    replies, id = client.backend.replies, f"{POOL}/a"
+    first, second = replies.agent(id), replies.agent(id)
+    replies.leave(id, second)
+    replies._due.add(id)
+    await replies.look_up()
+    assert not first.done(), "Redis may not have that request yet"
+    replies.accept(id)
+    third = replies.agent(id)
+    replies.leave(id, first)
+    replies._due.add(id)
+    await replies.look_up()
+    assert not third.done()
+    replies.leave(id, third)
+    assert not replies._unsent
+
+
 async def test_it_was_terminated_by_someone_else(client: Client, tiny: TinyPool) -> None:
     spawning = asyncio.ensure_future(client.pool(POOL).spawn("Echo", id="a", timeout=5))
     await _first_agent(tiny)

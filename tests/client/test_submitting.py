@@ -127,3 +127,22 @@ async def _turns() -> None:
     """Let what is ready go on."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def test_an_error_that_is_none_of_ours_reaches_those_whose_it_is() -> None:
+    class Broken(Server):
+        async def send(self, requests: list[Request]) -> None:
+            if len(requests) == 1 and bytes(requests[0].envelope.input) == b"1":
+                raise ValueError("broken")
+            await super().send(requests)
+
+    server = Broken(bound=3)
+    gathering = Gathering(server.send, 1.0)
+    first = _ask(gathering, 4)  # together they are refused
+    await _turns()
+    second = _ask(gathering, 1)
+    server.answers.set()
+    async with asyncio.timeout(1):
+        told = await asyncio.gather(*first, *second, return_exceptions=True)
+    assert [type(error) for error in told] == [type(None), ValueError, type(None), type(None), QueueFull]
+    assert not gathering._next

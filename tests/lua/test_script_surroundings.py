@@ -275,6 +275,17 @@ async def test_scripts_are_loaded_again_after_a_flush(redis_url: str, store: Sto
         connection.close()
 
 
+async def test_scripts_are_loaded_once_for_all_who_miss_them(redis_url: str, store: Store) -> None:
+    redis = store.connection.redis
+    await redis.function_flush()
+    await redis.config_resetstat()
+    async with new_store(redis_url) as other:
+        await asyncio.gather(*(each.workers.view("p", "w1") for each in [store, other] * 100))
+    stats = await redis.info("commandstats")
+    assert stats["cmdstat_function|load"]["calls"] <= 2, "once for each connection at most"
+    assert await loaded(store) == {library().name}
+
+
 async def test_scripts_of_other_releases_are_dropped_when_asked(store: Store) -> None:
     redis = store.connection.redis
     for name in (f"{LIBRARY_PREFIX}old", "somebody_elses"):
@@ -286,6 +297,23 @@ async def test_scripts_of_other_releases_are_dropped_when_asked(store: Store) ->
         await store.connection.forget_old_scripts()
         assert await loaded(store) == {library().name, "somebody_elses"}
     await redis.function_delete("somebody_elses")
+
+
+async def test_when_memory_is_full_scripts_of_other_releases_stay(tmp_path: Path) -> None:
+    server = start_server(tmp_path)
+    try:
+        async with new_store(server.url) as store:
+            redis = store.connection.redis
+            code = "redis.register_function('old_f', function() return 1 end)"
+            await redis.function_load(f"#!lua name={LIBRARY_PREFIX}old\n{code}")
+            await redis.config_set("maxmemory", 1)
+            await store.connection.forget_old_scripts()
+            assert await loaded(store) == {f"{LIBRARY_PREFIX}old"}, "who needs them could not load them again"
+            await redis.config_set("maxmemory", 0)
+            await store.connection.forget_old_scripts()
+            assert await loaded(store) == {library().name}
+    finally:
+        server.stop()
 
 
 async def loaded(store: Store) -> set[str]:

@@ -15,6 +15,7 @@ from support.wait import wait_until
 from agentpool.errors import RedisUnavailable
 from agentpool.redis_server import EmbeddedServer
 from agentpool.store import Store
+from agentpool.store.link import Link
 
 
 @pytest.fixture
@@ -102,3 +103,19 @@ async def test_callers_that_come_together_open_one(own_store: Store) -> None:
     assert await numbers(own_store) == 1
     await own_store.close()
     assert await own_store.connection.ask("PING") == "PONG", "one that was closed opens again"
+
+
+@pytest.mark.parametrize("last_word", [b"", b"-ERR max number of clients reached\r\n"])
+async def test_one_that_ended_before_it_was_taken_over_is_lost(tmp_path: Path, last_word: bytes) -> None:
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(last_word)
+        writer.close()
+
+    path = tmp_path / "refusing.sock"
+    async with await asyncio.start_unix_server(refuse, path), new_store(f"unix://{path}") as store:
+        opened = await store.connection._opened()
+        await wait_until(lambda: opened._reader._eof)
+        link = Link(opened)
+        assert not link.is_open
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(link.send(("PING",)), 1)
