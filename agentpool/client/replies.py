@@ -232,6 +232,7 @@ class Replies:
     # -- what is looked up --------------------------------------------------------------------------------------
 
     def _look_at_all(self) -> None:
+        self._sent.clear()  # replies may have been lost meanwhile
         self._due.update(self._tasks, self._agents)
         self._lookups.wake()
 

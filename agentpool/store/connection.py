@@ -120,7 +120,8 @@ class Connection:
 
     async def call(self, name: str, pool: str, *arguments: Any, timeout: float | None = None) -> Any:
         """Run a script; repeats it while Redis is away, until `timeout` s (default: the command timeout)."""
-        words = script(name).command(self.keys, pool, arguments)
+        prepared = script(name)
+        words = prepared.command(self.keys, pool, arguments)
 
         async def once() -> Any:
             loads = self._loads
@@ -129,7 +130,10 @@ class Connection:
             except ResponseError as error:
                 if not is_unknown_script(error):
                     raise
-            await self._load(loads)
+            try:
+                await self._load(loads)
+            except OutOfMemoryError:  # what ends tasks and frees memory must run all the same
+                return await self._execute(prepared.command_by_text(self.keys, pool, arguments))
             return await self._execute(words)
 
         return await self.repeat(once, timeout)
@@ -267,7 +271,8 @@ class SyncConnection:
 
     def call(self, name: str, pool: str, *arguments: Any) -> Any:
         """Run a script once; raises `RedisUnavailable`."""
-        words = script(name).command(self.keys, pool, arguments)
+        prepared = script(name)
+        words = prepared.command(self.keys, pool, arguments)
         try:
             try:
                 return self._execute(words)
@@ -276,6 +281,8 @@ class SyncConnection:
                     raise
             try:
                 self._execute(("FUNCTION", "LOAD", library().text))
+            except OutOfMemoryError:
+                return self._execute(prepared.command_by_text(self.keys, pool, arguments))
             except ResponseError as error:
                 if not is_known_library(error):
                     raise

@@ -48,7 +48,7 @@ class Library:
 
 
 class Script:
-    """One script; `command` gives what to send."""
+    """One script; `command` gives what to send, and `command_by_text` what to send where there is no library."""
 
     __slots__ = ("function", "name")
 
@@ -58,6 +58,10 @@ class Script:
     def command(self, keys: Keys, pool: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the words of `FCALL`: the pool's key, the three common arguments, then the rest."""
         return ("FCALL", self.function, 1, keys.pool(pool), pool, keys.prefix, keys.channel_prefix, *arguments)
+
+    def command_by_text(self, keys: Keys, pool: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the words of `EVAL`, for a server that takes no library as its memory is full."""
+        return ("EVAL", _text_of(self.name), *self.command(keys, pool, arguments)[2:])
 
 
 def _assembled(shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> str:
@@ -93,6 +97,22 @@ def _registered(name: str, text: str, functions: Iterable[str]) -> str:
     flags = f"flags = {{'{found[1]}'}}, " if (found := _FLAGS.search(text)) else ""
     call = f"callback = function(keys, arguments)\nbegin(keys, arguments)\n{body}\nend"
     return f"redis.register_function{{function_name = '{name}_{{hash}}', {flags}{call}}}"
+
+
+@cache
+def _text_of(name: str) -> str:
+    """Return a script with its whole library as text."""
+    flags = _FLAGS.search((_LUA / f"{name}.lua").read_text())
+    _, _, code = library().text.partition("\n")
+    return "\n".join(
+        [
+            *([f"#!lua flags={flags[1]}"] if flags else []),
+            "local given, words, scripts = KEYS, ARGV, {}",
+            "local function register(script) scripts[script.function_name] = script.callback end",
+            code.replace("redis.register_function{", "register{"),
+            f"return scripts.{script(name).function}(given, words)",
+        ]
+    )
 
 
 def _through_table(code: str, functions: Iterable[str]) -> str:

@@ -202,7 +202,8 @@ async def test_a_threads_connection_finds_the_same_names(redis_url: str, elsewhe
 # -- memory -----------------------------------------------------------------------------------------------------
 
 
-async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_library", [True, False])
+async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path, has_library: bool) -> None:
     server = start_server(tmp_path)
     try:
         async with new_store(server.url) as store:
@@ -224,6 +225,8 @@ async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path) -> 
             await seed_task(store, "later", delay=1)
             await asyncio.sleep(0.005)
             await store.connection.redis.config_set("maxmemory", 1)
+            if not has_library:
+                await store.connection.redis.function_flush()  # and none can be loaded any more
             for new in (
                 seed_agent(store, "a9"),
                 seed_task(store, "t9"),
@@ -255,6 +258,7 @@ async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path) -> 
             for worker in ("w1", "w2"):
                 assert await store.workers.reap("p", worker, proof="owner", authority=MASTER, reason="x") == "done"
             assert (await store.pools.observe("p")).pending == 2
+            assert bool(await loaded(store)) is has_library
     finally:
         server.stop()
 

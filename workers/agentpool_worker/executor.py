@@ -469,7 +469,7 @@ class Executor:
             late=late,
         )
         outcome = msgspec.json.decode(ended.outcome)
-        error = outcome.get("error", outcome) if isinstance(outcome, dict) else None
+        error = outcome.get("error") if isinstance(outcome, dict) else None
         has_ended = ended.verdict in ("done", "dead")
         status = outcome.get("status", ended.verdict) if has_ended and isinstance(outcome, dict) else ended.verdict
         if not error or ended.verdict == "back":
