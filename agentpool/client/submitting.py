@@ -1,16 +1,22 @@
 """Many callers that submit one task each share calls.
 
 Tasks that are alike but for their inputs go together when they come in one turn of the loop, or while a call is under
-way: the more there is to do, the more go at once, and a lone task goes at once by itself.
+way: the more there is to do, the more go at once, and a lone task goes at once by itself. Of tasks that are not alike a
+few calls are under way together; more of them would only wait in the server, while here others join what waits.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 from agentpool.client.requests import Request
 from agentpool.errors import AgentPoolError, RedisUnavailable
 
-__all__ = ["Gathering"]
+__all__ = ["CALLS_AT_ONCE", "Gathering"]
+
+CALLS_AT_ONCE = 2
+TURN_S = 0.02
+"""How long a call waits for its turn; where Redis is slow or away, all shall begin to wait for it."""
 
 Send = Callable[[Sequence[Request]], Awaitable[object]]
 
@@ -40,6 +46,9 @@ class Gathering:
         self._next: dict[Hashable, _Batch] = {}
         """What goes with the next call, by what the requests have in common."""
         self._senders: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self._line: deque[asyncio.Future[None]] = deque()
+        """Of those calls that wait for their turn."""
 
     async def submit(self, request: Request) -> None:
         """Return when the task is accepted; raises what `send` does for it alone."""
@@ -61,12 +70,32 @@ class Gathering:
     async def _send_batches(self, like: Hashable) -> None:
         """Send what waits, then what came meanwhile, until nothing does."""
         try:
-            while (batch := self._next[like]).requests:
-                self._next[like] = _Batch()
-                await self._send_batch(batch)
+            while self._next[like].requests:
+                await self._wait_for_turn()
+                batch, self._next[like] = self._next[like], _Batch()
+                self._under_way += 1
+                try:
+                    await self._send_batch(batch)
+                finally:
+                    self._pass_turn_on()
                 batch.ended.set_result(None)
         finally:
             del self._next[like]
+
+    async def _wait_for_turn(self) -> None:
+        if self._under_way >= CALLS_AT_ONCE:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._line.append(turn)
+            await asyncio.wait([turn], timeout=TURN_S)
+            turn.cancel()
+
+    def _pass_turn_on(self) -> None:
+        self._under_way -= 1
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
 
     async def _send_batch(self, batch: _Batch) -> None:
         # Those who were cancelled before it was sent are left out.

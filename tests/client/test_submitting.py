@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
+from support.wait import wait_until
 
 from agentpool.client.kinds import Kind
 from agentpool.client.requests import Request, new_request
-from agentpool.client.submitting import Gathering
+from agentpool.client.submitting import CALLS_AT_ONCE, Gathering
 from agentpool.errors import QueueFull, RedisUnavailable
 
 
@@ -146,3 +147,29 @@ async def test_an_error_that_is_none_of_ours_reaches_those_whose_it_is() -> None
         told = await asyncio.gather(*first, *second, return_exceptions=True)
     assert [type(error) for error in told] == [type(None), ValueError, type(None), type(None), QueueFull]
     assert not gathering._next
+
+
+async def test_of_what_is_not_alike_a_few_calls_are_under_way_and_the_others_grow() -> None:
+    server = Server()
+    gathering = Gathering(server.send, 1.0)
+    tenants = [f"t{number}" for number in range(6)]
+    asked = [task for tenant in tenants for task in _ask(gathering, 1, tenant=tenant)]
+    await _turns()
+    assert len(server.calls) == CALLS_AT_ONCE
+    asked += [task for tenant in tenants[CALLS_AT_ONCE:] for task in _ask(gathering, 4, tenant=tenant)]
+    await _turns()
+    server.answers.set()
+    await asyncio.gather(*asked)
+    assert [len(call) for call in server.calls] == [1] * CALLS_AT_ONCE + [5] * (6 - CALLS_AT_ONCE)
+
+
+async def test_where_the_server_is_slow_nobody_waits_for_a_turn_for_long() -> None:
+    server = Server()
+    gathering = Gathering(server.send, 1.0)
+    asked = [task for number in range(6) for task in _ask(gathering, 1, tenant=f"t{number}")]
+    await wait_until(lambda: len(server.calls) == 6, timeout=2)
+    server.answers.set()
+    await asyncio.gather(*asked)
+    again = _ask(gathering, 2, tenant="t0")
+    await asyncio.gather(*again)
+    assert len(server.calls) == 7, "turns are counted as before"
