@@ -545,3 +545,11 @@ async def test_who_is_cancelled_while_the_client_closes_is_cancelled(redis_url: 
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (await tiny.store.pools.observe(POOL)).waiting_tasks == 0
+
+
+async def test_a_batch_task_costs_no_other_call_than_its_script(tiny: TinyPool, client: Client) -> None:
+    redis = tiny.store.connection.redis
+    await client.pool(POOL).submit("Echo", 1, batch=True)
+    await redis.config_resetstat()
+    await client.pool(POOL).submit("Echo", 1, batch=True)
+    assert "cmdstat_hgetall" not in await redis.info("commandstats")

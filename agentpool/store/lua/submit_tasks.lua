@@ -7,9 +7,10 @@
 -- ARGV[6]  tenant         of a task by type; for one agent, its own counts
 -- ARGV[7]  lane           urgent, normal, batch or child, and after `+` each label that a worker must have
 -- ARGV[8]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
--- ARGV[9]  options        `name=value` words: delay, expires, batch in ms; key and input, digests, with one task;
---                         parent, the task that waits for these; sticky, whose worker is to be preferred;
---                         limits: `reject`, or `total` for all that it holds
+-- ARGV[9]  options        `name=value` words: delay, expires in ms; key and input, digests, with one task; parent, the
+--                         task that waits for these; sticky, whose worker is to be preferred; limits: `reject`, or
+--                         `total` for all that it holds. And `batch` alone: after the pool's `batch_max_wait` they
+--                         wait like others
 -- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
@@ -27,7 +28,7 @@
 local PUSHED_BYTES = 65536
 local name, type, tenant, lane = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local options = {}
-for word, value in string.gmatch(ARGV[9], '(%S+)=(%S+)') do
+for word, value in string.gmatch(ARGV[9], '([^%s=]+)=?(%S*)') do
   options[word] = value
 end
 local ids, fresh = {}, {}
@@ -212,7 +213,7 @@ for place, i in ipairs(fresh) do
     set_timer('expire', ARGV[i], now + options.expires)
   end
   if options.batch then
-    set_timer('promote', ARGV[i], now + (options.delay or 0) + options.batch)
+    promote_later(ARGV[i], options.delay or 0)
   end
 end
 redis.call('MSET', unpack(records))

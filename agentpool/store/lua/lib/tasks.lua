@@ -157,6 +157,14 @@ local function set_timer(kind, id, at)
   end
 end
 
+local known_batch_wait
+
+-- Let a batch task, which may begin in `delay_ms`, wait like others when it has waited for the pool's `batch_max_wait`.
+local function promote_later(id, delay_ms)
+  known_batch_wait = known_batch_wait or tonumber(redis.call('HGET', POOL, 'batch_max_wait_ms')) or 60000
+  set_timer('promote', id, now + delay_ms + known_batch_wait)
+end
+
 -- Workers with room, at most ten: the favourite first, then those with a warm agent for this type and tenant.
 local function workers_to_wake(warm, favourite)
   local found = workers_with_room(10)
