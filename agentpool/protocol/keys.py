@@ -131,7 +131,7 @@ class Keys:
         return f"{self.pool(pool)}:attempts"
 
     def errors(self, pool: str, id: str) -> str:
-        """HASH: number of the attempt, or `crash <n>` -> JSON of what went wrong, while the task is unfinished."""
+        """HASH: number of the attempt, `crash <n>` or `start <n>` -> JSON of what went wrong, of an unfinished task."""
         return f"{self.pool(pool)}:errors:{id}"
 
     def dead(self, pool: str) -> str:

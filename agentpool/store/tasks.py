@@ -63,7 +63,7 @@ NO_OPTIONS = SubmitOptions()
 
 
 class EndedTask(msgspec.Struct, frozen=True):
-    """What a worker says of a task that it had: `verdict` is done, dead, retry or back."""
+    """What a worker says of a task that it had: `verdict` is done, dead, unstarted, retry or back."""
 
     id: str
     agent_name: str

@@ -23,6 +23,5 @@ if lease then
   return {'asked', lease.worker}
 end
 dequeue(id, head)
-local why = 'cancelled before it ran'
-finish_task(id, plain_outcome('cancelled', '', 'TaskCancelled', why), 'cancelled', '', why)
+finish_task(id, 'cancelled', '', 'TaskCancelled', 'cancelled before it ran')
 return {'cancelled'}

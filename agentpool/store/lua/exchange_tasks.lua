@@ -12,7 +12,8 @@
 --                         or the run_ms alone of a task by type that is done; as many outcomes or errors; if any ended,
 --                         the lines of their audit, an empty one for what has none; names of idle pinned agents, at
 --                         most 50, and ids of tasks that it has but does not know, at most 50. Verdicts: done; dead, for
---                         the dead letters; retry after the delay; back, not counted
+--                         the dead letters; unstarted, for them without an attempt; retry after the delay; back, not
+--                         counted, and with a delay because its agent could not be started
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:cancels
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  task:{p}/{id}

@@ -23,8 +23,7 @@ local function start(id, head)
   local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
   if not status then
     local _, _, _, detail = read_ending(head.agent)
-    local why = detail or 'the agent has ended'
-    finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
+    finish_task(id, 'agent_terminated', '', 'AgentTerminated', detail or 'the agent has ended')
     return
   end
   enqueue(id, head)
@@ -38,8 +37,7 @@ local function expire(id, head)
   local tried = read_attempts(id)
   if redis.call('HEXISTS', POOL .. ':leases', id) == 0 and tried.attempts + tried.crashes == 0 then
     dequeue(id, head)
-    local why = 'no agent took it in the time it was given'
-    finish_task(id, plain_outcome('expired', '', 'TaskExpired', why), 'expired', '', why)
+    finish_task(id, 'expired', '', 'TaskExpired', 'no agent took it in the time it was given')
   end
 end
 
