@@ -190,6 +190,10 @@ class Keys:
         """SET: ids of the tenant's leased tasks."""
         return f"{self.prefix}tenant:{pool}:{tenant}:tasks"
 
+    def tenant_delayed(self, pool: str, tenant: str) -> str:
+        """SET: ids of the tenant's tasks that may not begin yet."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:delayed"
+
     def tenant_waits(self, pool: str, tenant: str) -> str:
         """SET: ids of the tenant's leased tasks that wait for tasks of their own."""
         return f"{self.prefix}tenant:{pool}:{tenant}:waits"

@@ -64,8 +64,7 @@ class LocalTasks:
         self.running = Running(registry, self._tenants, self._timers, capacity, context, self._begun, self._ended)
         self._waiting = self.running.waiting
         self._tasks = self._waiting.tasks
-        lanes = self._waiting.lanes
-        self.admission = Admission(pool, settings, types, labels, self._tenants, lanes, self._waiting.mail)
+        self.admission = Admission(pool, settings, types, labels, self._tenants, self._waiting, registry)
         self._outcomes, self._keys = Outcomes(settings.result_ttl), Keys(settings.key_ttl)
         self.letters = LocalLetters(settings.max_dead)
         self._is_closing = False
@@ -90,7 +89,7 @@ class LocalTasks:
         """Accept tasks that share everything but inputs and keys, all or none; returns their ids, or that of a task
         that has the key already.
         """
-        tenant = self.admission.check_target(requests[0], self._registry)
+        tenant = self.admission.check_target(requests[0])
         if not requests[0].key:
             self.admission.check(requests, tenant)
             for request in requests:

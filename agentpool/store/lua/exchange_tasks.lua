@@ -18,10 +18,10 @@
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  task:{p}/{id}
 --          tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:usage  tenant:{p}:{t}:tokens
---          tenant:{p}:{t}:requests  tenant:{p}:{t}:mail  pool:{p}:tenants  pool:{p}:held  pool:{p}:limits  pool:{p}:due
---          pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}  pool:{p}:suspects
---          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
---          pool:{p}:events  pool:{p}:pending  pool:{p}:processes
+--          tenant:{p}:{t}:requests  tenant:{p}:{t}:mail  pool:{p}:tenants  pool:{p}:held  pool:{p}:limits
+--          pool:{p}:due  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}
+--          pool:{p}:suspects  pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}
+--          pool:{p}:audit  pool:{p}:events  pool:{p}:pending  pool:{p}:processes  tenant:{p}:{t}:delayed
 -- RETURNS  {"ok", tenants with a turn, {ids that ended too late}, {name, tasks in its mailbox, …},
 --          id, record, `attempt starts tokens_per_task` or ''…} | {"gone"}
 -- AGAIN    the same number gets the same tasks, as far as they are unfinished; an older one, which comes late, none

@@ -9,12 +9,14 @@
 --          pool:{p}:tenants  pool:{p}:held  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}
 --          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
 --          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits  pool:{p}:ended:{n}
+--          tenant:{p}:{t}:delayed
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
 local woken = 0
 
 local function start(id, head)
+  redis.call('SREM', tenant_key(head.tenant, 'delayed'), id)
   if head.agent == '-' then
     enqueue(id, head, nil, read_attempts(id).suspect == 1)
     woken = woken + 1

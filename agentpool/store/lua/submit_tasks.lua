@@ -15,10 +15,11 @@
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
 --          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
---          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
---          tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail
---          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:worker:{w}:agents
---          pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
+--          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits
+--          tenant:{p}:{t}:tokens  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits
+--          tenant:{p}:{t}:mail  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}
+--          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  tenant:{p}:{t}:delayed
+--          tenant:{p}:{t}:agents
 -- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
@@ -134,16 +135,39 @@ elseif not options.parent then
   end
 end
 
+-- Tell whether the tenant would hold more than `most`: its pinned agents, and its tasks that run, wait for their turn or
+-- their time, or in mailboxes. At most `most` mailboxes are looked into, for the agents count themselves.
+local function holds_more(waits, most)
+  local count = #fresh + waits
+  for _, what in ipairs({'agents', 'tasks', 'delayed'}) do
+    count = count + redis.call('SCARD', tenant_key(tenant, what))
+  end
+  for _, agent in ipairs(count <= most and redis.call('SMEMBERS', tenant_key(tenant, 'agents')) or {}) do
+    count = count + redis.call('ZCARD', POOL .. ':mailbox:' .. agent)
+  end
+  return count > most
+end
+
+-- Tell whether the tenant would run more than `most` at once, with what can begin before: what waits for its turn, and
+-- one task for each agent that has mail and is not at work. What is delayed takes no place yet.
+local function runs_more(waits, most)
+  local count = #fresh + waits + running_of(tenant)
+  for _, agent in ipairs(count <= most and redis.call('SRANDMEMBER', tenant_key(tenant, 'agents'), 100) or {}) do
+    if redis.call('EXISTS', POOL .. ':mailbox:' .. agent) == 1
+        and redis.call('HGET', agent_key(agent), 'status') ~= 'active' then
+      count = count + 1
+    end
+  end
+  return count > most
+end
+
 local function over_limit()
   local again = math.ceil(usage_of(tenant).ms)
   local waits = queued_of(tenant)
-  if options.limits == 'total' and limits.agents > 0 then
-    local holds = waits + redis.call('SCARD', tenant_key(tenant, 'tasks'))
-    if holds + #fresh > limits.agents then
-      return {'limited', 'TOTAL_LIMIT', limits.agents, again}
-    end
+  if options.limits == 'total' and limits.agents > 0 and holds_more(waits, limits.agents) then
+    return {'limited', 'TOTAL_LIMIT', limits.agents, again}
   end
-  if limits.running > 0 and running_of(tenant) + waits + #fresh > limits.running then
+  if limits.running > 0 and runs_more(waits, limits.running) then
     return {'limited', 'CONCURRENT_LIMIT', limits.running, again}
   end
   if limits.tokens_per_minute > 0 then
@@ -188,7 +212,7 @@ if options.parent then
 end
 local queue = name ~= '' and POOL .. ':mailbox:' .. name or lane_key(lane, tenant)
 local rank = name ~= '' and next_rank(queue) or now_us + ARGV[8]
-local ranked, records, bytes = {}, {}, 0
+local ranked, records, delayed_ids, bytes = {}, {}, {}, 0
 for place, i in ipairs(fresh) do
   local record = ARGV[i + 1]
   if lane ~= own_lane or tenant ~= ARGV[6] then
@@ -204,7 +228,7 @@ for place, i in ipairs(fresh) do
   records[#records + 1] = record
   bytes = bytes + #record
   if options.delay then
-    set_timer('start', ARGV[i], now + options.delay)
+    delayed_ids[#delayed_ids + 1] = ARGV[i]
   else
     ranked[#ranked + 1] = rank + place - 1
     ranked[#ranked + 1] = ARGV[i]
@@ -218,6 +242,7 @@ for place, i in ipairs(fresh) do
 end
 redis.call('MSET', unpack(records))
 if options.delay then
+  delay_until(now + options.delay, tenant, delayed_ids)
   return {'ok'}
 end
 redis.call('ZADD', queue, unpack(ranked))

@@ -60,7 +60,7 @@ local function put_back(lease, rank, id, verdict, delay_ms, error)
     write_attempts(id, tried)
   end
   if delay_ms > 0 then
-    set_timer('start', id, now + delay_ms)
+    delay_until(now + delay_ms, lease.tenant, {id})
   else
     enqueue(id, lease, rank)
     ended.returned = ended.returned + (lease.agent == '-' and 1 or 0)

@@ -130,6 +130,7 @@ end
 local function dequeue(id, head)
   if redis.call('ZREM', POOL .. ':due', 'start ' .. id) == 1 then
     redis.call('HINCRBY', POOL, 'delayed', -1)
+    redis.call('SREM', tenant_key(head.tenant, 'delayed'), id)
     return
   end
   if head.agent ~= '-' then
@@ -148,12 +149,23 @@ local function dequeue(id, head)
   end
 end
 
--- Let a task wait until a time; whoever watches the timers is told when it is the next one.
+-- Let something happen to a task at a time; whoever watches the timers is told when it is the next one.
 local function set_timer(kind, id, at)
-  if redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id) == 1 and kind == 'start' then
-    redis.call('HINCRBY', POOL, 'delayed', 1)
-  end
+  redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id)
   if redis.call('ZRANGE', POOL .. ':due', 0, 0)[1] == kind .. ' ' .. id then
+    tell_leader('timer')
+  end
+end
+
+-- Let tasks of a tenant, at most 100, begin at a time: until then they are delayed.
+local function delay_until(at, tenant, ids)
+  local timers = {}
+  for place, id in ipairs(ids) do
+    timers[2 * place - 1], timers[2 * place] = at, 'start ' .. id
+  end
+  redis.call('HINCRBY', POOL, 'delayed', redis.call('ZADD', POOL .. ':due', unpack(timers)))
+  redis.call('SADD', tenant_key(tenant, 'delayed'), unpack(ids))
+  if tonumber(redis.call('ZRANGE', POOL .. ':due', 0, 0, 'WITHSCORES')[2]) >= at then
     tell_leader('timer')
   end
 end
