@@ -311,13 +311,13 @@ class LocalTasks:
             self._finish(task, outcome)
 
     def _try_again(self, task: LocalTask, ending: Ending) -> None:
-        error = encode_json(ending.outcome.error)
         self._count(task, ending)
         if ending.delay:
             self._waiting.put_later(task, ending.delay, self._start)
         else:
             self._waiting.put(task, in_its_place=True)
-        self._tell(task, "task.retried" if ending.verdict == "retry" else "task.given_back", error.decode())
+        told = ending.outcome if ending.verdict == "retry" or ending.delay else ending.outcome.error
+        self._tell(task, "task.retried" if ending.verdict == "retry" else "task.given_back", encode_json(told).decode())
 
     @staticmethod
     def _count(task: LocalTask, ending: Ending) -> None:
