@@ -100,6 +100,22 @@ async def test_agents_mail_and_delayed_tasks_are_held_too(pool: Pool) -> None:
         await task.cancel()
 
 
+async def test_mail_of_an_agent_that_is_not_at_work_takes_a_place(pool: Pool) -> None:
+    async def is_there() -> bool:
+        return bool(await pool.agents())
+
+    await pool.limit_tenant("acme", running=1)
+    spawning = asyncio.create_task(pool.spawn("SlowToStart", id="slow", tenant="acme", timeout=30))
+    await wait_until(is_there)
+    mail = await pool.agent("slow").submit(None)
+    with pytest.raises(agentpool.AgentLimitError, match="CONCURRENT_LIMIT"):
+        await pool.submit("Counter", 1, tenant="acme", when_limited="reject")
+    await mail.cancel()
+    assert await pool.run("Counter", 1, tenant="acme", timeout=10, when_limited="reject") == 1
+    spawning.cancel()
+    await asyncio.wait([spawning])
+
+
 async def test_tasks_and_tokens_a_minute(pool: Pool) -> None:
     await pool.limit_tenant("acme", requests_per_minute=3)
     agent = await pool.spawn("Counter", tenant="acme", timeout=10)
