@@ -46,11 +46,13 @@ if #fresh == 0 then
   return {'ok'}
 end
 local agent = agent_key(name)
-local status, max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed = unpack(redis.call('HMGET', POOL,
-  'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type, 'delayed'))
+local status, max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed, tenant_limits = unpack(redis.call(
+  'HMGET', POOL, 'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type,
+  'delayed', 'tenant_limits'))
 if not status or status == 'removed' then
   return {'unknown_pool'}
 end
+pool_limits = {tenant_limits, max_queued}
 max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
 -- Those that may not begin yet take room too.
 local nothing_waits = (tonumber(queued) or 0) == 0
