@@ -297,14 +297,18 @@ class TaskCancelled(AgentPoolError):
     code = "TASK_CANCELLED"
 
 
-class WorkerLost(AgentPoolError):
-    """The worker that ran the task died; `reason` is how."""
+class WorkerLost(TaskFailed):
+    """Workers died of the task, three of them while it ran there alone, and it is not tried again; `process_id` was
+    the last, `reason` is how it died. A task whose worker dies without its doing goes back, and its caller sees nothing
+    of it. Pools inside this process (`local://`) have no worker to lose.
+    """
 
     code = "WORKER_LOST"
 
     def __init__(self, task_id: str, process_id: str, reason: str) -> None:
-        self.task_id, self.process_id, self.reason = task_id, process_id, reason
+        self.process_id, self.reason = process_id, reason
         super().__init__(
-            f"Task {task_id} was running on worker {process_id}, which was lost ({reason}). "
-            "It may have had effects; submit it again if repeating it is safe."
+            task_id,
+            "WorkerLost",
+            f"{reason} (worker {process_id}). It may have had effects. Look at it: agentpool dead show {task_id}",
         )

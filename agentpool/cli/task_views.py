@@ -114,10 +114,10 @@ async def letter(client: Client, task_id: str) -> Row:
     return {**_letter_row(found), "input": json.loads(bytes(found.input)), "errors": tries}
 
 
-def _place(pair: tuple[str, Any]) -> tuple[bool, int]:
-    """Attempts first, then crashes, each by its number."""
+def _place(pair: tuple[str, Any]) -> tuple[str, int]:
+    """Attempts first, then crashes and failed starts, each by its number."""
     kind, _, number = pair[0].rpartition(" ")
-    return bool(kind), int(number)
+    return kind, int(number)
 
 
 def _letter_row(letter: DeadLetter) -> Row:
@@ -131,6 +131,7 @@ def _letter_row(letter: DeadLetter) -> Row:
         "died_at": letter.died_at,
         "attempts": letter.attempts,
         "crashes": letter.crashes,
+        "starts": letter.starts,
         "error": _error_text(outcome),
     }
 
@@ -150,10 +151,11 @@ def letter_sheet(row: Row) -> tuple[str, list[tuple[str, Any]]]:
         ("died", f"{output.ages(wall_ms(), row['died_at'])} ago"),
         ("attempts", row["attempts"]),
         ("crashes", row["crashes"] or ""),
+        ("failed starts", row["starts"] or ""),
         ("input", _shown(row["input"])),
     ]
     for tried in row["errors"]:
-        name = tried["attempt"] if tried["attempt"].startswith("crash") else f"attempt {tried['attempt']}"
+        name = f"attempt {tried['attempt']}" if tried["attempt"].isdigit() else tried["attempt"]
         worker = f" (worker {tried['process_id']})" if tried["process_id"] else ""
         facts.append((name, _error_text(tried) + worker))
     traceback = row["errors"][-1]["error"].get("traceback", "") if row["errors"] else ""

@@ -175,8 +175,9 @@ class Pool:
     ) -> TaskHandle:
         """Hand in one execution for a tenant, or refuse it at once at any of the tenant's limits.
 
-        `agent_id` is the caller's own name for the execution: the same one means the same execution. What the tenant
-        has queued and running counts against its total. Raises `AgentLimitError`.
+        `agent_id` is the caller's own name for the execution: the same one means the same execution. All that the
+        tenant holds counts against its total: pinned agents, and tasks that run, are queued or delayed, or wait in
+        mailboxes. Raises `AgentLimitError`.
         """
         kind = kind_of(agent_type)
         request = new_request(

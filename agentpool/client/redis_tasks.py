@@ -12,7 +12,6 @@ from agentpool.client.requests import Request
 from agentpool.client.submitting import Gathering
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.protocol.events import TaskEvent
-from agentpool.protocol.keys import pool_of
 from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import OUTCOMES
 from agentpool.store import Store
@@ -113,7 +112,7 @@ class RedisTasks:
     async def _send_with_keys(self, requests: Sequence[Request]) -> list[str]:
         ids = []
         for request in requests:
-            header, options = request.header(self._replies.reply_to), await self._options(request)
+            header, options = request.header(self._replies.reply_to), _options(request)
             id = await self._store.tasks.submit(
                 request.task_id, header, request.envelope, options, timeout=request.timeout
             )
@@ -123,25 +122,10 @@ class RedisTasks:
     async def _send_alike(self, requests: Sequence[Request]) -> list[str]:
         """Hand in tasks that share everything but their inputs."""
         first = requests[0]
-        header, options = first.header(self._replies.reply_to), await self._options(first)
+        header, options = first.header(self._replies.reply_to), _options(first)
         tasks = [(request.task_id, request.envelope) for request in requests]
         await self._store.tasks.submit_many(tasks, header, options, timeout=first.timeout)
         return [request.task_id for request in requests]
-
-    async def _options(self, request: Request) -> SubmitOptions:
-        batch = 0
-        if request.is_batch:
-            batch = (await self._store.pools.info(pool_of(request.task_id))).batch_max_wait_ms
-        return SubmitOptions(
-            delay=request.delay_ms,
-            expires=request.expires_ms,
-            batch=batch,
-            key=request.key,
-            input=request.input_digest,
-            parent=request.parent,
-            sticky=request.sticky,
-            limits=request.limits,
-        )
 
     async def _withdraw(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -162,6 +146,19 @@ class RedisTasks:
         if answer == "finished" and (outcome := await self._store.tasks.read(request.task_id)):
             return outcome
         raise request.timed_out(while_it_ran=answer == "asked") from None
+
+
+def _options(request: Request) -> SubmitOptions:
+    return SubmitOptions(
+        delay=request.delay_ms,
+        expires=request.expires_ms,
+        batch=request.is_batch,
+        key=request.key,
+        input=request.input_digest,
+        parent=request.parent,
+        sticky=request.sticky,
+        limits=request.limits,
+    )
 
 
 def _event(task_id: str, fields: dict[str, str]) -> TaskEvent:

@@ -3,10 +3,15 @@
 First one SCAN finds which keys there are; then each pool is read in one transaction, so that what is compared is of
 one moment. What is read may name ids that the scan did not find, new ones or broken ones: then the pool is read again,
 with them.
+
+Of finished tasks and dead letters there may be very many, and nothing about them changes together with anything else.
+So they are looked at page by page: an outcome is final, and is read again only where something names it as a task; a
+dead letter only has to agree with its own place in the index.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -20,6 +25,8 @@ __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
 MARK = "\0"
 """Stands for an id in a key that is taken apart: no id holds it."""
 HEADER_BYTES_MAX = 2500
+PAGE = 500
+"""Of what is looked at beside the transaction."""
 ROUNDS_MAX = 5
 """Readings of one pool until nothing new is named; on a quiet one it takes two."""
 
@@ -56,7 +63,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     suspects: dict[str, float]
     due: dict[str, float]
     """Timers, `<kind> <id>`."""
-    dead: dict[str, float]
+    dead: frozenset[str] = frozenset()
+    """Tasks that stand in the index of dead letters."""
     lanes: frozenset[str]
     """Every lane that was ever used."""
     turns: dict[str, frozenset[str]]
@@ -77,12 +85,14 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     mailboxes: dict[str, frozenset[str]]
     queues: dict[str, frozenset[str]]
     """Waiting task ids by `<lane>:<tenant>`."""
-    letters: frozenset[str]
+    letters: frozenset[str] = frozenset()
     """Tasks of which there is a dead letter."""
     tenant_agents: dict[str, frozenset[str]]
     tenant_tasks: dict[str, frozenset[str]]
     tenant_waits: dict[str, frozenset[str]]
+    tenant_delayed: dict[str, frozenset[str]]
     tasks: dict[str, TaskRow]
+    """All that are unfinished, and of the others those that something names as if they were not."""
 
     @property
     def heartbeat_timeout_ms(self) -> int:
@@ -116,7 +126,15 @@ class _Found(msgspec.Struct, frozen=True):
 async def take_surveys(store: Store) -> dict[str, Survey]:
     """Read all pools, those of which only leavings exist too."""
     found = await _find(store)
-    return {pool: await _read(store, pool, ids) for pool, ids in sorted(found.items())}
+    return {pool: await _survey(store, pool, ids) for pool, ids in sorted(found.items())}
+
+
+async def _survey(store: Store, pool: str, ids: _Found) -> Survey:
+    # Letters first: what is one by then is finished, and still is when the rest is read.
+    letters, dead = await _read_letters(store, pool, ids.letters)
+    ids.tasks.difference_update(await _finished(store, ids.tasks))
+    survey = await _read(store, pool, ids)
+    return msgspec.structs.replace(survey, letters=letters, dead=dead)
 
 
 # -- which keys there are ---------------------------------------------------------------------------------------
@@ -170,7 +188,7 @@ def _worker_of(keys: Keys, pool: str, key: str) -> str:
 
 
 def _tenant_of(keys: Keys, pool: str, key: str) -> str:
-    sets = (keys.tenant_agents, keys.tenant_tasks, keys.tenant_waits)
+    sets = (keys.tenant_agents, keys.tenant_tasks, keys.tenant_waits, keys.tenant_delayed)
     return next((tenant for of in sets if (tenant := _between(key, of(pool, MARK)))), "")
 
 
@@ -178,14 +196,10 @@ async def _sort_workers(store: Store, every: Iterable[str], found: dict[str, _Fo
     """Sort process hashes by the pool that they name."""
     workers = [worker for key in every if (worker := _between(key, store.keys.process(MARK)))]
 
-    async def read() -> list[Any]:
-        async with store.connection.redis.pipeline(transaction=False) as pipe:
-            for worker in workers:
-                pipe.hget(store.keys.process(worker), "pool_name")
-            result: list[Any] = await pipe.execute()
-            return result
+    def ask(pipe: Any, worker: str) -> None:
+        pipe.hget(store.keys.process(worker), "pool_name")
 
-    for worker, pool in zip(workers, await store.connection.repeat(read), strict=True):
+    async for worker, (pool,) in _in_pages(store, workers, ask):
         found.setdefault(pool or "", _Found()).workers.add(worker)
 
 
@@ -198,6 +212,60 @@ def _between(key: str, pattern: str) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*?[]\\^-" else letter for letter in text)
+
+
+# -- what is looked at in pages ---------------------------------------------------------------------------------
+
+
+async def _read_letters(store: Store, pool: str, ids: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return which of these letters, and of those that the index names, exist; and which stand in the index."""
+    keys, redis = store.keys, store.connection.redis
+    named, cursor = set(ids), None
+    while cursor != 0:
+        scan = partial(redis.zscan, keys.dead(pool), cursor or 0, count=PAGE)
+        cursor, page = await store.connection.repeat(scan)
+        named.update(id for id, _ in page)
+
+    def ask(pipe: Any, id: str) -> None:
+        pipe.exists(keys.letter(pool, id))
+        pipe.zscore(keys.dead(pool), id)
+
+    letters, dead = set(), set()
+    async for id, (exists, died_at) in _in_pages(store, named, ask):
+        if exists:
+            letters.add(id)
+        if died_at is not None:
+            dead.add(id)
+    return frozenset(letters), frozenset(dead)
+
+
+async def _finished(store: Store, ids: Iterable[str]) -> set[str]:
+    """Return which of these tasks have their outcome."""
+
+    def ask(pipe: Any, id: str) -> None:
+        pipe.getrange(store.keys.task(id), 0, 0)
+
+    return {id async for id, (first,) in _in_pages(store, ids, ask) if first == "{"}
+
+
+async def _in_pages(
+    store: Store, ids: Iterable[str], ask: Callable[[Any, str], object]
+) -> AsyncGenerator[tuple[str, list[Any]], None]:
+    """Yield each id with the answers to what `ask(pipe, id)` puts into a pipeline, which are of one moment."""
+
+    async def read() -> list[Any]:
+        async with store.connection.redis.pipeline(transaction=True) as pipe:
+            for id in page:
+                ask(pipe, id)
+            result: list[Any] = await pipe.execute()
+            return result
+
+    rest = iter(ids)
+    while page := list(islice(rest, PAGE)):
+        answers = await store.connection.repeat(read)
+        each = len(answers) // len(page)
+        for place, id in enumerate(page):
+            yield id, answers[place * each : (place + 1) * each]
 
 
 # -- what is in them --------------------------------------------------------------------------------------------
@@ -229,9 +297,8 @@ def _ids_named_in(survey: Survey) -> _Found:
     for index in (survey.processes, survey.workers, survey.starting, survey.draining, survey.lost):
         named.workers.update(index)
     named.workers.update(survey.leases.values())
-    named.tasks.update(survey.leases, survey.suspects, survey.dead, survey.letters, survey.attempts)
+    named.tasks.update(survey.leases, survey.suspects, survey.attempts)
     named.tasks.update(timer.partition(" ")[2] for timer in survey.due if not timer.startswith("tenant "))
-    named.letters.update(survey.dead)
     named.agents.update(survey.pending, survey.mailboxes, *survey.tenant_agents.values())
     named.lanes.update(survey.lanes)
     named.queues.update(f"{lane}:{tenant}" for lane, tenants in survey.turns.items() for tenant in tenants)
@@ -239,7 +306,7 @@ def _ids_named_in(survey: Survey) -> _Found:
     for held in survey.held.values():
         named.agents.update(held.agents)
         named.tasks.update(held.tasks, held.runs, held.cancels, held.waits)
-    of_tenants = (*survey.tenant_tasks.values(), *survey.tenant_waits.values())
+    of_tenants = (*survey.tenant_tasks.values(), *survey.tenant_waits.values(), *survey.tenant_delayed.values())
     for tasks in (*survey.mailboxes.values(), *survey.queues.values(), *of_tenants):
         named.tasks.update(tasks)
     for agent in survey.agents.values():
@@ -262,7 +329,7 @@ class _Plan:
         self._keys, self._pool = keys, pool
         self._workers, self._agents, self._tasks = sorted(ids.workers), sorted(ids.agents), sorted(ids.tasks)
         self._mailboxes, self._queues, self._tenants = sorted(ids.mailboxes), sorted(ids.queues), sorted(ids.tenants)
-        self._lanes, self._letters = sorted(ids.lanes), sorted(ids.letters)
+        self._lanes = sorted(ids.lanes)
 
     def queue(self, pipe: Any) -> None:
         """Put the commands into a pipeline."""
@@ -270,7 +337,7 @@ class _Plan:
         pipe.time()
         pipe.hgetall(keys.pool(pool))
         indexes = (keys.processes, keys.workers, keys.starting, keys.draining, keys.lost, keys.pending)
-        for index in (*indexes, keys.suspects, keys.due, keys.dead):
+        for index in (*indexes, keys.suspects, keys.due):
             pipe.zrange(index(pool), 0, -1, withscores=True)
         pipe.smembers(keys.lanes(pool))
         pipe.smembers(keys.held(pool))
@@ -293,12 +360,11 @@ class _Plan:
             pipe.zrange(keys.lane(pool, *_lane_parts(lane)), 0, -1)
         for lane in self._lanes:
             pipe.zrange(keys.turns(pool, lane), 0, -1)
-        for task in self._letters:
-            pipe.exists(keys.letter(pool, task))
         for tenant in self._tenants:
             pipe.smembers(keys.tenant_agents(pool, tenant))
             pipe.smembers(keys.tenant_tasks(pool, tenant))
             pipe.smembers(keys.tenant_waits(pool, tenant))
+            pipe.smembers(keys.tenant_delayed(pool, tenant))
         for task in self._tasks:
             pipe.getrange(keys.task(task), 0, HEADER_BYTES_MAX)
 
@@ -307,8 +373,8 @@ class _Plan:
         rest = iter(answers)
         seconds, microseconds = next(rest)
         info = next(rest)
-        indexes = [dict(next(rest)) for _ in range(9)]
-        processes, workers, starting, draining, lost, pending, suspects, due, dead = indexes
+        indexes = [dict(next(rest)) for _ in range(8)]
+        processes, workers, starting, draining, lost, pending, suspects, due = indexes
         lanes, held_tenants = frozenset(next(rest)), frozenset(next(rest))
         limits, attempts, leases = next(rest), next(rest), next(rest)
         leader, placement = next(rest) or "", next(rest) or ""
@@ -316,8 +382,7 @@ class _Plan:
         agents = _named(self._agents, rest, dict)
         mailboxes, queues = _named(self._mailboxes, rest, frozenset), _named(self._queues, rest, frozenset)
         turns = _named(self._lanes, rest, frozenset)
-        letters = frozenset(task for task in self._letters if next(rest))
-        of_tenants: list[dict[str, frozenset[str]]] = [{}, {}, {}]
+        of_tenants: list[dict[str, frozenset[str]]] = [{}, {}, {}, {}]
         for tenant in self._tenants:
             for sets in of_tenants:
                 sets[tenant] = frozenset(next(rest))
@@ -333,7 +398,6 @@ class _Plan:
             pending=pending,
             suspects=suspects,
             due=due,
-            dead=dead,
             lanes=lanes,
             turns=turns,
             held_tenants=held_tenants,
@@ -348,10 +412,10 @@ class _Plan:
             agents=agents,
             mailboxes=mailboxes,
             queues=queues,
-            letters=letters,
             tenant_agents=of_tenants[0],
             tenant_tasks=of_tenants[1],
             tenant_waits=of_tenants[2],
+            tenant_delayed=of_tenants[3],
             tasks=_named(self._tasks, rest, _task_row),
         )
 

@@ -1,7 +1,7 @@
 """Checks of tasks, their leases and tenants: pure functions from a survey to violations."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from agentpool.doctor.survey import Survey
 from agentpool.doctor.violations import Violation, violation
@@ -48,7 +48,7 @@ def check_finished(survey: Survey) -> Iterator[Violation]:
         yield violation(4, id, "is not unfinished, but its attempts are counted")
     for id in sorted(survey.letters & unfinished):
         yield violation(4, id, "is a dead letter, but unfinished")
-    for id in sorted(survey.letters ^ survey.dead.keys()):
+    for id in sorted(survey.letters ^ survey.dead):
         where = "stands among the dead letters, but there is none" if id in survey.dead else "is in no index"
         yield violation(4, id, f"as a dead letter: {where}")
 
@@ -105,20 +105,21 @@ def _queue_fault(survey: Survey, queue: str) -> str:
 
 
 def check_tenants(survey: Survey) -> Iterator[Violation]:
-    """5: a tenant's sets hold exactly its agents, its leased tasks, and of these the ones that wait for others."""
+    """5: a tenant's sets hold exactly its agents, its delayed tasks, its leased ones, and of these those that wait for
+    others.
+    """
     agents: dict[str, set[str]] = {}
     for name, agent in survey.agents.items():
         agents.setdefault(agent.get("tenant", ""), set()).add(name)
-    tasks: dict[str, set[str]] = {}
-    for id in survey.leases:
-        if (row := survey.tasks.get(id)) and row.header:
-            tasks.setdefault(row.header.tenant, set()).add(id)
+    tasks = _by_tenant(survey, survey.leases)
+    delayed = _by_tenant(survey, (timer.partition(" ")[2] for timer in survey.due if timer.startswith("start ")))
     waiting = frozenset().union(*(held.waits for held in survey.held.values()))
     waits = {tenant: ids & waiting for tenant, ids in tasks.items()}
     for kind, expected, actual in (
         ("agents", agents, survey.tenant_agents),
         ("tasks", tasks, survey.tenant_tasks),
         ("waits", waits, survey.tenant_waits),
+        ("delayed", delayed, survey.tenant_delayed),
     ):
         for tenant in sorted(expected.keys() | actual.keys()):
             is_, should = actual.get(tenant, frozenset()), expected.get(tenant, set())
@@ -128,6 +129,14 @@ def check_tenants(survey: Survey) -> Iterator[Violation]:
             for id in sorted(should - is_):
                 subject = f"{survey.pool}: tenant {tenant}, {id}"
                 yield violation(5, subject, f"is the tenant's, but the tenant's set of {kind} lacks it")
+
+
+def _by_tenant(survey: Survey, ids: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for id in ids:
+        if (row := survey.tasks.get(id)) and row.header:
+            found.setdefault(row.header.tenant, set()).add(id)
+    return found
 
 
 def check_leases(survey: Survey) -> Iterator[Violation]:

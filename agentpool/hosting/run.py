@@ -33,13 +33,14 @@ STOPPED = {
 }
 """What a run that was told to stop comes to; for all other reasons, given in words, it was cancelled."""
 
-Verdict = Literal["done", "dead", "retry", "back"]
+Verdict = Literal["done", "dead", "unstarted", "retry", "back"]
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a run ended, and what becomes of its task: done, dead (a dead letter), retry after `delay` s, or back to
-    where it waited, after `delay` s, without that it counts.
-    """  # fmt: skip
+    """How a run ended, and what becomes of its task: done, dead (a dead letter), unstarted (a dead letter because its
+    agent cannot be started), retry after `delay` s, or back to where it waited, without that it counts: at once, or
+    after `delay` s because its agent could not be started this time.
+    """
 
     verdict: Verdict
     outcome: Outcome
@@ -209,7 +210,7 @@ class Run:
     def _after_failed_start(self, outcome: Outcome) -> Ending:
         settings = self._place.settings
         if self.task.starts + 1 >= settings.boot_failures_max:
-            return Ending("dead", outcome)
+            return Ending("unstarted", outcome)
         delay: float = min(settings.boot_backoff * 2**self.task.starts, settings.boot_backoff_max)
         return Ending("back", outcome, max(delay, 0.001))
 
@@ -257,7 +258,7 @@ class Run:
             agent_id=self._agent_id,
             duration_ms=self.duration_ms,
             tokens=tokens,
-            attempts=self.task.attempt,
+            attempts=self.task.attempt if self.has_begun else self.task.attempt - 1,
         )
 
 

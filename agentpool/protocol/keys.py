@@ -131,7 +131,7 @@ class Keys:
         return f"{self.pool(pool)}:attempts"
 
     def errors(self, pool: str, id: str) -> str:
-        """HASH: number of the attempt, or `crash <n>` -> JSON of what went wrong, while the task is unfinished."""
+        """HASH: number of the attempt, `crash <n>` or `start <n>` -> JSON of what went wrong, of an unfinished task."""
         return f"{self.pool(pool)}:errors:{id}"
 
     def dead(self, pool: str) -> str:
@@ -189,6 +189,10 @@ class Keys:
     def tenant_tasks(self, pool: str, tenant: str) -> str:
         """SET: ids of the tenant's leased tasks."""
         return f"{self.prefix}tenant:{pool}:{tenant}:tasks"
+
+    def tenant_delayed(self, pool: str, tenant: str) -> str:
+        """SET: ids of the tenant's tasks that may not begin yet."""
+        return f"{self.prefix}tenant:{pool}:{tenant}:delayed"
 
     def tenant_waits(self, pool: str, tenant: str) -> str:
         """SET: ids of the tenant's leased tasks that wait for tasks of their own."""

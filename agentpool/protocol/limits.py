@@ -16,7 +16,7 @@ class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weight: float = 1.0
     """Its share of the slots, in slot time, against other tenants with work to do."""
     agents: int = 0
-    """Pinned agents, live and pending; `schedule_agent` also counts its queued and running tasks against it."""
+    """Pinned agents, live and pending; `schedule_agent` also counts all its unfinished tasks against it."""
     running: int = 0
     """Tasks at once."""
     tokens_per_minute: int = 0

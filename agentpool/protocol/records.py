@@ -328,17 +328,19 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     task_id: str
     kind: str
-    """`failed`: its attempts are used up; `poison`: workers died of it."""
+    """`failed`: its attempts are used up, or its agent cannot be started; `poison`: workers died of it."""
     tenant: str
     agent_type: str = ""
     agent_name: str = ""
     died_at: int = 0
     attempts: int = 0
     crashes: int = 0
+    starts: int = 0
+    """How often its agent could not be started; that is no attempt."""
     outcome: msgspec.Raw = msgspec.Raw(b"null")
     input: msgspec.Raw = msgspec.Raw(b"null")
     errors: dict[str, msgspec.Raw] = {}
-    """By the number of the attempt, or `crash <n>`: worker, time and error."""
+    """By the number of the attempt, or `start <n>`, or `crash <n>`: worker, time and error."""
 
 
 class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -361,6 +363,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_ms: float = 0.0
     tokens: int = 0
     attempts: int = 1
+    """Attempts that began; 0 when its `run()` was never called."""
 
 
 _envelope_decoder = msgspec.json.Decoder(TaskEnvelope)

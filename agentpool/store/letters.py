@@ -103,6 +103,7 @@ def _letter(task_id: str, fields: dict[str, str]) -> DeadLetter:
         died_at=int(fields.get("died_at", 0)),
         attempts=int(fields.get("attempts", 0)),
         crashes=int(fields.get("crashes", 0)),
+        starts=int(fields.get("starts", 0)),
         outcome=msgspec.Raw(fields.get("outcome", "null").encode()),
         input=input,
         errors=errors,

@@ -40,8 +40,8 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Until the tasks may begin."""
     expires: int = 0
     """In which they must have begun."""
-    batch: int = 0
-    """After which a batch task waits like others."""
+    batch: bool = False
+    """They wait behind all others, at most for the pool's `batch_max_wait`."""
     key: str = ""
     """Digest of the idempotency key; only with a single task."""
     input: str = ""
@@ -55,14 +55,15 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def words(self) -> str:
         """Return them as the script takes them."""
-        return " ".join(f"{name}={value}" for name in self.__struct_fields__ if (value := getattr(self, name)))
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name))}
+        return " ".join(name if value is True else f"{name}={value}" for name, value in given.items())
 
 
 NO_OPTIONS = SubmitOptions()
 
 
 class EndedTask(msgspec.Struct, frozen=True):
-    """What a worker says of a task that it had: `verdict` is done, dead, retry or back."""
+    """What a worker says of a task that it had: `verdict` is done, dead, unstarted, retry or back."""
 
     id: str
     agent_name: str

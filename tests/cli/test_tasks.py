@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from support.command import PROGRAM, Cli, Ran, refused, run_main, start
 from support.tiny_pool import MASTER, POOL, TinyPool
 from support.wait import wait_until
+
+from agentpool.store.tasks import EndedTask
 
 
 async def fail(input: Any) -> Any:
@@ -45,6 +48,14 @@ async def test_submit_prints_the_id(cli: Cli, tiny: TinyPool) -> None:
     assert "result" in sheet
     assert "succeeded" in sheet
     assert (await cli("submit", POOL, "Echo", "--input", "1")).out.strip().startswith(f"{POOL}/")
+
+
+async def test_a_task_that_never_ran_shows_no_attempt(cli: Cli, tiny: TinyPool) -> None:
+    task_id = await submitted(cli, "--input", "1")
+    await cli("tasks", "cancel", task_id)
+    shown = (await cli("tasks", "show", task_id, "--json")).document
+    assert (shown["status"], shown["attempts"]) == ("cancelled", 0)
+    assert re.search(r"attempts +0\n", (await cli("tasks", "show", task_id)).out)
 
 
 async def test_what_may_be_said_of_a_task(cli: Cli, tiny: TinyPool) -> None:
@@ -174,6 +185,24 @@ async def test_a_dead_letter_shows_every_attempt(cli: Cli, tiny: TinyPool, dead:
     assert text.count("ValueError: bad input (worker w1)") == 3
     assert "Traceback" in text
     assert "agentpool dead list" in refused(await cli("dead", "show", f"{POOL}/nothing"))
+
+
+async def test_a_dead_letter_shows_every_failed_start(cli: Cli, tiny: TinyPool) -> None:
+    await tiny.add_worker("w1", works=False)
+    task_id = await submitted(cli, "--input", "1")
+    store = tiny.store
+    assert await store.tasks.exchange(POOL, "w1", 1, room=1)
+    outcome = (
+        b'{"status":"failed","process_id":"w1","error":{"type":"AgentFailed","message":"no licence"},"attempts":0}'
+    )
+    ended = EndedTask(task_id, "", "unstarted", outcome)
+    assert await store.tasks.exchange(POOL, "w1", 2, room=-1, ended=[ended])
+    shown = (await cli("dead", "show", task_id, "--json")).document
+    assert (shown["attempts"], shown["starts"], shown["errors"][0]["attempt"]) == (0, 1, "start 1")
+    text = (await cli("dead", "show", task_id)).out
+    assert "failed starts  1" in text
+    assert "AgentFailed: no licence (worker w1)" in text
+    assert (await cli("tasks", "show", task_id, "--json")).document["attempts"] == 0
 
 
 async def test_dead_letters_are_replayed(cli: Cli, tiny: TinyPool, dead: list[str]) -> None:

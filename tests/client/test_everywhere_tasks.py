@@ -1,6 +1,7 @@
 """What a client is promised of tasks beyond their results, the same over Redis and in this process."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from support.wait import wait_until
 
 import agentpool
 from agentpool import RetryPolicy
-from agentpool.client import Client, Pool
+from agentpool.client import Client, Pool, TaskHandle
 
 
 @pytest.fixture(params=["redis", "local"])
@@ -243,3 +244,34 @@ async def test_tasks_that_wait_lend_their_slots_and_permits(pool: Pool) -> None:
     await pool.limit_tenant("acme", running=1)
     assert await agent.run(2, timeout=10) == 2
     assert (await pool.tenant("acme")).running == 0
+
+
+async def test_what_never_ran_had_no_attempt(pool: Pool) -> None:
+    async def attempts(task: TaskHandle) -> tuple[str, int]:
+        with contextlib.suppress(agentpool.AgentPoolError):
+            await task.result(10)
+        told = await task.info()
+        assert task.attempts == told["attempts"]
+        return told["status"], told["attempts"]
+
+    cancelled = await pool.submit("Counter", 1, delay=60)
+    await cancelled.cancel()
+    assert await attempts(cancelled) == ("cancelled", 0)
+    assert await attempts(await pool.submit("Counter", 1, delay=60, expires=0.05)) == ("expired", 0)
+    assert await attempts(await pool.submit("Counter", "no number")) == ("invalid_input", 0)
+    assert await attempts(await pool.submit("Counter", 1)) == ("succeeded", 1)
+    tried = await pool.submit("Flaky", 3, retry=RetryPolicy(delay=60))
+    await wait_until(has_status(tried, "delayed"))
+    await tried.cancel()
+    assert await attempts(tried) == ("cancelled", 1)
+
+
+async def test_an_agent_that_never_starts_is_no_attempt_of_its_task(pool: Pool) -> None:
+    task = await pool.submit("NeverStarts", None)
+    with pytest.raises(agentpool.TaskFailed):
+        await task.result(20)
+    assert task.attempts == 0
+    letter = await pool.dead_letter(task.id)
+    assert (letter.kind, letter.attempts, letter.starts) == ("failed", 0, 3)
+    assert sorted(letter.errors) == ["start 1", "start 2", "start 3"]
+    assert b"AgentFailed" in bytes(letter.errors["start 1"])

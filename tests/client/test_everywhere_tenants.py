@@ -85,6 +85,37 @@ async def test_an_execution_for_a_tenant_is_refused_at_its_total(pool: Pool) -> 
         await task.cancel()
 
 
+async def test_agents_mail_and_delayed_tasks_are_held_too(pool: Pool) -> None:
+    agent = await pool.spawn("Sleeper", tenant="acme", timeout=10)
+    mail = [await agent.submit(60) for _ in range(2)]
+    await wait_until(has_status(mail[0], "leased"))
+    later = await pool.submit("Sleeper", 60, tenant="acme", delay=60)
+    await pool.limit_tenant("acme", agents=4, running=2)
+    with pytest.raises(agentpool.AgentLimitError, match="TOTAL_LIMIT"):
+        await pool.schedule_agent("acme", "e1", "Sleeper", 0)
+    assert await pool.run("Sleeper", 0, tenant="acme", timeout=10, when_limited="reject"), "there is room for it now"
+    await later.cancel()
+    assert await (await pool.schedule_agent("acme", "e2", "Sleeper", 0)).result(10)
+    for task in reversed(mail):
+        await task.cancel()
+
+
+async def test_mail_of_an_agent_that_is_not_at_work_takes_a_place(pool: Pool) -> None:
+    async def is_there() -> bool:
+        return bool(await pool.agents())
+
+    await pool.limit_tenant("acme", running=1)
+    spawning = asyncio.create_task(pool.spawn("SlowToStart", id="slow", tenant="acme", timeout=30))
+    await wait_until(is_there)
+    mail = await pool.agent("slow").submit(None)
+    with pytest.raises(agentpool.AgentLimitError, match="CONCURRENT_LIMIT"):
+        await pool.submit("Counter", 1, tenant="acme", when_limited="reject")
+    await mail.cancel()
+    assert await pool.run("Counter", 1, tenant="acme", timeout=10, when_limited="reject") == 1
+    spawning.cancel()
+    await asyncio.wait([spawning])
+
+
 async def test_tasks_and_tokens_a_minute(pool: Pool) -> None:
     await pool.limit_tenant("acme", requests_per_minute=3)
     agent = await pool.spawn("Counter", tenant="acme", timeout=10)

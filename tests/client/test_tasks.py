@@ -25,11 +25,15 @@ from agentpool import (
     UnknownAgent,
     UnknownAgentType,
     UnknownTask,
+    WorkerLost,
     connect,
 )
 from agentpool.client import Client
 from agentpool.client.client import RedisClient
 from agentpool.client.kinds import UNTYPED
+from agentpool.client.tasks import result_of
+from agentpool.protocol.records import Outcome, TaskError
+from agentpool.protocol.states import TaskStatus
 
 
 class Diff(msgspec.Struct):
@@ -545,3 +549,22 @@ async def test_who_is_cancelled_while_the_client_closes_is_cancelled(redis_url: 
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (await tiny.store.pools.observe(POOL)).waiting_tasks == 0
+
+
+async def test_a_batch_task_costs_no_other_call_than_its_script(tiny: TinyPool, client: Client) -> None:
+    redis = tiny.store.connection.redis
+    await client.pool(POOL).submit("Echo", 1, batch=True)
+    await redis.config_resetstat()
+    await client.pool(POOL).submit("Echo", 1, batch=True)
+    assert "cmdstat_hgetall" not in await redis.info("commandstats")
+
+
+def test_deaths_of_workers_are_an_error_of_their_own() -> None:
+    said = Outcome(
+        status=TaskStatus.LOST, process_id="w9", error=TaskError(message="its worker died 3 times"), attempts=0
+    )
+    with pytest.raises(WorkerLost, match="its worker died 3 times") as caught:
+        result_of(f"{POOL}/x", UNTYPED, said)
+    error = caught.value
+    assert isinstance(error, TaskFailed), "who handles what failed handles this too"
+    assert (error.code, error.task_id, error.process_id, error.type) == ("WORKER_LOST", f"{POOL}/x", "w9", "WorkerLost")

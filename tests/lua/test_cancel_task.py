@@ -7,6 +7,7 @@ from support.seeds import (
     LONG_MS,
     at_once,
     exchange,
+    failure,
     finish,
     listening,
     read_commands,
@@ -16,6 +17,7 @@ from support.seeds import (
     seed_agent,
     seed_lease,
     seed_pool,
+    seed_running_agent,
     seed_task,
     seed_worker,
 )
@@ -136,3 +138,35 @@ async def test_an_outcome_that_came_before_the_cancel_was_heard_stays(store: Sto
     await store.tasks.cancel(task)
     await finish(store)
     assert await read_outcome(store) == "succeeded"
+
+
+async def test_an_outcome_tells_how_many_attempts_began(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_task(store, "never")
+    await store.tasks.cancel("p/never")
+    assert (await store.tasks.info("p/never"))["attempts"] == 0
+    tried = await seed_lease(store, "tried")
+    for delay_ms in (0, LONG_MS):
+        await finish(store, tried, verdict="retry", delay_ms=delay_ms)
+        await exchange(store, room=1)
+    await store.tasks.cancel(tried)
+    assert (await store.tasks.info(tried))["attempts"] == 2
+    running = await seed_lease(store, "running")
+    await store.tasks.cancel(running)
+    await finish(store, running, verdict="retry", result=failure())
+    assert (await store.tasks.info(running))["attempts"] == 1
+    taken = await seed_lease(store, "taken")
+    await store.tasks.cancel(taken)
+    await finish(store, taken, verdict="back", result=failure())
+    assert (await store.tasks.info(taken))["attempts"] == 0
+
+
+async def test_what_ends_with_its_agent_tells_how_many_attempts_began(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_running_agent(store)
+    await seed_lease(store, "runs", agent="a1")
+    await seed_task(store, "waits", agent="a1")
+    await store.agents.terminate("p/a1")
+    assert [(await store.tasks.info(f"p/{id}"))["attempts"] for id in ("runs", "waits")] == [1, 0]

@@ -1,5 +1,7 @@
 """Dead letters: how a task becomes one, and how it is replayed or thrown away."""
 
+import asyncio
+
 import msgspec
 import pytest
 from support.seeds import (
@@ -57,6 +59,23 @@ async def test_a_task_that_is_not_tried_twice_leaves_nothing_else_behind(store: 
     await bury(store)
     assert await store.connection.redis.exists(store.keys.errors("p", "p/t1")) == 0
     assert (await store.letters.get("p/t1")).attempts == 1
+
+
+async def test_a_letter_of_an_agent_that_never_started_tells_of_its_starts(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_lease(store)
+    await finish(store, verdict="back", delay_ms=1, result=failure(message="first"))
+    await asyncio.sleep(0.005)
+    await store.tasks.fire_timers("p")
+    await exchange(store, room=1)
+    await finish(store, verdict="unstarted", result=failure(message="second"))
+    letter = await store.letters.get("p/t1")
+    assert (letter.kind, letter.attempts, letter.starts, letter.crashes) == ("failed", 0, 2, 0)
+    told = {name: msgspec.json.decode(error)["error"]["message"] for name, error in letter.errors.items()}
+    assert told == {"start 1": "first", "start 2": "second"}
+    redis, keys = store.connection.redis, store.keys
+    assert await redis.exists(keys.attempts("p"), keys.errors("p", "p/t1")) == 0
 
 
 async def test_letters_are_bounded_and_the_oldest_go(store: Store) -> None:

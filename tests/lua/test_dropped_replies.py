@@ -64,7 +64,7 @@ async def _order_and_start(store: Store) -> None:
 async def _timers(store: Store) -> None:
     await seed_task(store, "soon", delay=1)
     await seed_task(store, "gone", expires=1)
-    await seed_task(store, "patient", lane="batch", batch=1)
+    await seed_task(store, "patient", lane="batch", batch=True)
     await asyncio.sleep(0.01)
     await store.tasks.fire_timers("p")
 

@@ -197,10 +197,16 @@ async def test_batch_runs_only_when_nothing_else_can(store: Store) -> None:
     assert levels[70:] == ["p/batch"] * 50
 
 
+async def set_batch_wait(store: Store, ms: int) -> None:
+    await store.connection.redis.hset(store.keys.pool("p"), "batch_max_wait_ms", ms)
+
+
 async def test_batch_is_promoted_in_time(store: Store) -> None:
     game = await play(store, {"default": 10, "flood": 10}, slots=2)
-    await seed_task(store, "patient", lane="batch", batch=20)
-    await seed_task(store, "young", lane="batch", batch=LONG_MS)
+    await set_batch_wait(store, 20)
+    await seed_task(store, "patient", lane="batch", batch=True)
+    await set_batch_wait(store, LONG_MS)
+    await seed_task(store, "young", lane="batch", batch=True)
     await seed_many(store, "flood", 300)
     await game.until(100)
     assert "p/patient" not in game.taken
@@ -212,9 +218,9 @@ async def test_batch_is_promoted_in_time(store: Store) -> None:
 
 
 async def test_batch_that_ran_when_it_was_promoted_waits_like_others_when_it_comes_back(store: Store) -> None:
-    await seed_pool(store)
+    await seed_pool(store, batch_max_wait_ms=1)
     await seed_worker(store)
-    task = await seed_lease(store, lane="batch", batch=1)
+    task = await seed_lease(store, lane="batch", batch=True)
     await asyncio.sleep(0.005)
     await store.tasks.fire_timers("p")
     await finish(store, task, verdict="retry")

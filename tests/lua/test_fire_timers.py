@@ -139,7 +139,7 @@ async def test_timers_end_with_their_task(store: Store, end: str) -> None:
     await seed_pool(store)
     await seed_worker(store)
     await seed_running_agent(store)
-    options = {"expires": LONG_MS, "batch": LONG_MS}
+    options = {"expires": LONG_MS, "batch": True}
     if end == "done":
         await seed_lease(store, lane="batch", **options)
         await finish(store)
@@ -156,7 +156,7 @@ async def test_timers_end_with_their_task(store: Store, end: str) -> None:
 async def test_a_batch_task_that_waited_long_enough_keeps_its_time(store: Store) -> None:
     await seed_pool(store)
     await store.pools.offer_labels("p", "h1", ["gpu"])
-    await seed_task(store, "b", lane="batch+gpu", batch=LONG_MS)
+    await seed_task(store, "b", lane="batch+gpu", batch=True)
     await seed_task(store, "t", lane="normal+gpu")
     await pass_time(store, "promote p/b")
     await store.tasks.fire_timers("p")
@@ -170,9 +170,16 @@ async def test_a_batch_task_that_waited_long_enough_keeps_its_time(store: Store)
 
 async def test_delayed_batch_tasks_wait_their_time_from_when_they_may_begin(store: Store) -> None:
     await seed_pool(store)
-    await seed_task(store, lane="batch", delay=LONG_MS, batch=LONG_MS)
+    await seed_task(store, lane="batch", delay=LONG_MS, batch=True)
     rows = dict(await store.connection.redis.zrange(store.keys.due("p"), 0, -1, withscores=True))
     assert rows["promote p/t1"] - rows["start p/t1"] == LONG_MS
+
+
+async def test_batch_tasks_wait_as_long_as_the_pool_says_when_they_are_handed_in(store: Store) -> None:
+    await seed_pool(store, batch_max_wait_ms=5000)
+    await seed_task(store, lane="batch", batch=True)
+    ((_, at),) = await store.connection.redis.zrange(store.keys.due("p"), 0, -1, withscores=True)
+    assert 4000 < at - await store.connection.now_ms() <= 5000
 
 
 async def test_timers_of_what_is_gone_do_nothing(store: Store) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from support.seeds import (
+    LONG_MS,
     at_once,
     ended,
     exchange,
@@ -178,6 +179,101 @@ async def test_fifty_spawns_never_make_one_agent_too_many(store: Store) -> None:
     assert await seed_agent(store, "other", tenant="other") is None
     await store.agents.terminate((await store.agents.all("p"))[0].agent_id)
     assert not isinstance(await seed_agent(store, "next", tenant="acme"), Exception)
+
+
+# -- what is refused at a limit ---------------------------------------------------------------------------------
+
+
+async def refused(store: Store, limits: str, id: str = "next", **more: object) -> str:
+    """Submit a task of acme that shall not wait; returns the limit that refuses it, or ''."""
+    try:
+        await store.tasks.cancel(await seed_task(store, id, tenant="acme", limits=limits, **more))
+    except AgentLimitError as error:
+        return error.code
+    return ""
+
+
+async def test_the_total_is_all_that_a_tenant_holds(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_running_agent(store, "a1", tenant="acme")
+    await seed_lease(store, "runs", tenant="acme")
+    await seed_task(store, "queued", tenant="acme")
+    await seed_task(store, "later", tenant="acme", delay=LONG_MS)
+    await seed_task(store, "mail1", agent="a1", tenant="acme")
+    await seed_task(store, "mail2", agent="a1", tenant="acme")
+    for number, id in enumerate(["mail2", "mail1", "later", "queued"]):
+        held = 6 - number
+        await store.tenants.limit("p", "acme", {"agents": held, "running": 0})
+        assert await refused(store, "total", f"next{number}") == "TOTAL_LIMIT"
+        await store.tenants.limit("p", "acme", {"agents": held + 1})
+        assert await refused(store, "total", f"next{number}") == ""
+        await store.tasks.cancel(f"p/{id}")
+    await store.tenants.limit("p", "acme", {"agents": 2})
+    assert await refused(store, "total") == "TOTAL_LIMIT", "its agent, and the task that runs"
+
+
+async def test_fifty_executions_never_hold_one_too_many(store: Store) -> None:
+    await seed_pool(store)
+    await seed_agent(store, "a1", tenant="acme")
+    await seed_task(store, "mail", agent="a1", tenant="acme")
+    await store.tenants.limit("p", "acme", {"agents": 7, "running": 0})
+    options = [{"delay": LONG_MS}, {}]
+    answers = await at_once(50, lambda n: seed_task(store, f"t{n}", tenant="acme", limits="total", **options[n % 2]))
+    assert sum(isinstance(answer, str) for answer in answers) == 5
+    assert {answer.code for answer in answers if isinstance(answer, AgentLimitError)} == {"TOTAL_LIMIT"}
+
+
+async def test_tasks_at_once_are_those_that_could_begin_now(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await store.tenants.limit("p", "acme", {"running": 2})
+    for name in ("a1", "a2"):
+        await seed_running_agent(store, name, tenant="acme")
+    await seed_task(store, "later", tenant="acme", delay=LONG_MS)
+    await seed_lease(store, "runs", agent="a1", tenant="acme")
+    for id in ("mail1", "mail2"):
+        await seed_task(store, id, agent="a1", tenant="acme")
+    assert await refused(store, "reject") == "", "neither what is delayed nor what waits for a busy agent takes a place"
+    await seed_task(store, "ready", agent="a2", tenant="acme")
+    assert await refused(store, "reject", "next2") == "CONCURRENT_LIMIT", "an idle agent begins with its mail at once"
+    await store.tasks.cancel("p/ready")
+    assert await refused(store, "reject", "next3") == ""
+
+
+@pytest.mark.parametrize("end", ["fire", "cancel", "retry", "expire"])
+async def test_what_is_no_longer_delayed_counts_no_more(store: Store, end: str) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    redis, key = store.connection.redis, store.keys.tenant_delayed("p", "acme")
+    if end == "retry":
+        await seed_lease(store, tenant="acme")
+        await finish(store, verdict="retry", delay_ms=LONG_MS)
+    else:
+        await seed_task(store, tenant="acme", delay=LONG_MS, **({"expires": 1} if end == "expire" else {}))
+    assert await redis.smembers(key) == {"p/t1"}
+    if end == "cancel":
+        await store.tasks.cancel("p/t1")
+    elif end == "expire":
+        await asyncio.sleep(0.005)
+    else:
+        await redis.zadd(store.keys.due("p"), {"start p/t1": 1})
+    await store.tasks.fire_timers("p")
+    assert await redis.exists(key) == 0
+    assert int(await redis.hget(store.keys.pool("p"), "delayed")) == 0
+
+
+@pytest.mark.parametrize("agent", ["", "a1"])
+async def test_a_submit_that_may_wait_looks_at_no_limits_of_what_is_held(store: Store, agent: str) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_running_agent(store, tenant="acme")
+    redis = store.connection.redis
+    await seed_task(store, "first", agent=agent, tenant="acme")
+    await redis.config_resetstat()
+    await seed_task(store, agent=agent, tenant="acme")
+    calls = await redis.info("commandstats")
+    assert not {"cmdstat_scard", "cmdstat_sadd", "cmdstat_srandmember"} & calls.keys()
 
 
 # -- a minute ---------------------------------------------------------------------------------------------------

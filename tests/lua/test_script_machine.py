@@ -218,13 +218,14 @@ class Machine(RuleBasedStateMachine):
             options = {
                 "delay": {"delay": (1, LONG_MS)[n % 2]},
                 "expires": {"expires": (1, LONG_MS)[n % 2]},
-                "batch": {"batch": (1, LONG_MS)[n % 2]},
+                "batch": {"batch": True},
                 "key": {"key": "digest", "digest": "same"},
                 "parent": {"parent": self.one(self.now.leases, n)},
                 "limits": {"limits": ("reject", "total")[n % 2]},
             }[what]
         if not options.get("parent", "-"):
             options = {}
+        self.client.hset(self.store.keys.pool("p"), "batch_max_wait_ms", (1, LONG_MS)[n % 2])
         lane = "child" if "parent" in options else "batch" if "batch" in options else LANES[n % len(LANES)]
         self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant, lane=lane, **options))
         if not waits:

@@ -237,7 +237,11 @@ async def test_the_third_death_alone_is_the_last(store: Store) -> None:
             await crash(store, worker, t1="suspect")
         (reply,) = await read_replies(heard)
     assert isinstance(reply, TasksDone)
-    assert await read_outcome(store) == "dead"
+    found = await store.tasks.read("p/t1")
+    assert found
+    assert (found.status, found.process_id, found.attempts) == ("worker_lost", "w3", 0)
+    assert found.error
+    assert (found.error.type, "3 times" in found.error.message) == ("WorkerLost", True)
     letter = await store.letters.get("p/t1")
     assert (letter.kind, letter.crashes, sorted(letter.errors)) == ("poison", 4, [f"crash {n}" for n in range(1, 5)])
     assert await suspects(store) == []

@@ -4,6 +4,7 @@ It reads everything there is, so it is for small pools and for moments in which 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import redis
@@ -63,6 +64,7 @@ class Picture:
         self.tenant_agents = self._sets(client, keys.tenant_agents(pool, "*"))
         self.tenant_tasks = self._sets(client, keys.tenant_tasks(pool, "*"))
         self.tenant_waits = self._sets(client, keys.tenant_waits(pool, "*"))
+        self.tenant_delayed = self._sets(client, keys.tenant_delayed(pool, "*"))
         self.came_back: set[str] = set()
         """Tasks that waited elsewhere before; a test that gives any back says so."""
 
@@ -270,10 +272,10 @@ def _of_tenants(now: Picture) -> list[str]:
     agents: dict[str, set[str]] = {}
     for name, fields in now.agents.items():
         agents.setdefault(fields["tenant"], set()).add(name)
-    tasks: dict[str, set[str]] = {}
-    for task in now.leases:
-        tasks.setdefault(now.header(task)[3] if task in now.unfinished else "?", set()).add(task)
+    tasks, delayed = _by_tenant(now, now.leases), _by_tenant(now, now.delayed)
     found = []
+    if delayed != now.tenant_delayed:
+        found.append(f"5: tenants have delayed {delayed}, their sets {now.tenant_delayed}")
     if agents != now.tenant_agents:
         found.append(f"5: tenants have agents {agents}, their sets {now.tenant_agents}")
     if tasks != now.tenant_tasks:
@@ -284,6 +286,13 @@ def _of_tenants(now: Picture) -> list[str]:
     waiting = {task for sets in now.held.values() for task in sets["waits"]}
     if waiting != set().union(*now.tenant_waits.values()):
         found.append(f"5: tenants wait with {now.tenant_waits}, workers with {waiting}")
+    return found
+
+
+def _by_tenant(now: Picture, ids: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for task in ids:
+        found.setdefault(now.header(task)[3] if task in now.unfinished else "?", set()).add(task)
     return found
 
 

@@ -12,7 +12,7 @@ from support.wait import wait_until
 from system.task_pools import POOL, audit_lines, overlap, settings
 
 from agentpool.doctor import examine
-from agentpool.errors import TaskFailed, TaskTimedOut
+from agentpool.errors import TaskTimedOut, WorkerLost
 
 NewMaster = Callable[..., Master]
 
@@ -65,7 +65,7 @@ async def test_a_poison_task_ends_alone_and_its_neighbours_succeed(new_master: N
         neighbours = await pool.submit_many("Napper", [1.0] * 10)
         await wait_until(lambda: _running(pool, 10))
         poison = await pool.submit("Poison", how)
-        with pytest.raises(TaskFailed, match="3 times while it ran there alone"):
+        with pytest.raises(WorkerLost, match="3 times while it ran there alone"):
             await poison.result(30)
         results = await asyncio.gather(*(handle.result(20) for handle in neighbours))
         assert {result["attempt"] for result in results} == {1}
@@ -83,7 +83,7 @@ async def test_a_task_whose_agent_kills_the_worker_while_it_starts_is_poison_too
         pool = client.pool(POOL)
         neighbours = await pool.submit_many("Napper", [1.0] * 5)
         await wait_until(lambda: _running(pool, 5))
-        with pytest.raises(TaskFailed, match="3 times while it ran there alone"):
+        with pytest.raises(WorkerLost, match="3 times while it ran there alone"):
             await pool.run("DiesAtStart", None)
         await asyncio.gather(*(handle.result(20) for handle in neighbours))
         assert len(master.logged("worker.reaped")) <= 6
@@ -112,7 +112,7 @@ async def test_who_blocks_without_a_timeout_runs_again_alone_and_is_poison_then(
         neighbour = await pool.submit("Napper", 1.0)
         await wait_until(lambda: _running(pool, 1))
         blocker = await pool.submit("Blocker", {"seconds": 60})
-        with pytest.raises(TaskFailed, match="blocked its event loop"):
+        with pytest.raises(WorkerLost, match="blocked its event loop"):
             await blocker.result(40)
         assert (await neighbour.result(15))["attempt"] == 1
         assert (await pool.dead_letter(blocker.id)).kind == "poison"

@@ -401,7 +401,7 @@ class Executor:
                 task.id,
                 name,
                 verdict,
-                encode_json(outcome.error if verdict == "back" else outcome),
+                encode_json(outcome.error if verdict == "back" and not ending.delay else outcome),
                 round(1000 * ending.delay),
                 run.duration_ms,
                 outcome.tokens,
@@ -470,7 +470,7 @@ class Executor:
         )
         outcome = msgspec.json.decode(ended.outcome)
         error = outcome.get("error") if isinstance(outcome, dict) else None
-        has_ended = ended.verdict in ("done", "dead")
+        has_ended = ended.verdict in ("done", "dead", "unstarted")
         status = outcome.get("status", ended.verdict) if has_ended and isinstance(outcome, dict) else ended.verdict
         if not error or ended.verdict == "back":
             bound.debug(f"task.{status}")

@@ -1,12 +1,12 @@
 """What a local pool accepts: bounds of queues, limits of tenants, labels; refused in the words of Redis' scripts."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agentpool.agent import AgentType
-from agentpool.client.local.lanes import Lanes
 from agentpool.client.local.registry import LocalRegistry
 from agentpool.client.local.tenants import LocalTenants, Tenant
+from agentpool.client.local.waiting import Waiting
 from agentpool.client.requests import Request, Spawn
 from agentpool.clock import monotonic
 from agentpool.config import PoolSettings
@@ -34,9 +34,7 @@ class Rate:
 
 
 class Admission:
-    """Checks what is asked for; raises and changes nothing. `labels` are what this process has; `mail(name)` is how
-    many tasks wait for an agent.
-    """
+    """Checks what is asked for; raises and changes nothing. `labels` are what this process has."""
 
     def __init__(
         self,
@@ -45,11 +43,12 @@ class Admission:
         types: Mapping[str, AgentType],
         labels: Collection[str],
         tenants: LocalTenants,
-        lanes: Lanes,
-        mail: Callable[[str], int],
+        waiting: Waiting,
+        registry: LocalRegistry,
     ) -> None:
         self._pool, self._settings, self._types = pool, settings, types
-        self._labels, self._tenants, self._lanes, self._mail = sorted(labels), tenants, lanes, mail
+        self._labels, self._tenants, self._waiting, self._registry = sorted(labels), tenants, waiting, registry
+        self._lanes = waiting.lanes
         self.rate = Rate()
 
     def check_agent(self, request: Spawn, agents: int) -> None:
@@ -60,16 +59,16 @@ class Admission:
             raise refusal(self._pool, name, ["limited", "TOTAL_LIMIT", limit, 0])
         self._check_labels(request.agent_type, self._types[request.agent_type].info().labels)
 
-    def check_target(self, request: Request, registry: LocalRegistry) -> str:
+    def check_target(self, request: Request) -> str:
         """Check that there is an agent, or a type, for a task and others like it; returns the tenant that counts."""
         name = request.agent_name
         if not name:
             if request.agent_type not in self._types:
                 raise refusal(self._pool, request.agent_type, ["unknown_type", *self._types])
             return request.tenant
-        agent = registry.find(name)
+        agent = self._registry.find(name)
         if agent is None:
-            ended = registry.ending(name)
+            ended = self._registry.ending(name)
             how = ["ended", f"{ended.status} {ended.detail}"] if ended else ["unknown_agent"]
             raise refusal(self._pool, name, how)
         return agent.tenant
@@ -102,7 +101,7 @@ class Admission:
 
     def _check_bounds(self, first: Request, count: int, tenant: str) -> None:
         if first.agent_name:
-            self._check_bound("full", f"tasks for {first.agent_name}", self._mail(first.agent_name), count,
+            self._check_bound("full", f"tasks for {first.agent_name}", self._waiting.mail(first.agent_name), count,
                               self._settings.max_queued)  # fmt: skip
         elif not first.parent:
             bound = self._tenants.of(tenant).limits.queued
@@ -120,9 +119,10 @@ class Admission:
         """Return which limit of the tenant is reached: code, limit, and ms until it is worth another try."""
         limits, waiting = tenant.limits, self._lanes.count(tenant.name)
         soon = round(tenant.mean_ms or ESTIMATE_MS)
-        if request.limits == "total" and limits.agents and waiting + tenant.tasks + count > limits.agents:
+        holds = self._registry.count(tenant.name) + self._waiting.count(tenant.name)
+        if request.limits == "total" and limits.agents and holds + count > limits.agents:
             return ["TOTAL_LIMIT", limits.agents, soon]
-        if limits.running and tenant.running + waiting + count > limits.running:
+        if limits.running and tenant.running + waiting + self._ready_mail(tenant.name) + count > limits.running:
             return ["CONCURRENT_LIMIT", limits.running, soon]
         most = limits.tokens_per_minute
         if most and tenant.tokens.total() >= most:
@@ -131,3 +131,8 @@ class Admission:
         if most and tenant.requests.total() + waiting + count > most:
             return ["REQUEST_RATE_LIMIT", most, tenant.requests.wait_ms(most, waiting + count)]
         return None
+
+    def _ready_mail(self, tenant: str) -> int:
+        """Return how many agents of a tenant, which are not at work, have mail that they can begin with."""
+        agents = map(self._registry.find, self._waiting.mailboxes())
+        return sum(agent is not None and agent.tenant == tenant and not agent.task_id for agent in agents)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from agentpool.client.local.waiting import LocalTask
 from agentpool.client.requests import Request
 from agentpool.clock import wall_ms
 from agentpool.errors import UnknownTask
@@ -25,21 +26,21 @@ class LocalLetters:
     def __len__(self) -> int:
         return len(self._letters)
 
-    def bury(
-        self, request: Request, tenant: str, outcome: Outcome, attempts: int, errors: dict[str, msgspec.Raw]
-    ) -> None:
+    def bury(self, task: LocalTask, outcome: Outcome) -> None:
         """Keep a task that failed for good; when there are too many, the oldest goes."""
+        request = task.request
         letter = DeadLetter(
             task_id=request.task_id,
             kind="failed",
-            tenant=tenant,
+            tenant=task.tenant,
             agent_type=request.agent_type,
             agent_name=request.agent_name,
             died_at=wall_ms(),
-            attempts=attempts,
+            attempts=task.attempts,
+            starts=task.starts,
             outcome=msgspec.Raw(encode_json(outcome)),
             input=request.envelope.input,
-            errors=errors,
+            errors=task.errors,
         )
         self._letters[request.task_id] = letter, request
         if len(self._letters) > self._bound:

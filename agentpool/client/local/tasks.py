@@ -64,8 +64,7 @@ class LocalTasks:
         self.running = Running(registry, self._tenants, self._timers, capacity, context, self._begun, self._ended)
         self._waiting = self.running.waiting
         self._tasks = self._waiting.tasks
-        lanes = self._waiting.lanes
-        self.admission = Admission(pool, settings, types, labels, self._tenants, lanes, self._waiting.mail)
+        self.admission = Admission(pool, settings, types, labels, self._tenants, self._waiting, registry)
         self._outcomes, self._keys = Outcomes(settings.result_ttl), Keys(settings.key_ttl)
         self.letters = LocalLetters(settings.max_dead)
         self._is_closing = False
@@ -90,7 +89,7 @@ class LocalTasks:
         """Accept tasks that share everything but inputs and keys, all or none; returns their ids, or that of a task
         that has the key already.
         """
-        tenant = self.admission.check_target(requests[0], self._registry)
+        tenant = self.admission.check_target(requests[0])
         if not requests[0].key:
             self.admission.check(requests, tenant)
             for request in requests:
@@ -147,7 +146,7 @@ class LocalTasks:
     def _expire(self, task: LocalTask) -> None:
         self._waiting.take_out(task)
         why = "no agent took it in the time it was given"
-        self._finish(task, _ended(TaskStatus.EXPIRED, "TaskExpired", why))
+        self._finish(task, _ended(TaskStatus.EXPIRED, "TaskExpired", why, task.attempts))
 
     def _promote(self, task: LocalTask) -> None:
         self._waiting.promote(task)
@@ -232,7 +231,7 @@ class LocalTasks:
             task.run.stop("cancelled on request")
             return "asked"
         self._waiting.take_out(task)
-        self._finish(task, _ended(TaskStatus.CANCELLED, "TaskCancelled", "cancelled before it ran"))
+        self._finish(task, _ended(TaskStatus.CANCELLED, "TaskCancelled", "cancelled before it ran", task.attempts))
         return "cancelled"
 
     def info(self, task_id: str) -> dict[str, Any]:
@@ -299,41 +298,48 @@ class LocalTasks:
         outcome, verdict = ending.outcome, ending.verdict
         again = verdict in ("retry", "back")
         if again and task.cancelled:
-            why = _ended(TaskStatus.CANCELLED, "TaskCancelled", "cancelled on request")
+            begun = task.attempts + (verdict == "retry")
+            why = _ended(TaskStatus.CANCELLED, "TaskCancelled", "cancelled on request", begun)
             self._finish(task, msgspec.structs.replace(why, process_id=self._worker_id))
         elif again and not self._is_closing:
             self._try_again(task, ending)
         else:
-            if verdict == "dead":
-                task.attempts += 1
-                task.errors[str(task.attempts)] = msgspec.Raw(encode_json(outcome))
-                self.letters.bury(task.request, task.tenant, outcome, task.attempts, task.errors)
+            if verdict in ("dead", "unstarted"):
+                self._count(task, ending)
+                self.letters.bury(task, outcome)
                 self._note(EventName.TASK_DEAD, outcome.agent_id, detail=task.id)
             self._finish(task, outcome)
 
     def _try_again(self, task: LocalTask, ending: Ending) -> None:
-        error = encode_json(ending.outcome.error)
-        if ending.verdict == "retry":
-            task.attempts += 1
-            task.errors[str(task.attempts)] = msgspec.Raw(error)
-        elif ending.delay:
-            task.starts += 1
+        self._count(task, ending)
         if ending.delay:
             self._waiting.put_later(task, ending.delay, self._start)
         else:
             self._waiting.put(task, in_its_place=True)
-        self._tell(task, "task.retried" if ending.verdict == "retry" else "task.given_back", error.decode())
+        told = ending.outcome if ending.verdict == "retry" or ending.delay else ending.outcome.error
+        self._tell(task, "task.retried" if ending.verdict == "retry" else "task.given_back", encode_json(told).decode())
+
+    @staticmethod
+    def _count(task: LocalTask, ending: Ending) -> None:
+        """Count an attempt that failed, or a start of its agent, and keep what went wrong."""
+        what = msgspec.Raw(encode_json(ending.outcome))
+        if ending.verdict in ("dead", "retry"):
+            task.attempts += 1
+            task.errors[str(task.attempts)] = what
+        elif ending.verdict == "unstarted" or ending.delay:
+            task.starts += 1
+            task.errors[f"start {task.starts}"] = what
 
     def fail_tasks(self, agent: AgentRecord, detail: str) -> None:
         """An agent has ended: what runs on it or waits for it fails."""
-        outcome = _ended(TaskStatus.TERMINATED, "AgentTerminated", detail)
         name = agent.agent_id.partition("/")[2]
         for waiting in self._waiting.of_agent(name):
             self._waiting.take_out(waiting)
-            self._finish(waiting, outcome)
+            self._finish(waiting, _ended(TaskStatus.TERMINATED, "AgentTerminated", detail, waiting.attempts))
         if task := self._tasks.get(agent.task_id):
             self.running.end_lease(task)
-            self._finish(task, msgspec.structs.replace(outcome, process_id=self._worker_id))
+            why = _ended(TaskStatus.TERMINATED, "AgentTerminated", detail, task.attempts + 1)
+            self._finish(task, msgspec.structs.replace(why, process_id=self._worker_id))
 
     def _finish(self, task: LocalTask, outcome: Outcome) -> None:
         """Record the outcome of a task that waits nowhere any more."""
@@ -397,5 +403,5 @@ class LocalTasks:
                 self.cancel(task.id)
 
 
-def _ended(status: TaskStatus, type: str, message: str) -> Outcome:
-    return Outcome(status=status, error=TaskError(type=type, message=message))
+def _ended(status: TaskStatus, type: str, message: str, attempts: int) -> Outcome:
+    return Outcome(status=status, error=TaskError(type=type, message=message), attempts=attempts)

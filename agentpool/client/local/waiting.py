@@ -71,26 +71,35 @@ class Waiting:
         self.tasks: dict[str, LocalTask] = {}
         """All tasks without an outcome, those that run too."""
         self._of_agents: dict[str, set[str]] = {}
+        self._of_tenants: dict[str, set[str]] = {}
         self._mailboxes: dict[str, TaskQueue] = {}
         self.lanes = Lanes(tenants, self._estimate, on_limit)
 
     def add(self, task: LocalTask) -> None:
         """A task was accepted."""
         self.tasks[task.id] = task
+        self._of_tenants.setdefault(task.tenant, set()).add(task.id)
         if name := task.request.agent_name:
             self._of_agents.setdefault(name, set()).add(task.id)
 
     def forget(self, task: LocalTask) -> None:
         """A task has its outcome."""
         del self.tasks[task.id]
+        _discard(self._of_tenants, task.tenant, task.id)
         if name := task.request.agent_name:
-            self._of_agents[name].discard(task.id)
-            if not self._of_agents[name]:
-                del self._of_agents[name]
+            _discard(self._of_agents, name, task.id)
+
+    def mailboxes(self) -> list[str]:
+        """Return the names of the agents for which tasks wait."""
+        return list(self._mailboxes)
 
     def mail(self, name: str) -> int:
         """Return how many tasks wait in the mailbox of an agent."""
         return len(self._mailboxes.get(name, ()))
+
+    def count(self, tenant: str) -> int:
+        """Return how many tasks of a tenant have no outcome, those that run too."""
+        return len(self._of_tenants.get(tenant, ()))
 
     def is_delayed(self, task_id: str) -> bool:
         """Tell whether a task may not begin yet."""
@@ -153,3 +162,9 @@ class Waiting:
     def _tidy(self, name: str) -> None:
         if not self._mailboxes[name]:
             del self._mailboxes[name]
+
+
+def _discard(sets: dict[str, set[str]], key: str, id: str) -> None:
+    sets[key].discard(id)
+    if not sets[key]:
+        del sets[key]

@@ -8,6 +8,7 @@
 --          pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  pool:{p}:due  pool:{p}:suspects  process:{w}
 --          pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed
 --          pool:{p}:trail:{id}  pool:{p}:audit  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:waits
+--          tenant:{p}:{t}:delayed
 -- RETURNS  {"cancelled"} | {"asked", worker} | {"finished"} | {"unknown"}
 -- AGAIN    "finished" after "cancelled"; "asked" until the worker recorded an outcome
 
@@ -23,6 +24,5 @@ if lease then
   return {'asked', lease.worker}
 end
 dequeue(id, head)
-local why = 'cancelled before it ran'
-finish_task(id, plain_outcome('cancelled', '', 'TaskCancelled', why), 'cancelled', '', why)
+finish_task(id, 'cancelled', '', 'TaskCancelled', 'cancelled before it ran')
 return {'cancelled'}

@@ -12,15 +12,16 @@
 --                         or the run_ms alone of a task by type that is done; as many outcomes or errors; if any ended,
 --                         the lines of their audit, an empty one for what has none; names of idle pinned agents, at
 --                         most 50, and ids of tasks that it has but does not know, at most 50. Verdicts: done; dead, for
---                         the dead letters; retry after the delay; back, not counted
+--                         the dead letters; unstarted, for them without an attempt; retry after the delay; back, not
+--                         counted, and with a delay because its agent could not be started
 -- BUILDS   process:{w}  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:cancels
 --          pool:{p}:worker:{w}:waits  pool:{p}:worker:{w}:agents  pool:{p}:leases  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:mailbox:{n}  agent:{p}/{n}  task:{p}/{id}
 --          tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:usage  tenant:{p}:{t}:tokens
---          tenant:{p}:{t}:requests  tenant:{p}:{t}:mail  pool:{p}:tenants  pool:{p}:held  pool:{p}:limits  pool:{p}:due
---          pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}  pool:{p}:suspects
---          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
---          pool:{p}:events  pool:{p}:pending  pool:{p}:processes
+--          tenant:{p}:{t}:requests  tenant:{p}:{t}:mail  pool:{p}:tenants  pool:{p}:held  pool:{p}:limits
+--          pool:{p}:due  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}
+--          pool:{p}:suspects  pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}
+--          pool:{p}:audit  pool:{p}:events  pool:{p}:pending  pool:{p}:processes  tenant:{p}:{t}:delayed
 -- RETURNS  {"ok", tenants with a turn, {ids that ended too late}, {name, tasks in its mailbox, …},
 --          id, record, `attempt starts tokens_per_task` or ''…} | {"gone"}
 -- AGAIN    the same number gets the same tasks, as far as they are unfinished; an older one, which comes late, none

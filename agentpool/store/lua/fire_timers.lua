@@ -9,12 +9,14 @@
 --          pool:{p}:tenants  pool:{p}:held  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}
 --          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
 --          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits  pool:{p}:ended:{n}
+--          tenant:{p}:{t}:delayed
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
 local woken = 0
 
 local function start(id, head)
+  redis.call('SREM', tenant_key(head.tenant, 'delayed'), id)
   if head.agent == '-' then
     enqueue(id, head, nil, read_attempts(id).suspect == 1)
     woken = woken + 1
@@ -23,8 +25,7 @@ local function start(id, head)
   local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
   if not status then
     local _, _, _, detail = read_ending(head.agent)
-    local why = detail or 'the agent has ended'
-    finish_task(id, plain_outcome('agent_terminated', '', 'AgentTerminated', why), 'agent_terminated', '', why)
+    finish_task(id, 'agent_terminated', '', 'AgentTerminated', detail or 'the agent has ended')
     return
   end
   enqueue(id, head)
@@ -38,8 +39,7 @@ local function expire(id, head)
   local tried = read_attempts(id)
   if redis.call('HEXISTS', POOL .. ':leases', id) == 0 and tried.attempts + tried.crashes == 0 then
     dequeue(id, head)
-    local why = 'no agent took it in the time it was given'
-    finish_task(id, plain_outcome('expired', '', 'TaskExpired', why), 'expired', '', why)
+    finish_task(id, 'expired', '', 'TaskExpired', 'no agent took it in the time it was given')
   end
 end
 

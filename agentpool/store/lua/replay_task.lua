@@ -31,7 +31,7 @@ redis.call('ZREM', POOL .. ':dead', id)
 redis.call('DEL', letter)
 enqueue(again, parse_head(record))
 if string.sub(head.lane, 1, 5) == 'batch' then
-  set_timer('promote', again, now + (tonumber(redis.call('HGET', POOL, 'batch_max_wait_ms')) or 60000))
+  promote_later(again, 0)
 end
 if head.agent == '-' then
   wake_workers(1)

@@ -7,17 +7,19 @@
 -- ARGV[6]  tenant         of a task by type; for one agent, its own counts
 -- ARGV[7]  lane           urgent, normal, batch or child, and after `+` each label that a worker must have
 -- ARGV[8]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
--- ARGV[9]  options        `name=value` words: delay, expires, batch in ms; key and input, digests, with one task;
---                         parent, the task that waits for these; sticky, whose worker is to be preferred;
---                         limits: `reject`, or `total` for all that it holds
+-- ARGV[9]  options        `name=value` words: delay, expires in ms; key and input, digests, with one task; parent, the
+--                         task that waits for these; sticky, whose worker is to be preferred; limits: `reject`, or
+--                         `total` for all that it holds. And `batch` alone: after the pool's `batch_max_wait` they
+--                         wait like others
 -- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
 --          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
---          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits  tenant:{p}:{t}:tokens
---          tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail
---          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:worker:{w}:agents
---          pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
+--          pool:{p}:held  pool:{p}:affinity  pool:{p}:leases  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits
+--          tenant:{p}:{t}:tokens  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage  pool:{p}:worker:{w}:waits
+--          tenant:{p}:{t}:mail  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}
+--          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  tenant:{p}:{t}:delayed
+--          tenant:{p}:{t}:agents
 -- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
@@ -27,7 +29,7 @@
 local PUSHED_BYTES = 65536
 local name, type, tenant, lane = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local options = {}
-for word, value in string.gmatch(ARGV[9], '(%S+)=(%S+)') do
+for word, value in string.gmatch(ARGV[9], '([^%s=]+)=?(%S*)') do
   options[word] = value
 end
 local ids, fresh = {}, {}
@@ -44,11 +46,13 @@ if #fresh == 0 then
   return {'ok'}
 end
 local agent = agent_key(name)
-local status, max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed = unpack(redis.call('HMGET', POOL,
-  'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type, 'delayed'))
+local status, max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed, tenant_limits = unpack(redis.call(
+  'HMGET', POOL, 'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type,
+  'delayed', 'tenant_limits'))
 if not status or status == 'removed' then
   return {'unknown_pool'}
 end
+pool_limits = {tenant_limits, max_queued}
 max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
 -- Those that may not begin yet take room too.
 local nothing_waits = (tonumber(queued) or 0) == 0
@@ -133,16 +137,39 @@ elseif not options.parent then
   end
 end
 
+-- Tell whether the tenant would hold more than `most`: its pinned agents, and its tasks that run, wait for their turn or
+-- their time, or in mailboxes. At most `most` mailboxes are looked into, for the agents count themselves.
+local function holds_more(waits, most)
+  local count = #fresh + waits
+  for _, what in ipairs({'agents', 'tasks', 'delayed'}) do
+    count = count + redis.call('SCARD', tenant_key(tenant, what))
+  end
+  for _, agent in ipairs(count <= most and redis.call('SMEMBERS', tenant_key(tenant, 'agents')) or {}) do
+    count = count + redis.call('ZCARD', POOL .. ':mailbox:' .. agent)
+  end
+  return count > most
+end
+
+-- Tell whether the tenant would run more than `most` at once, with what can begin before: what waits for its turn, and
+-- one task for each agent that has mail and is not at work. What is delayed takes no place yet.
+local function runs_more(waits, most)
+  local count = #fresh + waits + running_of(tenant)
+  for _, agent in ipairs(count <= most and redis.call('SRANDMEMBER', tenant_key(tenant, 'agents'), 100) or {}) do
+    if redis.call('EXISTS', POOL .. ':mailbox:' .. agent) == 1
+        and redis.call('HGET', agent_key(agent), 'status') ~= 'active' then
+      count = count + 1
+    end
+  end
+  return count > most
+end
+
 local function over_limit()
   local again = math.ceil(usage_of(tenant).ms)
   local waits = queued_of(tenant)
-  if options.limits == 'total' and limits.agents > 0 then
-    local holds = waits + redis.call('SCARD', tenant_key(tenant, 'tasks'))
-    if holds + #fresh > limits.agents then
-      return {'limited', 'TOTAL_LIMIT', limits.agents, again}
-    end
+  if options.limits == 'total' and limits.agents > 0 and holds_more(waits, limits.agents) then
+    return {'limited', 'TOTAL_LIMIT', limits.agents, again}
   end
-  if limits.running > 0 and running_of(tenant) + waits + #fresh > limits.running then
+  if limits.running > 0 and runs_more(waits, limits.running) then
     return {'limited', 'CONCURRENT_LIMIT', limits.running, again}
   end
   if limits.tokens_per_minute > 0 then
@@ -187,7 +214,7 @@ if options.parent then
 end
 local queue = name ~= '' and POOL .. ':mailbox:' .. name or lane_key(lane, tenant)
 local rank = name ~= '' and next_rank(queue) or now_us + ARGV[8]
-local ranked, records, bytes = {}, {}, 0
+local ranked, records, delayed_ids, bytes = {}, {}, {}, 0
 for place, i in ipairs(fresh) do
   local record = ARGV[i + 1]
   if lane ~= own_lane or tenant ~= ARGV[6] then
@@ -203,7 +230,7 @@ for place, i in ipairs(fresh) do
   records[#records + 1] = record
   bytes = bytes + #record
   if options.delay then
-    set_timer('start', ARGV[i], now + options.delay)
+    delayed_ids[#delayed_ids + 1] = ARGV[i]
   else
     ranked[#ranked + 1] = rank + place - 1
     ranked[#ranked + 1] = ARGV[i]
@@ -212,11 +239,12 @@ for place, i in ipairs(fresh) do
     set_timer('expire', ARGV[i], now + options.expires)
   end
   if options.batch then
-    set_timer('promote', ARGV[i], now + (options.delay or 0) + options.batch)
+    promote_later(ARGV[i], options.delay or 0)
   end
 end
 redis.call('MSET', unpack(records))
 if options.delay then
+  delay_until(now + options.delay, tenant, delayed_ids)
   return {'ok'}
 end
 redis.call('ZADD', queue, unpack(ranked))

@@ -72,9 +72,8 @@ end
 -- Fail up to `limit` waiting tasks of an agent that ends; true when none is left.
 local function empty_mailbox(name, limit, status, detail)
   local mailbox = POOL .. ':mailbox:' .. name
-  local outcome = plain_outcome(status, '', 'AgentTerminated', detail)
   for _, id in ipairs(redis.call('ZRANGE', mailbox, 0, limit - 1)) do
-    finish_task(id, outcome, status, '', detail)
+    finish_task(id, status, '', 'AgentTerminated', detail)
     redis.call('ZREM', mailbox, id)
   end
   return redis.call('EXISTS', mailbox) == 0
@@ -103,8 +102,7 @@ local function end_agent(name, status, detail)
   redis.call('ZREM', POOL .. ':pending', name)
   leave_ending(name, status, operation, incarnation, detail)
   if task and task ~= '' then
-    finish_task(task, plain_outcome('agent_terminated', worker, 'AgentTerminated', detail), 'agent_terminated', worker,
-      detail)
+    finish_task(task, 'agent_terminated', worker, 'AgentTerminated', detail, 1)
     end_lease(worker, task, tenant)
   end
   if reply_to and reply_to ~= '' then

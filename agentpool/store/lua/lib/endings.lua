@@ -54,12 +54,13 @@ local function put_back(lease, rank, id, verdict, delay_ms, error)
     note_error(id, '', tried.attempts, error)
   elseif delay_ms > 0 then
     tried.starts = tried.starts + 1
+    note_error(id, 'start ', tried.starts, error)
   end
   if verdict == 'retry' or delay_ms > 0 or has_attempts() then
     write_attempts(id, tried)
   end
   if delay_ms > 0 then
-    set_timer('start', id, now + delay_ms)
+    delay_until(now + delay_ms, lease.tenant, {id})
   else
     enqueue(id, lease, rank)
     ended.returned = ended.returned + (lease.agent == '-' and 1 or 0)
@@ -81,10 +82,15 @@ local function free_agent(worker, name, id)
 end
 
 local function finish(lease, id, verdict, outcome)
-  if verdict == 'dead' then
+  if verdict == 'dead' or verdict == 'unstarted' then
     local tried = read_attempts(id)
-    tried.attempts = tried.attempts + 1
-    note_error(id, '', tried.attempts, outcome)
+    if verdict == 'dead' then
+      tried.attempts = tried.attempts + 1
+      note_error(id, '', tried.attempts, outcome)
+    else
+      tried.starts = tried.starts + 1
+      note_error(id, 'start ', tried.starts, outcome)
+    end
     bury(id, lease, outcome, 'failed', tried)
   end
   local outcomes, replies = ended.outcomes, replies_to(lease.reply_to)
@@ -105,7 +111,9 @@ local function settle(lease, rank, id, words, outcome)
   count_for(lease, verdict ~= 'back', 1, tonumber(ms), tonumber(tokens))
   if ended.has_cancels and redis.call('SREM', held(lease.worker, 'cancels'), id) == 1
       and (verdict == 'retry' or verdict == 'back') then
-    verdict, outcome = 'done', plain_outcome('cancelled', lease.worker, 'TaskCancelled', 'cancelled on request')
+    local begun = verdict == 'retry' and 1 or 0
+    verdict = 'done'
+    outcome = plain_outcome(id, 'cancelled', lease.worker, 'TaskCancelled', 'cancelled on request', begun)
   end
   if verdict == 'retry' or verdict == 'back' then
     put_back(lease, rank, id, verdict, tonumber(delay_ms), outcome)

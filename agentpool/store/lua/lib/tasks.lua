@@ -32,11 +32,6 @@ local function result_ttl()
   return known_ttl
 end
 
--- An outcome that no worker wrote: flat words only, so that cjson is safe.
-local function plain_outcome(status, worker, kind, message)
-  return to_json({status = status, process_id = worker, error = {type = kind, message = message}})
-end
-
 -- What an execution's end leaves in the audit, for outcomes that no worker wrote.
 local function audit(id, head, status, worker, why)
   if redis.call('HGET', POOL, 'audit') == '0' then
@@ -102,6 +97,12 @@ local function note_error(id, kind, number, error)
   redis.call('HDEL', POOL .. ':errors:' .. id, kind .. number - 20)
 end
 
+-- An outcome that no worker wrote: flat words only, so that cjson is safe. `begun`: attempts that ended just now.
+local function plain_outcome(id, status, worker, kind, message, begun)
+  return to_json({status = status, process_id = worker, attempts = read_attempts(id).attempts + begun,
+    error = {type = kind, message = message}})
+end
+
 -- -- queues ---------------------------------------------------------------------------------------------------------
 
 -- A rank behind everything that waits already, so that order is first in, first out within one microsecond too.
@@ -129,6 +130,7 @@ end
 local function dequeue(id, head)
   if redis.call('ZREM', POOL .. ':due', 'start ' .. id) == 1 then
     redis.call('HINCRBY', POOL, 'delayed', -1)
+    redis.call('SREM', tenant_key(head.tenant, 'delayed'), id)
     return
   end
   if head.agent ~= '-' then
@@ -147,14 +149,33 @@ local function dequeue(id, head)
   end
 end
 
--- Let a task wait until a time; whoever watches the timers is told when it is the next one.
+-- Let something happen to a task at a time; whoever watches the timers is told when it is the next one.
 local function set_timer(kind, id, at)
-  if redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id) == 1 and kind == 'start' then
-    redis.call('HINCRBY', POOL, 'delayed', 1)
-  end
+  redis.call('ZADD', POOL .. ':due', at, kind .. ' ' .. id)
   if redis.call('ZRANGE', POOL .. ':due', 0, 0)[1] == kind .. ' ' .. id then
     tell_leader('timer')
   end
+end
+
+-- Let tasks of a tenant, at most 100, begin at a time: until then they are delayed.
+local function delay_until(at, tenant, ids)
+  local timers = {}
+  for place, id in ipairs(ids) do
+    timers[2 * place - 1], timers[2 * place] = at, 'start ' .. id
+  end
+  redis.call('HINCRBY', POOL, 'delayed', redis.call('ZADD', POOL .. ':due', unpack(timers)))
+  redis.call('SADD', tenant_key(tenant, 'delayed'), unpack(ids))
+  if tonumber(redis.call('ZRANGE', POOL .. ':due', 0, 0, 'WITHSCORES')[2]) >= at then
+    tell_leader('timer')
+  end
+end
+
+local known_batch_wait
+
+-- Let a batch task, which may begin in `delay_ms`, wait like others when it has waited for the pool's `batch_max_wait`.
+local function promote_later(id, delay_ms)
+  known_batch_wait = known_batch_wait or tonumber(redis.call('HGET', POOL, 'batch_max_wait_ms')) or 60000
+  set_timer('promote', id, now + delay_ms + known_batch_wait)
 end
 
 -- Workers with room, at most ten: the favourite first, then those with a warm agent for this type and tenant.
@@ -314,12 +335,14 @@ local function send_reply(reply_to, entries)
   end
 end
 
--- Record an outcome that no worker wrote, once: false when there is one already or the task is unknown.
-local function finish_task(id, outcome, status, worker, why)
+-- Record an outcome that no worker wrote, once: false when there is one already or the task is unknown. `begun`: as
+-- `plain_outcome` takes it, 0 if not given.
+local function finish_task(id, status, worker, kind, why, begun)
   local head = read_head(id)
   if not head then
     return false
   end
+  local outcome = plain_outcome(id, status, worker, kind, why, begun or 0)
   conclude(id, head, outcome, 'task.' .. status)
   audit(id, head, status, worker, why)
   send_reply(head.reply_to, {reply_entry(id, outcome)})
@@ -331,7 +354,7 @@ local function bury(id, head, outcome, kind, tried)
   local letter = POOL .. ':letter:' .. id
   redis.call('HSET', letter, 'record', redis.call('GET', task_key(id)), 'outcome', outcome, 'kind', kind,
     'tenant', head.tenant, 'agent_type', head.type, 'agent_name', head.agent, 'died_at', now,
-    'attempts', tried.attempts, 'crashes', tried.crashes)
+    'attempts', tried.attempts, 'crashes', tried.crashes, 'starts', tried.starts)
   local errors = redis.call('HGETALL', POOL .. ':errors:' .. id)
   if #errors > 0 then
     for i = 1, #errors, 2 do
@@ -363,12 +386,11 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
   end
   if blamed == 'overdue' then
     local why = 'its time was over while it blocked its worker: ' .. reason
-    finish_task(id, plain_outcome('timed_out', worker, 'TaskTimedOut', why), 'timed_out', worker, why)
+    finish_task(id, 'timed_out', worker, 'TaskTimedOut', why, 1)
     return
   end
   if cancelled then
-    local why = 'cancelled on request'
-    finish_task(id, plain_outcome('cancelled', worker, 'TaskCancelled', why), 'cancelled', worker, why)
+    finish_task(id, 'cancelled', worker, 'TaskCancelled', 'cancelled on request', blamed ~= '' and 1 or 0)
     return
   end
   -- What it waited for belongs to an attempt that is over.
@@ -385,11 +407,11 @@ local function give_back_after_crash(id, worker, blamed, alone, reason)
       error = {type = 'WorkerLost', message = reason}}))
   end
   if tried.alone >= 3 then
-    local outcome = to_json({status = 'dead', process_id = worker, attempts = tried.attempts + 1, error = {
-      type = 'PoisonTask', message = 'its worker died ' .. tried.alone .. ' times while it ran there alone: ' .. reason}})
+    local why = 'its worker died ' .. tried.alone .. ' times while it ran there alone: ' .. reason
+    local outcome = plain_outcome(id, 'worker_lost', worker, 'WorkerLost', why, 0)
     bury(id, head, outcome, 'poison', tried)
-    conclude(id, head, outcome, 'task.dead')
-    audit(id, head, 'dead', worker, reason)
+    conclude(id, head, outcome, 'task.worker_lost')
+    audit(id, head, 'worker_lost', worker, reason)
     send_reply(head.reply_to, {reply_entry(id, outcome)})
     return
   end
