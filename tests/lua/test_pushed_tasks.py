@@ -2,6 +2,7 @@
 
 import pytest
 from support.seeds import (
+    ended,
     exchange,
     finish,
     header,
@@ -85,21 +86,42 @@ async def test_what_waits_longer_goes_first(store: Store) -> None:
     assert ids(await exchange(store, room=5)) == ["p/t0", "p/t1"]
 
 
-async def test_more_than_there_is_room_for(store: Store) -> None:
+async def test_more_than_there_is_room_for_wait(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store, "w1", capacity=3)
-    await seed_worker(store, "w2", capacity=2)
-    for worker in ("w1", "w2"):
-        await beat(store, worker)
+    await beat(store)
     envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
-    async with listening(store, *(store.keys.worker_channel(worker) for worker in ("w1", "w2"))) as heard:
-        await store.tasks.submit_many([(f"p/t{n}", envelope) for n in range(7)], header())
-        run, wake = await read_commands(heard)
+    async with listening(store, store.keys.worker_channel("w1")) as heard:
+        await store.tasks.submit_many([(f"p/t{n}", envelope) for n in range(4)], header())
+        assert await read_commands(heard) == [Wake(process_id="w1")]
+        assert ids(await exchange(store, room=3)) == ["p/t0", "p/t1", "p/t2"]
+
+
+async def test_several_at_once_keep_their_order(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, "w1", capacity=3)
+    await beat(store)
+    envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
+    async with listening(store, store.keys.worker_channel("w1")) as heard:
+        await store.tasks.submit_many([(f"p/t{n}", envelope) for n in range(3)], header())
+        (run,) = await read_commands(heard)
     assert isinstance(run, Run)
     assert [task.id for task in claimed_tasks(run.tasks)] == ["p/t0", "p/t1", "p/t2"]
-    assert wake == Wake(process_id="w2")
-    assert await read_free(store) == {"w1": 0, "w2": 2}
-    assert len(ids(await exchange(store, "w2", room=2))) == 2
+    assert await read_free(store) == {"w1": 0}
+    back = [ended(f"p/t{n}", verdict="back") for n in (2, 0)]
+    assert ids(await exchange(store, room=1, ended=back)) == ["p/t0"], "they go back to where they would have waited"
+
+
+async def test_a_tenant_at_its_limit_waits(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await beat(store)
+    await store.tenants.limit("p", "acme", {"running": 1})
+    first, *more = await submit_heard(store, "t1", "t2", tenant="acme")
+    assert isinstance(first, Run)
+    assert more == [Wake(process_id="w1")]
+    assert ids(await exchange(store, room=5)) == []
+    assert ids(await exchange(store, room=5, ended=[ended("p/t1")])) == ["p/t2"]
 
 
 async def test_a_repeated_submission_gives_nothing_again(store: Store) -> None:

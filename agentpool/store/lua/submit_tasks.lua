@@ -195,8 +195,6 @@ end
 
 -- -- accepted --------------------------------------------------------------------------------------------------------
 
-local first = parse_head(string.match(ARGV[fresh[1] + 1], '^[^\n]*\n'))
-first.lane = lane
 if options.key then
   redis.call('SET', POOL .. ':key:' .. options.key, ARGV[fresh[1]] .. ' ' .. options.input)
 end
@@ -247,32 +245,34 @@ if options.delay then
   delay_until(now + options.delay, tenant, delayed_ids)
   return {'ok'}
 end
-redis.call('ZADD', queue, unpack(ranked))
-local had_others = redis.call('ZCARD', queue) > #fresh
 if name ~= '' then
+  redis.call('ZADD', queue, unpack(ranked))
   local worker, status = unpack(redis.call('HMGET', agent, 'process_id', 'status'))
   if status == 'idle' then
     command(worker, {type = 'wake', agent_id = pool .. '/' .. name}, true)
   end
   return {'ok'}
 end
-redis.call('HINCRBY', POOL, 'queued', #fresh)
-if not had_others then
-  add_lane(lane)
-  enlist(lane, tenant)
-end
 local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
 local workers = workers_to_wake(type .. '/' .. tenant, favourite)
-local first, waiting = workers[1] and workers[1].worker, #fresh
--- Where nothing else waits, and these are not much to send, the first worker need not ask for them.
-if first and nothing_waits and bytes <= PUSHED_BYTES then
-  waiting = waiting - push_tasks(first, math.min(waiting, workers[1].free))
-  if waiting < #fresh then
-    table.remove(workers, 1)
+local first = workers[1] and workers[1].worker
+-- Where nothing else waits, and these are not much to send, a worker with room for all of them need not ask.
+if first and nothing_waits and not (needed or options.parent) and bytes <= PUSHED_BYTES
+    and may_be_given(first, workers[1].free, tenant, #fresh) then
+  local given, texts = {}, {}
+  for i = 1, #ranked, 2 do
+    given[i], given[i + 1] = ranked[i + 1], string.format('%.0f', ranked[i])
+    texts[#texts + 1] = records[i + 1]
   end
-end
-if waiting > 0 then
-  wake(workers, waiting)
+  give(first, tenant, given, texts)
+else
+  redis.call('ZADD', queue, unpack(ranked))
+  redis.call('HINCRBY', POOL, 'queued', #fresh)
+  if redis.call('ZCARD', queue) == #fresh then
+    add_lane(lane)
+    enlist(lane, tenant)
+  end
+  wake(workers, #fresh)
 end
 -- One that has gone is forgotten here; one that is only full now stays the favourite.
 if options.sticky and first and first ~= favourite

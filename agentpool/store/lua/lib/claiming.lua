@@ -251,6 +251,32 @@ local function next_turn(level)
   return best
 end
 
+-- Lease tasks of a tenant whose turn has come, given as id, rank, … and their records, and charge it for them; `tag` is
+-- up to where it was served. Returns how many there were: what has no record, or an outcome, is passed over.
+local function lease_all(tenant, tag, ranked, records)
+  local limits, ids, charge, reserved = limits_of(tenant), {}, 0, 0
+  for place, record in ipairs(records) do
+    local line = header_line(record)
+    local terms = line and (known_terms[line] or terms_of(line))
+    if terms then
+      ids[#ids + 1] = ranked[2 * place - 1]
+      lease('tasks', ranked[2 * place - 1], ranked[2 * place], record, terms)
+      charge, reserved = charge + terms.ms, reserved + terms.tokens
+    end
+  end
+  local start = math.max(virtual_time(), tag)
+  present_time = start
+  set_tag(tenant, start + charge / limits.weight)
+  if #ids > 0 then
+    redis.call('SADD', tenant_key(tenant, 'tasks'), unpack(ids))
+    add_to_window(tenant, 'tokens', reserved)
+    if limits.requests_per_minute > 0 then
+      add_to_window(tenant, 'requests', #ids)
+    end
+  end
+  return #ids
+end
+
 -- Serve the tenant whose turn it is, at most `most` tasks; returns how many, or nil when it could not be served.
 local function visit(turn, most)
   local tenant, lane, tag = unpack(turn)
@@ -263,36 +289,18 @@ local function visit(turn, most)
   -- Those whose tasks take long are served one by one, so that nobody is far ahead for as long as they take.
   local quantum = math.max(1, math.floor(50 * limits.weight / math.max(usage.ms, 0.001)))
   local count = math.min(most, allowed, math.ceil(VISIT * limits.weight), quantum)
-  local popped, keys, ids, charge, reserved = redis.call('ZPOPMIN', queue, count), {'MGET'}, {}, 0, 0
+  local popped, keys = redis.call('ZPOPMIN', queue, count), {'MGET'}
   for i = 1, #popped, 2 do
     keys[#keys + 1] = task_key(popped[i])
   end
-  for place, record in ipairs(#keys > 1 and redis.call(unpack(keys)) or {}) do
-    local line = header_line(record)
-    local terms = line and (known_terms[line] or terms_of(line))
-    if terms then
-      ids[#ids + 1] = popped[2 * place - 1]
-      lease('tasks', popped[2 * place - 1], popped[2 * place], record, terms)
-      charge, reserved = charge + terms.ms, reserved + terms.tokens
-    end
-  end
   taken.dequeued = taken.dequeued + #popped / 2
-  local start = math.max(virtual_time(), tag)
-  present_time = start
-  set_tag(tenant, start + charge / limits.weight)
+  local got = lease_all(tenant, tag, popped, #keys > 1 and redis.call(unpack(keys)) or {})
   if #popped / 2 < count or redis.call('EXISTS', queue) == 0 then
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
   else
     redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
   end
-  if #ids > 0 then
-    redis.call('SADD', tenant_key(tenant, 'tasks'), unpack(ids))
-    add_to_window(tenant, 'tokens', reserved)
-    if limits.requests_per_minute > 0 then
-      add_to_window(tenant, 'requests', #ids)
-    end
-  end
-  return #ids
+  return got
 end
 
 -- Serve one level until `most` are taken; `quick`: only tenants whose tasks take less than 5 ms.
@@ -361,26 +369,25 @@ local function claim_by_type(most, ahead, only_children)
   end
 end
 
--- Give tasks that wait to a worker that has room, so that it need not ask: it is told of them with a command, and finds
--- out by its version if that is lost. Returns how many, none if it does not listen, or is busy with something else.
-local function push_tasks(worker, most)
-  local key = process_key(worker)
-  local listens, lag, alone, labels, capacity = unpack(redis.call('HMGET', key, 'listens', 'loop_lag_ms', 'alone',
-    'labels', 'capacity'))
-  if listens ~= '1' or (tonumber(lag) or 0) > PROMPT_MS or (alone or '') ~= ''
-      or redis.call('EXISTS', POOL .. ':suspects') == 1 then
-    return 0
-  end
-  claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
-  claim_by_type(most, 0)
-  if #taken.ids > 0 then
-    write_leases()
-    write_turns()
-    write_virtual_time()
-    rescore(worker)
-    command(worker, {type = 'run', tasks = taken.answer}, true)
-  end
-  return #taken.ids
+-- Tell whether a worker with so many free slots may be given tasks of a tenant that it has not asked for: it listens,
+-- it is prompt, nothing shall run alone, and neither the tenant's limits nor its turn stand against it.
+local function may_be_given(worker, free, tenant, count)
+  local listens, lag, alone = unpack(redis.call('HMGET', process_key(worker), 'listens', 'loop_lag_ms', 'alone'))
+  return listens == '1' and (tonumber(lag) or 0) <= PROMPT_MS and (alone or '') == ''
+    and count <= math.min(free, VISIT) and redis.call('EXISTS', POOL .. ':suspects', POOL .. ':held') == 0
+    and allowance(tenant) >= count
+end
+
+-- Give tasks of a tenant, as `lease_all` takes them, to a worker, so that it need not ask: it is told of them with a
+-- command, and finds out by its version if that is lost.
+local function give(worker, tenant, ranked, records)
+  claimer.worker = worker
+  lease_all(tenant, tag_of(tenant) or 0, ranked, records)
+  write_leases()
+  write_turns()
+  write_virtual_time()
+  rescore(worker)
+  command(worker, {type = 'run', tasks = taken.answer}, true)
 end
 
 -- What a tenant has used no more of, so that its turn begins at the present virtual time anyway, is forgotten.
