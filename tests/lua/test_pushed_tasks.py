@@ -124,6 +124,17 @@ async def test_a_tenant_at_its_limit_waits(store: Store) -> None:
     assert ids(await exchange(store, room=5, ended=[ended("p/t1")])) == ["p/t2"]
 
 
+async def test_a_tenant_that_used_nothing_of_late_is_forgotten(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await beat(store)
+    redis, tags = store.connection.redis, store.keys.tenants("p")
+    await redis.zadd(tags, {"gone": -1.0})
+    (command,) = await submit_heard(store, "t1", tenant="acme")
+    assert isinstance(command, Run)
+    assert await redis.zrange(tags, 0, -1) == ["acme"]
+
+
 async def test_a_repeated_submission_gives_nothing_again(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)

@@ -91,13 +91,7 @@ local function take_tasks()
       claim_by_type(most, ahead, waits)
     end
   end
-  write_leases()
-  if #taken.ids > 0 then
-    forget_idle_tenants()
-  end
-  write_turns()
-  write_virtual_time()
-  rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
+  write_taken({'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
   if ended.returned > 0 then
     wake_workers(ended.returned) -- others, who may have room for what this one could not begin
   end

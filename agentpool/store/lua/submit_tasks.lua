@@ -57,9 +57,11 @@ max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queue
 -- Those that may not begin yet take room too.
 local nothing_waits = (tonumber(queued) or 0) == 0
 queued, rate = (tonumber(queued) or 0) + (tonumber(delayed) or 0), tonumber(rate) or 0
+local doing, host
 if name ~= '' then
-  local status, ending, owner = unpack(redis.call('HMGET', agent, 'status', 'ending', 'tenant'))
-  if not status or ending then
+  local ending, owner
+  doing, ending, owner, host = unpack(redis.call('HMGET', agent, 'status', 'ending', 'tenant', 'process_id'))
+  if not doing or ending then
     local how, _, _, detail = read_ending(name)
     if not (how or ending) then
       return {'unknown_agent'}
@@ -247,9 +249,8 @@ if options.delay then
 end
 if name ~= '' then
   redis.call('ZADD', queue, unpack(ranked))
-  local worker, status = unpack(redis.call('HMGET', agent, 'process_id', 'status'))
-  if status == 'idle' then
-    command(worker, {type = 'wake', agent_id = pool .. '/' .. name}, true)
+  if doing == 'idle' then
+    command(host, {type = 'wake', agent_id = pool .. '/' .. name}, true)
   end
   return {'ok'}
 end

@@ -16,6 +16,9 @@ local now_text = string.format('%.0f', now)
 
 -- What the worker is told of a task beside its record; '' of most, of which there is nothing to tell.
 local function attempt_words(id, tokens_per_task)
+  if tokens_per_task == 0 and not has_attempts() then
+    return ''
+  end
   local tried = read_attempts(id)
   return (tried.attempts + 1) .. ' ' .. tried.starts .. ' ' .. tokens_per_task
 end
@@ -59,17 +62,11 @@ local function lease(set, id, rank, record, terms)
   count = #leases
   leases[count + 1], leases[count + 2] = id, terms.words .. rank
   count = #answer
-  answer[count + 1], answer[count + 2], answer[count + 3] = id, record, ''
+  answer[count + 1], answer[count + 2], answer[count + 3] = id, record, attempt_words(id, terms.tokens_per_task)
   taken.ids[#taken.ids + 1] = id
-  if terms.tokens_per_task > 0 or has_attempts() then
-    answer[count + 3] = attempt_words(id, terms.tokens_per_task)
-  end
-  if has_followers() then
-    tell_followers(id, 'task.started', claimer.worker)
-  end
+  tell_followers(id, 'task.started', claimer.worker)
 end
 
--- Write down all that was taken.
 local function write_leases()
   local worker = claimer.worker
   for _, set in ipairs({'tasks', 'runs'}) do
@@ -89,6 +86,26 @@ local function write_virtual_time()
   if present_time then
     redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', present_time))
   end
+end
+
+-- What a tenant has used no more of, so that its turn begins at the present virtual time anyway, is forgotten.
+local function forget_idle_tenants()
+  local past = redis.call('ZRANGEBYSCORE', POOL .. ':tenants', '-inf',
+    '(' .. string.format('%.6f', virtual_time()), 'LIMIT', 0, 10)
+  if #past > 0 then
+    redis.call('ZREM', POOL .. ':tenants', unpack(past))
+  end
+end
+
+-- Write down all that was taken, and where that leaves the worker; `words` are written beside it.
+local function write_taken(words)
+  write_leases()
+  if #taken.ids > 0 then
+    forget_idle_tenants()
+  end
+  write_turns()
+  write_virtual_time()
+  rescore(claimer.worker, words)
 end
 
 -- Nothing is charged in advance: what it took counts when it ends.
@@ -257,7 +274,7 @@ local function lease_all(tenant, tag, ranked, records)
   local limits, ids, charge, reserved = limits_of(tenant), {}, 0, 0
   for place, record in ipairs(records) do
     local line = header_line(record)
-    local terms = line and (known_terms[line] or terms_of(line))
+    local terms = line and terms_of(line)
     if terms then
       ids[#ids + 1] = ranked[2 * place - 1]
       lease('tasks', ranked[2 * place - 1], ranked[2 * place], record, terms)
@@ -383,18 +400,6 @@ end
 local function give(worker, tenant, ranked, records)
   claimer.worker = worker
   lease_all(tenant, tag_of(tenant) or 0, ranked, records)
-  write_leases()
-  write_turns()
-  write_virtual_time()
-  rescore(worker)
+  write_taken()
   command(worker, {type = 'run', tasks = taken.answer}, true)
-end
-
--- What a tenant has used no more of, so that its turn begins at the present virtual time anyway, is forgotten.
-local function forget_idle_tenants()
-  local past = redis.call('ZRANGEBYSCORE', POOL .. ':tenants', '-inf',
-    '(' .. string.format('%.6f', virtual_time()), 'LIMIT', 0, 10)
-  if #past > 0 then
-    redis.call('ZREM', POOL .. ':tenants', unpack(past))
-  end
 end

@@ -45,18 +45,26 @@ local function count_for(lease, counts, count, ms, tokens)
   end
 end
 
+-- Count and keep what went wrong: an attempt, or a start of the agent for one.
+local function count_failure(id, tried, has_begun, error)
+  if has_begun then
+    tried.attempts = tried.attempts + 1
+    note_error(id, '', tried.attempts, error)
+  else
+    tried.starts = tried.starts + 1
+    note_error(id, 'start ', tried.starts, error)
+  end
+end
+
 -- A task goes back to where it waited, or waits for its next attempt.
 local function put_back(lease, rank, id, verdict, delay_ms, error)
   local tried = read_attempts(id)
   tried.suspect = 0
-  if verdict == 'retry' then
-    tried.attempts = tried.attempts + 1
-    note_error(id, '', tried.attempts, error)
-  elseif delay_ms > 0 then
-    tried.starts = tried.starts + 1
-    note_error(id, 'start ', tried.starts, error)
+  local has_failed = verdict == 'retry' or delay_ms > 0
+  if has_failed then
+    count_failure(id, tried, verdict == 'retry', error)
   end
-  if verdict == 'retry' or delay_ms > 0 or has_attempts() then
+  if has_failed or has_attempts() then
     write_attempts(id, tried)
   end
   if delay_ms > 0 then
@@ -81,22 +89,20 @@ local function free_agent(worker, name, id)
   ended.agents[#ended.agents + 1] = name
 end
 
-local function finish(lease, id, verdict, outcome)
-  if verdict == 'dead' or verdict == 'unstarted' then
-    local tried = read_attempts(id)
-    if verdict == 'dead' then
-      tried.attempts = tried.attempts + 1
-      note_error(id, '', tried.attempts, outcome)
-    else
-      tried.starts = tried.starts + 1
-      note_error(id, 'start ', tried.starts, outcome)
-    end
-    bury(id, lease, outcome, 'failed', tried)
-  end
-  local outcomes, replies = ended.outcomes, replies_to(lease.reply_to)
+local function keep_outcome(id, outcome, replies)
+  local outcomes = ended.outcomes
   outcomes[#outcomes + 1] = task_key(id)
   outcomes[#outcomes + 1] = outcome
   replies[#replies + 1] = reply_entry(id, outcome)
+end
+
+local function finish(lease, id, verdict, outcome)
+  if verdict == 'dead' or verdict == 'unstarted' then
+    local tried = read_attempts(id)
+    count_failure(id, tried, verdict == 'dead', outcome)
+    bury(id, lease, outcome, 'failed', tried)
+  end
+  keep_outcome(id, outcome, replies_to(lease.reply_to))
   forget_unfinished(id, lease, 'task.finished')
 end
 
@@ -134,13 +140,10 @@ local function group_of(lease)
 end
 
 local function settle_plainly(lease, id, ms, outcome)
-  local group, outcomes = lease.group or group_of(lease), ended.outcomes
-  local ids, replies = group.ids, group.replies
+  local group = lease.group or group_of(lease)
   group.count, group.ms = group.count + 1, group.ms + ms
-  ids[#ids + 1] = id
-  outcomes[#outcomes + 1] = task_key(id)
-  outcomes[#outcomes + 1] = outcome
-  replies[#replies + 1] = reply_entry(id, outcome)
+  group.ids[#group.ids + 1] = id
+  keep_outcome(id, outcome, group.replies)
 end
 
 -- The means of a tenant's tasks, in all and by type, with those that ended now weighed in.
@@ -173,8 +176,7 @@ end
 local function settle_tenant(worker, tenant, tally)
   redis.call('SREM', tenant_key(tenant, 'tasks'), unpack(tally.ids))
   for _, id in ipairs(ended.waits_here and tally.ids or {}) do
-    if redis.call('SREM', held(worker, 'waits'), id) == 1 then
-      redis.call('SREM', tenant_key(tenant, 'waits'), id)
+    if end_wait(worker, tenant, id) then
       redis.call('DEL', POOL .. ':children:' .. id)
     end
   end

@@ -242,11 +242,13 @@ local function read_lease(id)
   return parse_lease(redis.call('HGET', POOL .. ':leases', id))
 end
 
--- A task waits no longer for tasks of its own.
+-- A task waits no longer for tasks of its own; tells whether it did.
 local function end_wait(worker, tenant, id)
-  if redis.call('SREM', held(worker, 'waits'), id) == 1 then
-    redis.call('SREM', tenant_key(tenant, 'waits'), id)
+  if redis.call('SREM', held(worker, 'waits'), id) == 0 then
+    return false
   end
+  redis.call('SREM', tenant_key(tenant, 'waits'), id)
+  return true
 end
 
 local function end_lease(worker, id, tenant)
