@@ -47,6 +47,8 @@ class Autoscaler:
         if not self._scope.token:
             return None
         _, _, next_due_ms = await self._store.agents.place_pending(self._pool, self._scope.token)
+        if (unsettled := self._scope.settled_at - monotonic()) > 0:
+            return min(INTERVAL, unsettled)
         info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
         await self._stop_or_resume_restarts(info)
         self._is_locked_out = False

@@ -35,6 +35,8 @@ log = structlog.get_logger("keeper")
 
 LEAD_INTERVAL = 1.0
 WATCH_INTERVAL = 1.0
+SETTLE_MARGIN = 1.0
+"""Seconds beside two heartbeats in which workers tell a server that started anew what they have."""
 
 
 class PoolKeeper:
@@ -49,7 +51,7 @@ class PoolKeeper:
             backoff_max=settings.boot_backoff_max,
         )
         self.crew = Crew(scope.pool, self._on_death)
-        self.leadership = Leadership(scope, self._on_election)
+        self.leadership = Leadership(scope, self._on_election, self._on_restart)
         self._zygote = Zygote(scope.pool, self.crew.note_status)
         self._leading = Periodic(f"leadership {scope.pool}", self.leadership.lead_once, LEAD_INTERVAL)
         self._scaling = Periodic(
@@ -152,6 +154,23 @@ class PoolKeeper:
     async def _on_election(self, token: str) -> None:
         await self._write_settings(token)
         self._scaling.wake()
+
+    async def _on_restart(self, token: str) -> None:
+        """The server has started anew: what this master wrote is written again, as it may be lost; the numbers are not
+        trusted until the workers had time to do the same.
+        """
+        scope = self.scope
+        scope.settled_at = monotonic() + 2 * scope.settings.heartbeat_interval + SETTLE_MARGIN
+        await scope.store.pools.keep_install_id(scope.install)
+        await self._offer_labels()
+        if token:
+            await self._write_settings(token)
+        for record in await scope.store.workers.all(scope.pool):
+            # What had left by then may stand there again.
+            is_known = record.process_id in self.crew.processes or record.process_id in self.crew.dead
+            if record.master == scope.master and record.pid and not is_known:
+                self.crew.adopt(record, scope.host)
+        self.wake()
 
     async def _write_settings(self, token: str) -> None:
         await self.scope.store.pools.apply(self.scope.pool, token, self._zygote.types, self.scope.applied())

@@ -18,6 +18,7 @@ class EventName(StrEnum):
     AGENT_START_FAILED = "agent.start_failed"
     AGENT_BROKE = "agent.broke"
     AGENT_MOVED = "agent.moved"
+    AGENT_RESTORED = "agent.restored"
     AGENT_TERMINATED = "agent.terminated"
     AGENT_FAILED = "agent.failed"
     TASK_DEAD = "task.dead"
@@ -26,6 +27,7 @@ class EventName(StrEnum):
     WORKER_ORDERED = "worker.ordered"
     WORKER_STARTING = "worker.starting"
     WORKER_READY = "worker.ready"
+    WORKER_RESTORED = "worker.restored"
     WORKER_DRAINING = "worker.draining"
     WORKER_STOPPED = "worker.stopped"
     WORKER_LOST = "worker.lost"
@@ -38,6 +40,7 @@ class EventName(StrEnum):
     POOL_REMOVED = "pool.removed"
     POOL_RESTARTS_STOPPED = "pool.restarts_stopped"
     POOL_RESTARTS_RESUMED = "pool.restarts_resumed"
+    SERVER_RESTARTED = "server.restarted"
     LEADER_ELECTED = "leader.elected"
     LEADER_LOST = "leader.lost"
 

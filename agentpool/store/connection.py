@@ -66,6 +66,12 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
     return RedisUnavailable(f"Redis at {place} does not answer: {text}. Is it running? Run: agentpool-master check")
 
 
+def _run_in(info: str) -> str:
+    """Return the id of the run in what INFO says of the server."""
+    _, _, rest = info.partition("run_id:")
+    return rest.split(maxsplit=1)[0] if rest else ""
+
+
 def is_passing(error: Exception) -> bool:
     """Tell whether a repeat may help: the server is away, starting, or slow."""
     return isinstance(error, ConnectionError | TimeoutError | OSError) and not _is_login(error)
@@ -220,6 +226,19 @@ class Connection:
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
             delay = min(delay * 2, RETRY_DELAY_MAX)
 
+    async def server_run(self) -> str:
+        """Return the id of the server's run: another one than before means that it has started anew, and may lack its
+        latest writes. '' where the user may not read it.
+        """
+
+        async def once() -> str:
+            try:
+                return _run_in(await self._execute(("INFO", "server")))
+            except NoPermissionError:
+                return ""
+
+        return await self.repeat(once)
+
     async def now_ms(self) -> int:
         """Return Redis time in ms."""
         seconds, microseconds = await self.ask("TIME")
@@ -287,6 +306,15 @@ class SyncConnection:
                 if not is_known_library(error):
                     raise
             return self._execute(words)
+        except (RedisError, OSError) as error:
+            raise translate(error, self.url) from None
+
+    def server_run(self) -> str:
+        """Return the id of the server's run, '' where the user may not read it; raises `RedisUnavailable`."""
+        try:
+            return _run_in(self._execute(("INFO", "server")))
+        except NoPermissionError:
+            return ""
         except (RedisError, OSError) as error:
             raise translate(error, self.url) from None
 

@@ -34,6 +34,11 @@ class Pools:
 
         return await self._connection.repeat(read)
 
+    async def keep_install_id(self, install: str) -> None:
+        """Write the id of this installation again where the server lost it."""
+        redis, key = self._connection.redis, self._keys.install()
+        await self._connection.repeat(lambda: redis.set(key, install, nx=True))
+
     async def names(self) -> list[str]:
         """Return the names of the pools, sorted."""
         return sorted(await self._connection.repeat(lambda: self._connection.redis.smembers(self._keys.pools())))
@@ -69,7 +74,8 @@ class Pools:
         types = tuple(types)
         pairs = [word for info in types for word in (info.name, msgspec.json.encode(info))]
         labels = {f"labels:{info.name}": "+".join(sorted(info.labels)) for info in types}
-        values = {**settings, **labels, "release": __version__, "status": "active"}
+        exclusive = {f"exclusive:{info.name}": int(info.on_redis_loss == "stop") for info in types}
+        values = {**settings, **labels, **exclusive, "release": __version__, "status": "active"}
         words = [word for pair in values.items() for word in pair]
         answer = await self._connection.call("apply_pool", pool, token, SCHEMA_VERSION, len(pairs) // 2, *pairs, *words)
         if answer[0] == "newer":

@@ -4,12 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from agentpool.errors import UnknownWorker
+from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hashes
 from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import AgentStatus, WorkerStatus
 from agentpool.store.connection import Connection, SyncConnection
 
 __all__ = ["Proof", "Workers", "beat_worker", "register_worker"]
+
+RESTORED_PER_CALL = 50
 
 Proof = Literal["owner", "stale", "unstarted", "lost"]
 """How the end of a worker is known: its master saw it, its beats stopped, it never registered, it is fenced."""
@@ -81,14 +84,33 @@ class Workers:
         answer = await self._connection.call("read_worker", pool, worker)
         if answer[0] == "gone":
             return None
-        _, version, status, cancels, tasks, *rows = answer
+        _, version, status, cancels, tasks, runs, *rows = answer
         return WorkerView(
             version=int(version),
             status=WorkerStatus(status),
             cancels=tuple(cancels),
             tasks=tuple(tasks),
+            runs=tuple(runs),
             agents=tuple(_desired(pool, row) for row in rows if row[1]),
         )
+
+    async def restore(
+        self, pool: str, worker: str, fields: Mapping[str, object], agents: Sequence[DesiredAgent], *, drains: bool
+    ) -> bool:
+        """After the server started anew, tell again who the worker is and which agents it has; False when it was given
+        up. Those with the status `pending` are not there although they should be. Raises `UnknownPool` as long as no
+        master has applied the pool's settings.
+        """
+        words = _pairs(fields)
+        for start in range(0, max(len(agents), 1), RESTORED_PER_CALL):
+            rows = [word for agent in agents[start : start + RESTORED_PER_CALL] for word in _row(agent)]
+            status = WorkerStatus.DRAINING if drains else WorkerStatus.READY
+            answer = await self._connection.call("restore_worker", pool, worker, status, len(words) // 2, *words, *rows)
+            if answer[0] == "unknown_pool":
+                raise refusal(pool, pool, answer)
+            if answer[0] == "gone":
+                return False
+        return True
 
     async def drain(self, pool: str, worker: str, *, reason: str, only_idle: bool = False) -> bool:
         """Have a worker finish and hand over; with `only_idle`, False when something is on it."""
@@ -201,6 +223,15 @@ class Workers:
                 pipe.hgetall(self._keys.process(worker))
             result: list[Any] = await pipe.execute()
             return result
+
+
+def _row(agent: DesiredAgent) -> list[object]:
+    """Return the words of an agent that a worker has, or, without a status, has not."""
+    status = "" if agent.status is AgentStatus.PENDING else agent.status
+    return [
+        split_id(agent.agent_id)[1], agent.agent_type, agent.incarnation, agent.tenant, agent.project,
+        agent.max_idle_ms, agent.heartbeat_ms, status,
+    ]  # fmt: skip
 
 
 def _desired(pool: str, row: Sequence[Any]) -> DesiredAgent:

@@ -44,8 +44,8 @@ local function allowed()
   if proof == 'lost' then
     return status == 'lost' and 'yes' or 'alive'
   end
-  local tick, hold = unpack(redis.call('HMGET', POOL, 'tick', 'hold_until'))
-  if now - (tonumber(tick) or 0) > 2000 or now < (tonumber(hold) or 0) then
+  local tick, hold, run = unpack(redis.call('HMGET', POOL, 'tick', 'hold_until', 'server_run'))
+  if now - (tonumber(tick) or 0) > 2000 or now < (tonumber(hold) or 0) or (run or '') ~= server_run() then
     return 'held'
   end
   if proof == 'unstarted' and status ~= 'ordered' and status ~= 'starting' then
