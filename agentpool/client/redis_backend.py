@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from agentpool.client.cleanup import Cleanup
+from agentpool.client.recovering import Recovery
 from agentpool.client.redis_spawning import RedisSpawning
 from agentpool.client.redis_tasks import RedisTasks
 from agentpool.client.replies import Replies
@@ -38,6 +39,7 @@ class RedisBackend:
         self._closing = asyncio.Event()
         self._spawning = RedisSpawning(store, self.replies, cleanup)
         self._tasks = RedisTasks(store, self.replies, cleanup)
+        self.replies.recovery = Recovery(store, self._tasks.hand_in, self._spawning.place, self.replies.refuse)
 
     async def open(self) -> None:
         """Raise `RedisUnavailable` unless the server answers."""

@@ -40,6 +40,7 @@ __all__ = ["Connection", "SyncConnection", "translate"]
 T = TypeVar("T")
 
 RETRY_DELAY_MAX = 0.5
+OPEN_DELAY_MIN = 0.01
 CONNECTIONS_MAX = 64
 SILENT_PART = 0.5
 """A link from which nothing came for this part of the command timeout, while a caller gave up, is taken for dead."""
@@ -120,6 +121,8 @@ class Connection:
         """For what is asked seldom: a command costs several times as much as with `ask`."""
         self._link: Link | None = None
         self._opening = asyncio.Lock()
+        self._unopened: tuple[float, float, Exception] | None = None
+        """Until when nobody tries to open a link again, the delay that this was, and why it failed last."""
         self._loading, self._loads = asyncio.Lock(), 0
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
@@ -196,8 +199,24 @@ class Connection:
     async def _open_link(self) -> Link:
         async with self._opening:
             if self._link is None or not self._link.is_open:
-                self._link = Link(await self._opened())
+                self._link = Link(await self._opened_for_all())
             return self._link
+
+    async def _opened_for_all(self) -> Any:
+        """Open a connection for all who call. When that fails they share the failure: however many wait for a server
+        that is away, it is tried a few times in a second.
+        """
+        if self._unopened and monotonic() < self._unopened[0]:
+            raise self._unopened[2]
+        try:
+            opened = await self._opened()
+        except (RedisError, OSError) as error:
+            delay = min(2 * self._unopened[1], RETRY_DELAY_MAX) if self._unopened else OPEN_DELAY_MIN
+            jitter = random.uniform(0.5, 1.5)  # noqa: S311 (no secret)
+            self._unopened = (monotonic() + delay * jitter, delay, error)
+            raise
+        self._unopened = None
+        return opened
 
     async def listen(self, on_answer: Callable[[list[Any]], None]) -> Listener:
         """Return a connection of its own for a subscription."""

@@ -6,14 +6,14 @@ above all that were ever given; what was ended meanwhile is ended again; tasks g
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 from msgspec.structs import replace
 
 from agentpool.errors import UnknownAgent
 from agentpool.hosting import Host
-from agentpool.hosting.pinned import Phase
+from agentpool.hosting.pinned import Phase, Pinned
 from agentpool.protocol.records import DesiredAgent, WorkerView
 from agentpool.protocol.states import AgentStatus
 from agentpool_worker.executor import Executor
@@ -43,8 +43,13 @@ class Restoring:
         self._identity, self._leaves = identity, leaves
         self._run = ""
         """The run of the server in which this worker was last known to it."""
+        self._stopped: set[tuple[str, int]] = set()
         self._ended: deque[tuple[str, int]] = deque(maxlen=ENDS_KEPT)
         """Agents of late that this worker was told to end: ids and incarnations."""
+
+    def note_stopped(self, agents: Iterable[Pinned]) -> None:
+        """These stop because the worker is cut off; they may start here again as they are."""
+        self._stopped.update((pinned.id, pinned.incarnation) for pinned in agents)
 
     def note_end(self, agent_id: str) -> None:
         """An agent shall end, as the server said."""
@@ -77,7 +82,12 @@ class Restoring:
 
     async def _tell_what_is_missing(self, view: WorkerView) -> None:
         place, here = self._place, {pinned.id for pinned in self._agents.all()}
-        missing = [desired for desired in view.agents if desired.agent_id not in here]
+        missing = [
+            desired
+            for desired in view.agents
+            if desired.agent_id not in here and (desired.agent_id, desired.incarnation) not in self._stopped
+        ]
+        self._stopped.clear()
         for desired in missing:
             if (desired.agent_id, desired.incarnation) in self._ended:
                 await self._end_again(desired)

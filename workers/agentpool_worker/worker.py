@@ -190,13 +190,15 @@ class _Worker:
             resync=lambda: self._inbox.resync(),
         )
         self._executor = Executor(place, self._host, turns, on_gone=self._look_again, on_runaway=self._leave_runaway)
-        restoring = Restoring(place, self._host, self._executor, identity=self._identity, leaves=self._leaving.is_set)
+        self._restoring = Restoring(
+            place, self._host, self._executor, identity=self._identity, leaves=self._leaving.is_set
+        )
         self._inbox = Inbox(
             place,
             self._host,
             self._executor,
             turns,
-            restoring,
+            self._restoring,
             on_drain=lambda: self._leave("drained"),
             on_gone=self._gone,
         )
@@ -258,6 +260,9 @@ class _Worker:
         why = "the worker is cut off from Redis"
         exclusive = {name for name, type in self._types.items() if type.cls.on_redis_loss == "stop"}
         log.error("worker.cut_off", stopping=sorted(exclusive))
+        self._restoring.note_stopped(
+            pinned for pinned in self._host.agents.all() if pinned.desired.agent_type in exclusive
+        )
         self._host.agents.stop_types(exclusive, why)
         self._executor.cancel_types(exclusive, why)
 
