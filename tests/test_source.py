@@ -225,7 +225,7 @@ def test_header_flags_are_known(path: Path) -> None:
 def test_only_what_adds_something_new_is_refused_when_memory_is_full() -> None:
     refused = {path.stem for path in SCRIPTS if not entry_of(header_of(path), "@flags")}
     assert refused == {
-        "apply_pool", "place_agent", "submit_tasks", "follow_task", "report_progress", "replay_task", "limit_tenant",
+        "place_agent", "submit_tasks", "follow_task", "report_progress", "replay_task", "limit_tenant",
     }  # fmt: skip
 
 

@@ -93,6 +93,11 @@ class PoolKeeper:
         self._reaping.wake()
         self._scaling.wake()
 
+    def wake_all(self) -> None:
+        """Redis may have been away: let no loop wait longer."""
+        for loop in self.loops:
+            loop.wake()
+
     def wake_timers(self) -> None:
         """A timer was set that is due before all others."""
         self._timing.wake()

@@ -121,7 +121,7 @@ class Connection:
         """For what is asked seldom: a command costs several times as much as with `ask`."""
         self._link: Link | None = None
         self._opening = asyncio.Lock()
-        self._unopened: tuple[float, float, Exception] | None = None
+        self._unopened: tuple[float, float, str] | None = None
         """Until when nobody tries to open a link again, the delay that this was, and why it failed last."""
         self._loading, self._loads = asyncio.Lock(), 0
         db = int(pool.connection_kwargs.get("db") or 0)
@@ -207,13 +207,15 @@ class Connection:
         that is away, it is tried a few times in a second.
         """
         if self._unopened and monotonic() < self._unopened[0]:
-            raise self._unopened[2]
+            raise ConnectionError(self._unopened[2])
         try:
             opened = await self._opened()
         except (RedisError, OSError) as error:
+            if not is_passing(error):
+                raise
             delay = min(2 * self._unopened[1], RETRY_DELAY_MAX) if self._unopened else OPEN_DELAY_MIN
             jitter = random.uniform(0.5, 1.5)  # noqa: S311 (no secret)
-            self._unopened = (monotonic() + delay * jitter, delay, error)
+            self._unopened = (monotonic() + delay * jitter, delay, str(error))
             raise
         self._unopened = None
         return opened

@@ -26,18 +26,20 @@ class Pools:
 
     async def install_id(self) -> str:
         """Return the id of this installation, made at first use."""
+        return await self.keep_install_id(new_id())
+
+    async def keep_install_id(self, install: str) -> str:
+        """Write the id of this installation where there is none; returns the one that is there."""
         redis, key = self._connection.redis, self._keys.install()
 
         async def read() -> str:
-            await redis.set(key, new_id(), nx=True)
-            return str(await redis.get(key))
+            known = await redis.get(key)  # first, as a full server refuses to write even what it has
+            if not known:
+                await redis.set(key, install, nx=True)
+                known = await redis.get(key)
+            return str(known)
 
         return await self._connection.repeat(read)
-
-    async def keep_install_id(self, install: str) -> None:
-        """Write the id of this installation again where the server lost it."""
-        redis, key = self._connection.redis, self._keys.install()
-        await self._connection.repeat(lambda: redis.set(key, install, nx=True))
 
     async def names(self) -> list[str]:
         """Return the names of the pools, sorted."""
@@ -84,8 +86,13 @@ class Pools:
                 "Install that release or a later one."
             )
         if answer[0] == "ok":
-            await self._connection.repeat(lambda: self._connection.redis.sadd(self._keys.pools(), pool))
+            await self._connection.repeat(lambda: self._enter(pool))
         return bool(answer[0] == "ok")
+
+    async def _enter(self, pool: str) -> None:
+        redis, key = self._connection.redis, self._keys.pools()
+        if not await redis.sismember(key, pool):  # a full server refuses to write even what it has
+            await redis.sadd(key, pool)
 
     async def remove(self, pool: str, token: str) -> None:
         """Take a pool out of service: nothing can be placed in it until it is applied again."""
@@ -99,8 +106,13 @@ class Pools:
 
     async def offer_labels(self, pool: str, host_id: str, labels: Iterable[str]) -> None:
         """Say which labels the workers of a host have."""
-        key, words = self._keys.labels(pool), " ".join(sorted(labels))
-        await self._connection.repeat(lambda: self._connection.redis.hset(key, host_id, words))
+        redis, key, words = self._connection.redis, self._keys.labels(pool), " ".join(sorted(labels))
+
+        async def write() -> None:
+            if await redis.hget(key, host_id) != words:  # a full server refuses to write even what it has
+                await redis.hset(key, host_id, words)
+
+        await self._connection.repeat(write)
 
     async def withdraw_labels(self, pool: str, host_id: str) -> None:
         """A host has no workers of the pool any more."""
