@@ -38,7 +38,8 @@ class Recovery:
         fail: Callable[[str, AgentPoolError], object],
     ) -> None:
         self._store, self._submit, self._place, self._fail = store, submit, place, fail
-        self._run = ""
+        self.run = ""
+        """The run of the server that this client has seen last, '' before it looked."""
         self._waiting: dict[str, Asked] = {}
         self._recent: deque[tuple[float, int, Sequence[Request]]] = deque()
         self._tasks = self._bytes = 0
@@ -81,7 +82,7 @@ class Recovery:
     async def look(self) -> bool:
         """Tell whether the server has started anew since the last look; what it has lost is handed in again."""
         run = await self._store.connection.server_run()
-        before, self._run = self._run, run
+        before, self.run = self.run, run
         if "" in (before, run) or before == run:
             return False
         self._again.update(self._waiting)

@@ -198,27 +198,33 @@ class Connection:
 
     async def _open_link(self) -> Link:
         async with self._opening:
-            if self._link is None or not self._link.is_open:
-                self._link = Link(await self._opened_for_all())
-            return self._link
+            link = self._link
+            if link is None or not link.is_open:
+                link = self._link = await self._opened_for_all(link)
+            return link
 
-    async def _opened_for_all(self) -> Any:
-        """Open a connection for all who call. When that fails they share the failure: however many wait for a server
-        that is away, it is tried a few times in a second.
+    async def _opened_for_all(self, before: Link | None) -> Link:
+        """Open a link for all who call. When that fails, or it ends before it answers, they share the failure: however
+        many wait for a server that is away, it is tried a few times in a second.
         """
+        if before and before.was_answered:
+            self._unopened = None
+        elif before:
+            self._link = None
+            self._put_off(before.lost.result())
         if self._unopened and monotonic() < self._unopened[0]:
             raise ConnectionError(self._unopened[2])
         try:
-            opened = await self._opened()
+            return Link(await self._opened())
         except (RedisError, OSError) as error:
-            if not is_passing(error):
-                raise
-            delay = min(2 * self._unopened[1], RETRY_DELAY_MAX) if self._unopened else OPEN_DELAY_MIN
-            jitter = random.uniform(0.5, 1.5)  # noqa: S311 (no secret)
-            self._unopened = (monotonic() + delay * jitter, delay, str(error))
+            if is_passing(error):
+                self._put_off(error)
             raise
-        self._unopened = None
-        return opened
+
+    def _put_off(self, error: Exception) -> None:
+        delay = min(2 * self._unopened[1], RETRY_DELAY_MAX) if self._unopened else OPEN_DELAY_MIN
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311 (no secret)
+        self._unopened = (monotonic() + delay * jitter, delay, str(error))
 
     async def listen(self, on_answer: Callable[[list[Any]], None]) -> Listener:
         """Return a connection of its own for a subscription."""

@@ -215,6 +215,40 @@ async def test_many_callers_share_few_connections(redis_url: str) -> None:
         assert len([client for client in clients if client["db"] == "0"]) <= 70
 
 
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_a_server_that_is_away_is_not_stormed(accepts: bool) -> None:
+    """Five hundred callers wait for two seconds: what reaches the server is a few connections."""
+    count = 0
+
+    def count_and_close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        writer.close()
+
+    door = await asyncio.start_server(count_and_close, "127.0.0.1", 0)
+    port = door.sockets[0].getsockname()[1]
+    if not accepts:
+        door.close()
+        await door.wait_closed()
+    async with new_store(f"redis://127.0.0.1:{port}", command_timeout=2.0) as store:
+        connection, opened = store.connection, 0
+        make = connection.redis.connection_pool.make_connection
+
+        def counted() -> object:
+            nonlocal opened
+            opened += 1
+            return make()
+
+        connection.redis.connection_pool.make_connection = counted
+        results = await asyncio.gather(
+            *(connection.ask("PING", timeout=2.0) for _ in range(500)), return_exceptions=True
+        )
+    door.close()
+    assert all(isinstance(result, RedisUnavailable) for result in results)
+    assert 4 <= opened <= 30, opened
+    assert count <= opened
+
+
 async def test_store_can_be_closed_twice(redis_url: str) -> None:
     store = Store.open(redis_url)
     await store.pools.names()
