@@ -54,8 +54,16 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
         return RedisUnavailable(f"Redis at {place} refused the login: {text}. Check user and password in the URL.")
     if isinstance(error, NoPermissionError) or "NOPERM" in text:
         return RedisUnavailable(f"Redis at {place} does not permit this: {text}. Widen the user's ACL.")
+    if "Too many open files" in text:
+        return RedisUnavailable(
+            f"Redis at {place} cannot be reached: {text}. This process has no file descriptors left: close some, or "
+            "raise its limit (ulimit -n)."
+        )
     if isinstance(error, OutOfMemoryError):
-        return RedisUnavailable(f"Redis at {place} is out of memory and takes no writes. Raise maxmemory: {text}")
+        return RedisUnavailable(
+            f"Redis at {place} is out of memory and takes no new work; what it has goes on and makes room. Raise "
+            f"maxmemory, or wait: {text}"
+        )
     if isinstance(error, ReadOnlyError):
         return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Point the URL at a writable primary.")
     if isinstance(error, ResponseError) and text.startswith(("MISCONF", "NOREPLICAS")):
