@@ -172,9 +172,7 @@ class Pinned:
             type,
             self._settings.agents,
             self.id,
-            partial(
-                self._place.context, tenant=desired.tenant, project=desired.project, fence=self.incarnation, mark=mark
-            ),
+            partial(make, tenant=desired.tenant, project=desired.project, fence=self.incarnation, mark=mark),
             lambda _: broke.set(),
         )
         try:
