@@ -162,8 +162,9 @@ def _try_write(client: Any, findings: Findings, namespace: str | None) -> None:
     except ReadOnlyError:
         findings.errors.append("The server takes no writes. Point the URL at the primary.")
     except OutOfMemoryError:
-        findings.errors.append(
-            "The server is out of memory and takes no writes. Raise maxmemory, or remove what else is stored there."
+        findings.warnings.append(
+            "The server is out of memory: new work is refused, and what it has goes on and makes room. "
+            "Raise maxmemory, or remove what else is stored there."
         )
     except ResponseError as error:
         if "WRONGTYPE" not in str(error):

@@ -39,7 +39,7 @@ class Watcher:
         if not processes:
             self._looked_at = monotonic()
             return
-        now_ms, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
+        now_ms, is_held, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
         self._note_look()
         for process in processes:
             sign = signs.get(process.worker_id)
@@ -52,7 +52,8 @@ class Watcher:
                 continue
             self._note_registered(process.worker_id)
             self._check_drain(process, status)
-            await self._check_life(process, now_ms - beat_ms, lag_ms)
+            if not is_held:
+                await self._check_life(process, now_ms - beat_ms, lag_ms)
 
     def _note_look(self) -> None:
         now = monotonic()

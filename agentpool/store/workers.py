@@ -13,6 +13,8 @@ from agentpool.store.connection import Connection, SyncConnection
 __all__ = ["Proof", "Workers", "beat_worker", "register_worker"]
 
 RESTORED_PER_CALL = 50
+TURN_GAP_MS = 2000
+"""Time without a turn of any master after which silence proves nothing, as `reap_worker` counts it."""
 
 Proof = Literal["owner", "stale", "unstarted", "lost"]
 """How the end of a worker is known: its master saw it, its beats stopped, it never registered, it is fenced."""
@@ -186,26 +188,34 @@ class Workers:
         silent, starting = await self._connection.repeat(read)
         return [(worker, worker in starting) for worker in silent]
 
-    async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, dict[str, tuple[int, int, str]]]:
-        """Return Redis time in ms, and for each registered worker its last beat, loop lag in ms, and status."""
+    async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, bool, dict[str, tuple[int, int, str]]]:
+        """Return Redis time in ms, whether silence proves nothing now, and for each registered worker its last beat, its
+        loop lag in ms, and its status.
+
+        As long as no master has its turn the server may take no writes, beats neither, though it can be read; and after
+        that there is a hold.
+        """
         redis, keys = self._connection.redis, self._keys
 
         async def read() -> list[Any]:
             async with redis.pipeline(transaction=False) as pipe:
                 pipe.time()
+                pipe.hmget(keys.pool(pool), "tick", "hold_until")
                 pipe.zmscore(keys.workers(pool), list(workers))
                 for worker in workers:
                     pipe.hmget(keys.process(worker), "loop_lag_ms", "status")
                 result: list[Any] = await pipe.execute()
                 return result
 
-        (seconds, microseconds), beats, *rows = await self._connection.repeat(read)
+        (seconds, microseconds), (tick, hold), beats, *rows = await self._connection.repeat(read)
+        now_ms = seconds * 1000 + microseconds // 1000
+        is_held = now_ms - int(tick or 0) > TURN_GAP_MS or now_ms < int(hold or 0)
         signs = {
             worker: (int(beat), int(lag or 0), status)
             for worker, beat, (lag, status) in zip(workers, beats, rows, strict=True)
             if beat is not None and status
         }
-        return seconds * 1000 + microseconds // 1000, signs
+        return now_ms, is_held, signs
 
     async def status(self, worker: str) -> str:
         """Return a worker's status, or '' when it is not registered."""
