@@ -189,11 +189,11 @@ class Workers:
         return [(worker, worker in starting) for worker in silent]
 
     async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, bool, dict[str, tuple[int, int, str]]]:
-        """Return Redis time in ms, whether silence proves nothing now, and for each registered worker its last beat, its
-        loop lag in ms, and its status.
+        """Return Redis time in ms, whether silence proves nothing now, and by worker its last beat, its loop lag in
+        ms, and its status.
 
-        As long as no master has its turn the server may take no writes, beats neither, though it can be read; and after
-        that there is a hold.
+        As long as no master has its turn the server may take no writes, beats neither, though it can be read; and
+        after that there is a hold.
         """
         redis, keys = self._connection.redis, self._keys
 

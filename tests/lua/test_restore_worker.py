@@ -182,6 +182,20 @@ async def test_nobody_is_reaped_by_time_until_a_master_has_seen_the_restart(stor
     assert await store.workers.reap("p", "w1", **stale) == "done"
 
 
+async def test_a_clock_of_the_server_that_jumps_reaps_nobody(store: Store) -> None:
+    token = await seed_pool(store)
+    await seed_worker(store)
+    redis, pool = store.connection.redis, store.keys.pool("p")
+    now = await store.connection.now_ms()
+    stale = {"proof": "stale", "authority": token, "timeout_ms": 1000, "reason": "silent"}
+    for jump, answer in ((3_600_000, "held"), (-3_600_000, "alive")):
+        await redis.hset(pool, mapping={"tick": now - jump, "hold_until": 1})
+        await redis.zadd(store.keys.workers("p"), {"w1": now - jump})
+        assert await store.workers.reap("p", "w1", **stale) == answer
+        *_, is_held, signs = await store.workers.signs("p", ["w1"])
+        assert is_held or signs["w1"][0] > now
+
+
 # -- tasks ------------------------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,10 @@ async def test_a_replica_is_told_but_can_be_read(own_store: Store) -> None:
 @pytest.mark.parametrize(
     ("error", "part"),
     [
+        (
+            redis.exceptions.ConnectionError("Error 24: Too many open files."),
+            "no file descriptors left",
+        ),
         (redis.exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "takes no writes"),
         (redis.exceptions.ResponseError("ERR unknown command"), "refused a command"),
         (redis.exceptions.TimeoutError("Timeout reading from socket"), "does not answer"),

@@ -1,6 +1,7 @@
 """Memory, disk, file descriptors, a clock that jumps, a zygote that is frozen: each has an outcome that is known."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -134,6 +135,34 @@ async def _succeeds(pool) -> bool:
         return await pool.run("Echo", 1, timeout=5) == 1
     except RedisUnavailable:
         return False
+
+
+async def test_where_the_masters_disk_is_full_work_goes_on_and_the_audit_is_kept(
+    server: HarmedServer, new_master: NewMaster
+) -> None:
+    master = new_master({POOL: {"agents_per_worker": 2}}, redis={"url": server.url}).start()
+    async with connect(server.url) as client:
+        pool = client.pool(POOL)
+        await pool.spawn("Echo")
+        # Enough for some lines of the audit, too little for all; the log is past it already.
+        resource.prlimit(master.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        count = 60
+        assert await asyncio.gather(*(pool.run("Echo", n) for n in range(count))) == list(range(count))
+        await pool.spawn("Echo")
+        await pool.spawn("Echo")
+        assert len(await pool.workers()) > 1, "workers start"
+        await asyncio.sleep(1.5)
+        assert await client.store.audit.read(POOL), "what could not be written stays where it was"
+        resource.prlimit(master.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await wait_until(lambda: _no_audit(client), timeout=10)
+        files = list((master.data_dir / "audit" / POOL).glob("*.jsonl"))
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        assert len({row["task_id"] for row in rows}) == count
+        assert await examine(client.store) == []
+
+
+async def _no_audit(client) -> bool:
+    return not await client.store.audit.read(POOL)
 
 
 # -- file descriptors and memory --------------------------------------------------------------------------------
