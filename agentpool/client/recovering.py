@@ -7,8 +7,10 @@ tried again for a while.
 """
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from agentpool.client.requests import Request, Spawn
 from agentpool.clock import monotonic
@@ -24,7 +26,11 @@ KEPT_BYTES = 16_000_000
 PATIENCE_S = 10.0
 """How long after a restart of the server an agent or a pool may be unknown."""
 
+SETTLING_S = 3.0
+"""How long after it what is asked for at once may be."""
+
 Asked = Request | Spawn
+T = TypeVar("T")
 
 
 class Recovery:
@@ -45,7 +51,11 @@ class Recovery:
         self._tasks = self._bytes = 0
         self._again: dict[str, Asked] = {}
         """To be handed in again, and not done yet."""
-        self._until = 0.0
+        self._until = self._settled_at = 0.0
+
+    async def begin(self, timeout: float) -> None:
+        """See in which run the server is; raises `RedisUnavailable` unless it answers."""
+        self.run = await self._store.connection.server_run(timeout)
 
     # -- what is kept -------------------------------------------------------------------------------------------
 
@@ -77,6 +87,19 @@ class Recovery:
         """Tell whether this is about to be handed in again."""
         return id in self._again
 
+    async def insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what `ask` does. What is unknown although the server has just started anew may become known in a
+        moment, as workers and masters tell of it: then it is asked again.
+        """
+        while True:
+            try:
+                return await ask()
+            except (UnknownAgent, UnknownPool):
+                await self.look()
+                if monotonic() > self._settled_at:
+                    raise
+            await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 (jitter, no secret)
+
     # -- a server that has started anew -------------------------------------------------------------------------
 
     async def look(self) -> bool:
@@ -87,7 +110,7 @@ class Recovery:
             return False
         self._again.update(self._waiting)
         self._again.update({request.task_id: request for _, _, batch in self._recent for request in batch})
-        self._until = monotonic() + PATIENCE_S
+        self._until, self._settled_at = monotonic() + PATIENCE_S, monotonic() + SETTLING_S
         await self.hand_in_again()
         return True
 

@@ -261,7 +261,7 @@ class Connection:
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
             delay = min(delay * 2, RETRY_DELAY_MAX)
 
-    async def server_run(self) -> str:
+    async def server_run(self, timeout: float | None = None) -> str:
         """Return the id of the server's run: another one than before means that it has started anew, and may lack its
         latest writes. '' where the user may not read it.
         """
@@ -272,7 +272,7 @@ class Connection:
             except NoPermissionError:
                 return ""
 
-        return await self.repeat(once)
+        return await self.repeat(once, timeout)
 
     async def now_ms(self) -> int:
         """Return Redis time in ms."""

@@ -74,6 +74,8 @@ class Executor:
         self._slots = Slots(place, host)
         self._reports = Reports(place)
         self._recent = Recent()
+        self._again: set[str] = set()
+        """What is handed in once more."""
         self._all_recorded = asyncio.Event()
         self._all_recorded.set()
 
@@ -170,6 +172,7 @@ class Executor:
             if task.id not in self._runs:
                 self._runs[task.id] = run = Run(self._host.place, task, self._done)
                 self._ended[task.id] = run, ended
+                self._again.add(task.id)
                 self._all_recorded.clear()
         self.poke()
 
@@ -311,8 +314,10 @@ class Executor:
     # -- what is recorded ---------------------------------------------------------------------------------------
 
     def _record(self, ended: Iterable[EndedTask], answer: Exchange) -> None:
-        self._recent.add([(self._runs[task.id].task, task) for task in ended])
+        late = {*answer.stale, *self._again}
+        self._recent.add([(self._runs[task.id].task, task) for task in ended if task.id not in late])
         for task in ended:
+            self._again.discard(task.id)
             run, _ = self._ended.pop(task.id)
             del self._runs[task.id]
             if task.verdict != "done" or run.why or answer.stale:
