@@ -102,9 +102,12 @@ class Supervisor:
         return monotonic() - max(loop.last_success for loop in self.loops)
 
     async def _open(self, pool: str) -> None:
-        keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install))
+        keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install), self._workers)
         await keeper.open()
         self.keepers[pool] = keeper
+
+    def _workers(self) -> int:
+        return sum(keeper.workers for keeper in self.keepers.values())
 
     async def _leave_other_pools(self) -> None:
         """Workers of this host in pools that are configured no longer finish and leave."""
@@ -145,6 +148,9 @@ class Supervisor:
             return
         if text == "leader resigned":
             keeper.wake_leadership()
+        elif text.startswith("start "):
+            if text == f"start {self._host.master_id}":
+                keeper.wake_starts()
         elif text == "timer":
             keeper.wake_timers()
         else:
