@@ -90,7 +90,7 @@ class PoolKeeper:
     @property
     def workers(self) -> int:
         """Worker processes of the pool on this host, those included that are about to be."""
-        return len(self.crew.processes) + self._starter.busy
+        return len(self.crew.processes.keys() | self._starter.under_way)
 
     async def open(self) -> None:
         """Import the agent modules; raises `ConfigError` with the traceback, or because this release is too old."""
@@ -177,6 +177,7 @@ class PoolKeeper:
     # -- what the loops call ------------------------------------------------------------------------------------
 
     def _on_death(self) -> None:
+        self._reporting.wake()
         self.wake()
 
     async def _on_election(self, token: str) -> None:
@@ -188,6 +189,7 @@ class PoolKeeper:
 
     async def _fork(self, order: Fork) -> tuple[WorkerProcess, int]:
         await self._ensure_zygote()
+        self._reporting.wake()
         return await self._zygote.fork(order, self.crew.note_end)
 
     async def _ensure_zygote(self) -> None:

@@ -41,12 +41,8 @@ class Starter:
     ) -> None:
         self._scope, self._crew, self._boots, self._fork = scope, crew, boots, fork
         self._store, self._pool = scope.store, scope.pool
-        self._under_way: set[str] = set()
-
-    @property
-    def busy(self) -> int:
-        """Orders that are being carried out and have no process yet."""
-        return len(self._under_way)
+        self.under_way: set[str] = set()
+        """Workers whose orders are being carried out."""
 
     async def start_once(self) -> float | None:
         """Take every order that names this master; returns when it wants to run again."""
@@ -67,18 +63,18 @@ class Starter:
         worker_id, secret = order
         if self._is_known(worker_id):
             return
-        self._under_way.add(worker_id)
+        self.under_way.add(worker_id)
         try:
             await self._start(worker_id, secret)
         finally:
-            self._under_way.discard(worker_id)
+            self.under_way.discard(worker_id)
 
     async def _waiting(self) -> list[str]:
         orders = (await self._store.hosts.view(self._pool)).orders
         return [worker for worker, master, _ in orders if master == self._scope.master]
 
     def _is_known(self, worker_id: str) -> bool:
-        return worker_id in self._under_way or worker_id in self._crew.processes or worker_id in self._crew.dead
+        return worker_id in self.under_way or worker_id in self._crew.processes or worker_id in self._crew.dead
 
     async def _take(self, worker_id: str) -> None:
         if self._boots.given_up:

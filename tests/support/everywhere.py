@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.seeds import seed_host
 from support.worker_harness import APPS, POOL, Master, mastering
 
 from agentpool import connect
