@@ -1,6 +1,7 @@
 """All pools of one master."""
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -85,6 +86,22 @@ class Supervisor:
         """Leave all workers running."""
         await self._stop_listening()
         await asyncio.gather(*(keeper.abandon() for keeper in self.keepers.values()))
+
+    async def note_upgrade(self, state: str, *, renew: bool = False) -> None:
+        """Write down how far an upgrade of this master got; with `renew`, all workers of now are to be replaced."""
+        store, master = self._store, self._host.master_id
+        fields: dict[str, object] = {"upgrade": state}
+        if renew:
+            fields["renew_before"] = await store.connection.now_ms() + 1
+        for pool in self.keepers:
+            await store.hosts.mark(pool, master, **fields)
+
+    async def hand_over(self) -> None:
+        """Leave all workers running for the successor, and what this master leads to the others."""
+        for keeper in self.keepers.values():
+            with contextlib.suppress(AgentPoolError):
+                await keeper.leadership.resign()
+        await self.abandon()
 
     @property
     def loops(self) -> list[Periodic]:
