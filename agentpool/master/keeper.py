@@ -146,10 +146,10 @@ class PoolKeeper:
         for loop in (self._scaling, self._reporting, self._starting, self._leading, self._timing, self._auditing):
             await loop.stop()
         try:
-            await self._reporter.leave()
-            await self._starter.give_up_orders()
             if remove:
                 await self._remove()
+            await self._reporter.leave()
+            await self._starter.give_up_orders()
             await self.leadership.resign()
             await self._drain_all(hurry)
         except AgentPoolError as error:
@@ -164,7 +164,8 @@ class PoolKeeper:
     async def _remove(self) -> None:
         """Take the pool out of service, unless masters of other hosts go on with it."""
         scope = self.scope
-        if scope.token and not (await scope.store.hosts.view(scope.pool)).living(ALIVE_MS):
+        hosts = (await scope.store.hosts.view(scope.pool)).living(ALIVE_MS)
+        if scope.token and all(host.master == scope.master for host in hosts):
             await scope.store.pools.remove(scope.pool, scope.token)
 
     async def abandon(self) -> None:

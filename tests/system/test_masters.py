@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.command import PROGRAM
 from support.door import door_to
 from support.master import Master, clean_environ, ended
@@ -19,6 +20,7 @@ from support.wait import wait_until
 from agentpool import connect
 from agentpool.client import Client
 from agentpool.doctor import examine
+from agentpool.errors import UnknownPool
 from agentpool.protocol.records import HostRecord
 
 NewMaster = Callable[..., Master]
@@ -246,3 +248,53 @@ async def test_a_host_that_was_cut_off_finds_out_and_starts_afresh(
             await wait_until(lambda: has(client, **{one: 3, two: 1}), message=second.output)
             assert await examine(client.store) == []
             second.stop()
+
+
+@pytest.mark.parametrize(
+    "die_at", ["reserve_workers:before", "reserve_workers:after", "start_worker:before", "start_worker:after"]
+)
+async def test_a_master_that_dies_while_it_starts_workers_is_picked_up(
+    new_master: NewMaster, redis_url: str, die_at: str
+) -> None:
+    pools = settings(min_workers=3, max_workers=3)
+    master = new_master(pools, redis={"url": redis_url}).start(wait=False, die_at=die_at)
+    assert master.process
+    assert await asyncio.to_thread(master.process.wait, 20) == -signal.SIGKILL
+    master.start()
+    async with connect(redis_url) as client:
+        await wait_until(lambda: has(client, **{id_of(master): 3}), message=master.output)
+        pids = {worker.pid for worker in await client.pool(POOL).workers()}
+        await wait_until(lambda: worker_pids(master) == pids)
+        assert await client.pool(POOL).run("Echo", 1) == 1
+        assert await examine(client.store) == []
+
+
+def worker_pids(master: Master) -> set[int]:
+    return {process.pid for process in master.children() if "agentpool-worker" in " ".join(process.cmdline())}
+
+
+@pytest.mark.parametrize("die_at", ["drain_worker:after", "update_pool:before", "forget_host:after"])
+async def test_a_master_that_dies_while_it_removes_a_pool_is_picked_up(
+    new_master: NewMaster, redis_url: str, die_at: str
+) -> None:
+    pools = settings(min_workers=1, max_workers=1)
+    both = {**pools, "old_pool": {**pools[POOL], "worker_idle_timeout": 600.0}}
+    master = new_master(both, redis={"url": redis_url}).start(die_at=die_at)
+    async with connect(redis_url) as client:
+        old = client.pool("old_pool")
+        await old.spawn("Echo", id="left")
+        master.write_config(pools, redis={"url": redis_url})
+        master.signal(signal.SIGHUP)
+        assert master.process
+        assert await asyncio.to_thread(master.process.wait, 20) == -signal.SIGKILL
+        master.start()
+        await wait_until(lambda: _is_empty(client, "old_pool"), message=master.output)
+        with pytest.raises(UnknownPool):
+            await old.spawn("Echo", timeout=1)
+        await wait_until(lambda: len(worker_pids(master)) == 1)
+        assert await client.pool(POOL).run("Echo", 1) == 1
+        assert await examine(client.store) == []
+
+
+async def _is_empty(client: Client, pool: str) -> bool:
+    return await client.store.workers.all(pool) == [] and await client.store.pools.names() == [POOL]

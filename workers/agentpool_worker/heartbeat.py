@@ -192,7 +192,8 @@ class Heartbeat:
 class Orphanhood:
     """How long this worker has been without its master, by the beats of both in Redis.
 
-    Only time in which this worker itself got answers counts: while Redis is away, nobody beats.
+    Only time in which this worker itself got answers counts, and after a gap it counts anew: while Redis is away,
+    nobody beats.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -202,8 +203,8 @@ class Orphanhood:
 
     def is_over(self, master_beat: int, now: float) -> bool:
         """Take the master's last beat, as of now in s; tells whether the master has been gone for too long."""
-        step, self._asked_at = min(now - self._asked_at, self._step_max), now
-        if master_beat != self._beat:
+        step, self._asked_at = now - self._asked_at, now
+        if master_beat != self._beat or step > self._step_max:
             self._beat, self._alone = master_beat, 0.0
         else:
             self._alone += step
