@@ -312,3 +312,15 @@ async def test_a_master_that_dies_while_it_removes_a_pool_is_picked_up(
 
 async def _is_empty(client: Client, pool: str) -> bool:
     return await client.store.workers.all(pool) == [] and await client.store.pools.names() == [POOL]
+
+
+async def test_two_masters_with_one_identity_are_refused(new_master: NewMaster, redis_url: str) -> None:
+    first = new_master(settings(), redis={"url": redis_url}, host_id="copied").start()
+    second = new_master(settings(), redis={"url": redis_url}, host_id="copied").start(wait=False)
+    assert second.process
+    assert await asyncio.to_thread(second.process.wait, 20) == 1
+    assert "two need two identities" in second.output()
+    async with connect(redis_url) as client:
+        assert await client.pool(POOL).run("Echo", 1) == 1
+        assert await by_master(client) == Counter({id_of(first): 1})
+    assert second.children() == []
