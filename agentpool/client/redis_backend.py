@@ -43,7 +43,8 @@ class RedisBackend:
         self.replies.recovery = self._recovery
 
     async def open(self) -> None:
-        """Raise `RedisUnavailable` unless the server answers."""
+        """Raise `RedisUnavailable` unless the server answers, `ConfigError` if this release is too old for a pool."""
+        await self.store.pools.check_release(timeout=OPEN_TIMEOUT)
         await self._recovery.begin(OPEN_TIMEOUT)
 
     async def close(self) -> None:

@@ -41,6 +41,8 @@ class EventName(StrEnum):
     POOL_RESTARTS_STOPPED = "pool.restarts_stopped"
     POOL_RESTARTS_RESUMED = "pool.restarts_resumed"
     SERVER_RESTARTED = "server.restarted"
+    HOST_JOINED = "host.joined"
+    HOST_LEFT = "host.left"
     LEADER_ELECTED = "leader.elected"
     LEADER_LOST = "leader.lost"
 

@@ -25,6 +25,8 @@ class Lead(msgspec.Struct, frozen=True):
     newly: bool = False
     run: str = ""
     """The id of the server's run; '' where the user may not read it."""
+    lease_ms: int = 0
+    """For a follower: how long the leader's lease lasts unless it is renewed."""
 
 
 class Locks:
@@ -40,7 +42,7 @@ class Locks:
             case ["leads", token, newly, run]:
                 return Lead(token, master, newly == "1", run)
             case _:
-                return Lead("", answer[1].partition(" ")[2], run=answer[2])
+                return Lead("", answer[1].partition(" ")[2], lease_ms=max(0, int(answer[2])), run=answer[3])
 
     async def leader(self, pool: str) -> str:
         """Return the master that leads the pool now, or ''."""

@@ -10,7 +10,8 @@
 -- ARGV[6]  gap_ms       time without a turn of any master that sets the hold
 -- ARGV[7]  hold_ms      how long the hold lasts
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:events
--- RETURNS  {"leads", token, "1" when newly, run} | {"follows", token of the leader, run}, the run being the server's
+-- RETURNS  {"leads", token, "1" when newly, run} | {"follows", token of the leader, ms until its lease ends, run}: the
+--          id of the server's run
 -- AGAIN    the leader keeps its token and gets a new lease
 
 local tick, before_run = unpack(redis.call('HMGET', POOL, 'tick', 'server_run'))
@@ -29,7 +30,7 @@ redis.call('HSET', POOL, 'tick', now)
 local before = redis.call('GET', prefix .. 'lock:pool:' .. pool .. ':leader')
 local token, other = take('leader', ARGV[4], ARGV[5])
 if not token then
-  return {'follows', other, run}
+  return {'follows', other, redis.call('PTTL', prefix .. 'lock:pool:' .. pool .. ':leader'), run}
 end
 if token ~= before then
   redis.call('HSET', POOL, 'leader', ARGV[4])
