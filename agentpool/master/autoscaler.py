@@ -11,7 +11,7 @@ from typing import assert_never
 import structlog
 
 from agentpool.clock import monotonic
-from agentpool.errors import UnknownWorker
+from agentpool.errors import UnknownPool, UnknownWorker
 from agentpool.master.boots import Boots
 from agentpool.master.scope import PoolScope
 from agentpool.master.starter import Order
@@ -55,7 +55,10 @@ class Autoscaler:
         _, _, next_due_ms = await self._store.agents.place_pending(self._pool, self._scope.token)
         if (unsettled := self._scope.settled_at - monotonic()) > 0:
             return min(INTERVAL, unsettled)
-        info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
+        try:
+            info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
+        except UnknownPool:
+            return None  # a server that came back empty: the next turn at leading writes the pool again
         await self._stop_or_resume_restarts(info)
         self._is_locked_out = False
         for action in await self._plan(info, view):

@@ -89,7 +89,10 @@ async def test_what_a_server_lost_with_its_latest_writes_is_told_to_it_again(
     assert master.logged("server.restarted")
 
 
-async def test_a_server_that_comes_back_empty_is_told_everything(server: HarmedServer, new_master: NewMaster) -> None:
+@pytest.mark.parametrize("pauses", [(0.0,), pytest.param((5.5, 0.0), marks=pytest.mark.chaos)])
+async def test_a_server_that_comes_back_empty_is_told_everything(
+    server: HarmedServer, new_master: NewMaster, pauses: tuple[float, ...]
+) -> None:
     master = new_master({POOL: {"agents": AGENTS}}, redis={"url": server.url}).start()
     async with connect(server.url) as client:
         pool = client.pool(POOL)
@@ -98,16 +101,19 @@ async def test_a_server_that_comes_back_empty_is_told_everything(server: HarmedS
         running = [asyncio.create_task(pool.run("Sleeper", 1)) for _ in range(4)]
         await asyncio.sleep(0.3)
         workers = {worker.process_id for worker in await pool.workers()}
-        server.lose_everything()
-        server.start()
-        await wait_until(lambda: _all_idle(pool, 12), timeout=10, message=master.output)
+        for pause in pauses:  # the second outage finds nothing left of the first
+            server.lose_everything()
+            server.start()
+            await wait_until(lambda: _all_idle(pool, 12), timeout=10, message=master.output)
+            await asyncio.sleep(pause)
         assert await asyncio.gather(*running) == ["slept"] * 4
         assert await asyncio.gather(*(agent.run(None) for agent in agents)) == [2] * 12
         assert {worker.process_id for worker in await pool.workers()} >= workers
         assert await examine(client.store) == []
 
 
-async def test_a_frozen_server_reaps_nobody(server: HarmedServer, new_master: NewMaster) -> None:
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.chaos)])
+async def test_a_frozen_server_reaps_nobody(server: HarmedServer, new_master: NewMaster, seconds: float) -> None:
     settings = {"agents": AGENTS, "heartbeat_timeout": 1.5}
     redis = {"url": server.url, "command_timeout": 1.0}
     master = new_master({POOL: settings}, redis=redis).start()
@@ -121,7 +127,7 @@ async def test_a_frozen_server_reaps_nobody(server: HarmedServer, new_master: Ne
         began = time.monotonic()
         with pytest.raises(RedisUnavailable, match=r"does not answer.*agentpool-master check"):
             await pool.run("Echo", 1, timeout=1.0)
-        await asyncio.sleep(max(0, 4 - (time.monotonic() - began)))
+        await asyncio.sleep(max(0, seconds - (time.monotonic() - began)))
         server.signal(signal.SIGCONT)
         await wait_until(lambda: _all_idle(pool, 5), timeout=10, message=master.output)
         assert await asyncio.gather(*(agent.run(None) for agent in agents)) == [2, 1, 1, 1, 1]

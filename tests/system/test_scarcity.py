@@ -237,6 +237,7 @@ async def test_a_wall_clock_that_jumps_changes_nothing(new_master: NewMaster) ->
 # -- the zygote -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.chaos  # it takes six seconds
 async def test_a_frozen_zygote_is_replaced_and_its_workers_live_on(new_master: NewMaster) -> None:
     master = new_master({POOL: {"agents_per_worker": 2}}).start()
     async with master.client() as client:
