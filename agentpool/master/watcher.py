@@ -39,7 +39,7 @@ class Watcher:
         if not processes:
             self._looked_at = monotonic()
             return
-        now_ms, is_held, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
+        turn_ms, is_held, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
         self._note_look()
         for process in processes:
             sign = signs.get(process.worker_id)
@@ -54,7 +54,7 @@ class Watcher:
             self._note_registered(process.worker_id)
             self._check_drain(process, status)
             if not is_held:
-                await self._check_life(process, now_ms - beat_ms, lag_ms)
+                await self._check_life(process, turn_ms - beat_ms, lag_ms)
 
     def _note_look(self) -> None:
         now = monotonic()

@@ -201,11 +201,11 @@ class Workers:
         )
 
     async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, bool, dict[str, tuple[int, int, str]]]:
-        """Return Redis time in ms, whether silence proves nothing now, and by worker its last beat, its loop lag in
-        ms, and its status.
+        """Return the Redis time in ms of a master's last turn, whether silence proves nothing now, and by worker its
+        last beat, its loop lag in ms, and its status.
 
-        As long as no master has its turn the server may take no writes, beats neither, though it can be read; and
-        after that there is a hold.
+        Silence counts up to that turn: since then the server may have taken no writes, beats neither, though it can be
+        read. After a time without any turn there is a hold.
         """
         redis, keys = self._connection.redis, self._keys
 
@@ -227,7 +227,7 @@ class Workers:
             for worker, beat, (lag, status) in zip(workers, beats, rows, strict=True)
             if beat is not None and status
         }
-        return now_ms, is_held, signs
+        return int(tick or 0), is_held, signs
 
     async def status(self, worker: str) -> str:
         """Return a worker's status, or '' when it is not registered."""

@@ -42,7 +42,6 @@ async def test_tasks_that_were_lost_are_handed_in_again_once(
 ) -> None:
     pool = client.pool(POOL)
     early = await pool.submit("Echo", "early")
-    await wait_until(lambda: client.backend.replies.recovery.run)
     server.remember()
     waiting = asyncio.create_task(pool.run("Echo", "run"))
     handles = await pool.submit_many("Echo", range(250))
@@ -72,7 +71,7 @@ async def test_an_agent_that_was_asked_for_is_asked_for_again(
 ) -> None:
     pool = client.pool(POOL)
     first = asyncio.create_task(pool.spawn("Echo", id="first"))
-    await wait_until(lambda: client.backend.replies.recovery.run)
+    await wait_until(lambda: _pending(tiny, 1))
     server.remember()
     spawning = asyncio.create_task(pool.spawn("Echo", id="a", tenant="acme"))
     await wait_until(lambda: tiny.store.agents.names(POOL))
@@ -104,7 +103,6 @@ async def test_what_another_client_handed_in_is_unknown_and_said_so(
 async def test_without_a_restart_nothing_is_handed_in_twice(tiny: TinyPool, client: Client) -> None:
     pool = client.pool(POOL)
     handle = await pool.submit("Echo", 1)
-    await wait_until(lambda: client.backend.replies.recovery.run)
     await tiny.store.connection.redis.delete(tiny.store.keys.task(handle.id))
     with pytest.raises(UnknownTask):
         await handle.result(5)

@@ -95,7 +95,7 @@ def _server_that_minds_its_limits(folder: Path) -> Iterator[tuple[subprocess.Pop
 async def test_a_server_whose_disk_is_full_is_said_so_and_reaps_nobody(tmp_path: Path, new_master: NewMaster) -> None:
     with _server_that_minds_its_limits(tmp_path / "r") as (process, url), redis.Redis.from_url(url) as cli:
         await wait_until(lambda: _answers(cli))
-        master = new_master({POOL: {"heartbeat_timeout": 1.0}}, redis={"url": url}).start()
+        master = new_master({POOL: {"heartbeat_timeout": 1.5}}, redis={"url": url}).start()
         async with connect(url) as client:
             pool = client.pool(POOL)
             handles = await asyncio.gather(*(pool.spawn("Echo") for _ in range(5)))
@@ -104,7 +104,7 @@ async def test_a_server_whose_disk_is_full_is_said_so_and_reaps_nobody(tmp_path:
             await wait_until(lambda: _refuses(cli))
             with pytest.raises(RedisUnavailable, match=r"takes no writes: MISCONF.*Look at its log, its disk"):
                 await pool.submit("Echo", 1)
-            await asyncio.sleep(2)
+            await asyncio.sleep(2.5)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             await wait_until(lambda: _succeeds(pool), timeout=15)
             assert await asyncio.gather(*(handle.run(1) for handle in handles)) == [1] * 5

@@ -69,6 +69,7 @@ class Restoring:
             view = await place.store.workers.view(place.pool, place.worker_id)
             log.warning("redis.restarted", agents=len(self._agents.all()), tasks=len(self._executor.running()))
         self._run = run
+        self._stopped.clear()
         return view
 
     async def _tell_what_is_here(self) -> bool:
@@ -87,7 +88,6 @@ class Restoring:
             for desired in view.agents
             if desired.agent_id not in here and (desired.agent_id, desired.incarnation) not in self._stopped
         ]
-        self._stopped.clear()
         for desired in missing:
             if (desired.agent_id, desired.incarnation) in self._ended:
                 await self._end_again(desired)
