@@ -253,6 +253,7 @@ async def test_a_host_that_was_cut_off_finds_out_and_starts_afresh(
             assert not any(ended(worker.pid) for worker in there), "they cannot know yet"
             door.open()
             await wait_until(lambda: all(ended(worker.pid) for worker in there), message=second.output)
+            await wait_until(lambda: len(second.logged("worker.exited")) == 2)
             assert {line["how"] for line in second.logged("worker.exited")} == {"exited with 11 (given up)"}
             assert await asyncio.gather(*(handle.run(None, timeout=10) for handle in handles)) == [1] * 12
             await pool.drain((await pool.workers())[0].process_id)
