@@ -27,6 +27,7 @@ from agentpool.protocol.records import HostRecord, WorkerRecord
 
 NewMaster = Callable[..., Master]
 POOL = "developer_pool"
+LONG = pytest.mark.chaos
 
 
 def settings(**more: object) -> dict[str, dict[str, object]]:
@@ -261,7 +262,7 @@ async def test_a_host_that_was_cut_off_finds_out_and_starts_afresh(
 
 
 @pytest.mark.parametrize(
-    "die_at", ["reserve_workers:before", "reserve_workers:after", "start_worker:before", "start_worker:after"]
+    "die_at", ["reserve_workers:after", "start_worker:before", pytest.param("start_worker:after", marks=LONG)]
 )
 async def test_a_master_that_dies_while_it_starts_workers_is_picked_up(
     new_master: NewMaster, redis_url: str, die_at: str
@@ -287,7 +288,9 @@ def worker_pids(master: Master) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("die_at", ["drain_worker:after", "update_pool:before", "forget_host:after"])
+@pytest.mark.parametrize(
+    "die_at", ["update_pool:before", "forget_host:after", pytest.param("drain_worker:after", marks=LONG)]
+)
 async def test_a_master_that_dies_while_it_removes_a_pool_is_picked_up(
     new_master: NewMaster, redis_url: str, die_at: str
 ) -> None:
