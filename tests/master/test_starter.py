@@ -57,13 +57,18 @@ async def host(redis_url: str, tmp_path: Path) -> AsyncIterator[Host1]:
         host.end()
 
 
-@pytest.mark.parametrize("ahead", [0.0, 0.001, 0.003])
-async def test_the_leaders_own_order_is_not_taken_from_under_it(host: Host1, ahead: float) -> None:
-    async def look() -> None:
-        await asyncio.sleep(ahead)
-        await host.starter.start_once()
+async def test_the_leaders_own_order_is_not_taken_from_under_it(host: Host1, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_order, asks = host.store.hosts.take_order, asyncio.Event()
 
-    await asyncio.gather(look(), host.starter.carry_out(("w1", "secret of w1")), look())
+    async def take_late(*words: str) -> str:
+        asks.set()
+        await asyncio.sleep(0.005)
+        return await take_order(*words)
+
+    monkeypatch.setattr(host.store.hosts, "take_order", take_late)
+    looking = asyncio.create_task(host.starter.start_once())
+    await asks.wait()
+    await asyncio.gather(host.starter.carry_out(("w1", "secret of w1")), looking)
     assert [order.worker_id for order in host.forked] == ["w1"]
     record = await read_worker(host.store, "w1")
     assert (record["status"], record["secret"]) == ("starting", host.forked[0].secret)
