@@ -161,7 +161,7 @@ async def test_one_that_must_not_run_twice_waits_until_all_have_told_what_they_h
     await store.agents.place_pending("p", token)
     assert (await read_agent(store))["status"] == "pending", "it may run on a worker that is not known any more"
     assert await seed_agent(store, "fresh") == "w1", "nobody can have this one"
-    await redis.hset(pool, "hold_until", 1)
+    await redis.hset(pool, "unsure_until", 1)
     await redis.zadd(store.keys.pending("p"), {"a1": 1})
     await store.agents.place_pending("p", token)
     assert (await read_agent(store))["status"] == "placed"
