@@ -1,0 +1,95 @@
+"""What faults led to: pure, from what was seen over time.
+
+How long it took until all was well again is measured only of a fault that had the stage for itself: what another one
+cost cannot be told apart.
+"""
+
+import itertools
+import math
+
+import msgspec
+from chaos.effects import Effects
+from chaos.faults import Done
+from chaos.history import Loss
+from chaos.schedule import Kind, Timing
+
+__all__ = ["Probe", "excuse", "is_alone", "led_again", "longest_gap", "percentile", "tasks_again"]
+
+BEFORE_S = 2.0
+AFTER_S = 1.5
+"""For so long before and after it no other fault may have been at work."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A small task, when it was handed in and when its result came; in s by CLOCK_BOOTTIME."""
+
+    asked: float
+    answered: float
+
+
+def is_alone(done: Done, others: list[Done]) -> bool:
+    """Tell whether no other fault was at work around this one."""
+    return not any(
+        other is not done and other.began < done.ended + AFTER_S and other.ended > done.began - BEFORE_S
+        for other in others
+    )
+
+
+def tasks_again(done: Done, effects: Effects) -> list[float]:
+    """Return for each task that was at work on a killed worker after how many s it ran again, in order."""
+    waits = []
+    for runs in effects.by_task.values():
+        for run in runs:
+            if run.first.worker in done.workers and run.ended is None and run.began < done.began:
+                later = [other.began for other in runs if other.began > done.began]
+                if later:
+                    waits.append(min(later) - done.began)
+    return sorted(waits)
+
+
+def led_again(done: Done, leaders: list[tuple[float, int]]) -> float | None:
+    """Return after how many s a leader with another fence was seen; `leaders` are times and fences."""
+    return next((at - done.began for at, fence in leaders if at > done.began and fence > done.leader_fence), None)
+
+
+def longest_gap(done: Done, probes: list[Probe], after_s: float) -> float:
+    """Return the longest time, from the fault to `after_s` beyond it, in which nothing was answered."""
+    times = [done.began, *sorted(p.answered for p in probes if done.began <= p.answered <= done.ended + after_s)]
+    return max((later - at for at, later in itertools.pairwise(times)), default=0.0)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return the value below which this share of the values is, by nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
+
+
+EARLY_FAULT_S = 12.0
+"""A worker that was never ready may have been lost to any fault of this time before."""
+MARGIN_S = 3.0
+"""Beyond the times that are promised, for a tick and a slow machine."""
+
+_CUTS = frozenset({Kind.PARTITION_LONG})
+
+
+def excuse(loss: Loss, dones: list[Done], timing: Timing, *, was_ready: bool) -> str:
+    """Return the fault that explains why a worker was given up, or ''.
+
+    That the server or a master was away explains nothing.
+    """
+    for done in dones:
+        ended = done.ended or loss.at
+        if done.began > loss.at + 0.01:
+            continue
+        if loss.worker in done.workers:
+            return done.fault.kind
+        is_late = loss.at > ended + timing.heartbeat_timeout + MARGIN_S
+        if done.fault.kind in _CUTS and (loss.host in done.hosts or not loss.host) and not is_late:
+            return done.fault.kind
+        if not was_ready and loss.at < ended + EARLY_FAULT_S:
+            return done.fault.kind
+    return ""
+
+
+KILLS = frozenset({Kind.WORKER_KILL, Kind.WORKERS_KILL})
+LEADER_KINDS = frozenset({Kind.LEADER_KILL, Kind.LEADER_FREEZE, Kind.LEADER_RESTART})
