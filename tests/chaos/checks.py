@@ -75,6 +75,8 @@ def _outcomes(record: Record) -> Iterator[tuple[str, str]]:
 
 def _told(record: Record) -> Iterator[tuple[str, str]]:
     for operation in record.operations:
+        if operation.unheard:
+            yield _name(operation), f"its caller waited for its outcome in vain: {operation.unheard}"
         if not operation.told:
             continue
         if operation.tasks:

@@ -35,6 +35,8 @@ class Operation(msgspec.Struct):
     """Outcomes that are right for what was asked, if nobody cancels it."""
     told: str = ""
     """What the caller was told of its task in the end: a run, or how it ended."""
+    unheard: str = ""
+    """Why a caller that waited was told nothing."""
 
 
 class Outcome(msgspec.Struct, frozen=True):

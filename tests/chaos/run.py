@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import uvloop
 from chaos.aftermath import KILLS, LEADER_KINDS, excuse, is_alone, led_again, longest_gap, tasks_again
 from chaos.checks import Record, Violation, check_all
@@ -27,7 +28,6 @@ from chaos.report import Summary, render
 from chaos.schedule import SERVER_KINDS, Fault, Kind, Timing, make_schedule
 from chaos.users import Users
 from chaos.watching import Watch
-from msgspec.structs import replace
 
 from agentpool.client import Client, connect
 from agentpool.clock import boottime
@@ -74,12 +74,14 @@ class Run:
                 await self._harm(progress=progress)
                 await self._cluster.heal()
                 await self._users.stop()
+                await self._watch.stop_probing()
                 await self._settle(store)
                 await self._watch.stop()
                 record = await self._record()
                 with contextlib.suppress(AgentPoolError):
                     await self._users.end_agents()
                 await self._end(record, store)
+                self._write(record)
             return self._summary(record, (time.monotonic() - began) / 60)
         finally:
             await self._cluster.close()
@@ -114,6 +116,8 @@ class Run:
                 for violation in self._watch.standing.violations.values():
                     _say(f"          doctor: {violation}")
         await asyncio.gather(*under_way)
+        if progress:
+            _say(f"{boottime() - began:7.1f} s  the end")
 
     async def _carry_out(self, fault: Fault) -> None:
         done = Done(fault, boottime())
@@ -172,7 +176,9 @@ class Run:
             alive=frozenset(key.removeprefix(prefix) for key in alive),
             ended=watch.ended,
             losses=[
-                replace(loss, excused=excuse(loss, dones, self._timing, was_ready=loss.worker in watch.ready))
+                msgspec.structs.replace(
+                    loss, excused=excuse(loss, dones, self._timing, was_ready=loss.worker in watch.ready)
+                )
                 for loss in watch.losses.values()
             ],
             fences=watch.fences,
@@ -191,6 +197,12 @@ class Run:
             Violation("the doctor finds nothing that stands", fault.subject, f"{fault.invariant}: {fault.detail}")
             for fault in self._watch.standing.violations.values()
         ]
+
+    def _write(self, record: Record) -> None:
+        """Keep what happened beside the logs, to look into what did not hold."""
+        known = {"faults": self._faults.done, "operations": record.operations, "outcomes": record.outcomes}
+        more = {"losses": record.losses, "ended": record.ended, "leaders": self._watch.leaders}
+        (self._cluster.folder / "record.json").write_bytes(msgspec.json.encode({**known, **more}))
 
     def _summary(self, record: Record, minutes: float) -> Summary:
         watch, dones = self._watch, self._faults.done

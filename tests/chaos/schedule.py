@@ -49,8 +49,10 @@ SERVER_KINDS = frozenset(
 LONG_FREEZE_S = 30.0
 LONG_RUN_S = 600.0
 """A run as long as this has every kind, and the server is stopped for 30 s once."""
-REST_S = 4.0
-"""Before and after a fault whose effect on everybody is measured alone."""
+REST_S = (3.6, 4.2)
+"""Between blocks of faults: enough for each to be over, and for one that stands alone to be measured."""
+ALONE = 0.65
+"""The share of blocks that are one fault alone; others are two to four."""
 
 _CARDS = {
     Kind.WORKER_KILL: 4,
@@ -77,13 +79,22 @@ _CARDS = {
     Kind.PARTITION_LONG: 1,
 }
 
+_AFTER_S = {
+    Kind.LEADER_KILL: 2.0,
+    Kind.FOLLOWER_KILL: 2.0,
+    Kind.LEADER_RESTART: 4.0,
+    Kind.SERVER_FREEZE: 6.0,
+    Kind.WORKER_DRAIN: 1.0,
+    Kind.ZYGOTE_STOP: 1.0,
+}
+"""What it takes until a master that was started runs, or all is as before."""
+
 
 class Timing(msgspec.Struct, frozen=True):
     """What durations depend on, in s."""
 
     heartbeat_timeout: float = 4.0
     leader_lease: float = 2.0
-    gap_mean: float = 3.2
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -107,30 +118,33 @@ def make_schedule(seed: int, seconds: float, timing: Timing | None = None) -> li
     timing = timing or Timing()
     dice = random.Random(f"schedule {seed}")
     deck = _dealt(dice)
-    freeze_at = seconds * dice.uniform(0.3, 0.6) if seconds >= LONG_RUN_S else None
+    freeze_at = seconds * dice.uniform(0.3, 0.6) if seconds >= LONG_RUN_S else seconds
     faults: list[Fault] = []
-    at, server_free, last_end = dice.uniform(1.0, 2.0), 0.0, 0.0
+    at = dice.uniform(1.0, 2.0)
     while True:
-        if freeze_at is not None and at >= freeze_at:
-            freeze_at, kind = None, Kind.SERVER_FREEZE
-            at = max(at, last_end + REST_S)
+        if at >= freeze_at:
+            freeze_at, kinds = seconds, [Kind.SERVER_FREEZE]
         else:
-            kind = next(deck)
+            kinds = [next(deck) for _ in range(1 if dice.random() < ALONE else dice.randint(2, 4))]
+        block = list(_block(at, kinds, dice, timing))
+        over = max(begins + length + _AFTER_S.get(kind, 0.0) for kind, begins, length in block)
+        if over > seconds:
+            return faults
+        for kind, begins, length in block:
+            faults.append(Fault(len(faults), kind, round(begins, 3), round(length, 3), dice.random(), dice.random()))
+        at = over + dice.uniform(*REST_S)
+
+
+def _block(at: float, kinds: list[Kind], dice: random.Random, timing: Timing) -> Iterator[tuple[Kind, float, float]]:
+    """Yield the kinds of one block with when each begins and how long it takes: they overlap, or nearly so."""
+    server_free = at
+    for kind in kinds:
         length = _length(kind, dice, timing)
         if kind in SERVER_KINDS:
             at = max(at, server_free)
-        if at + length > seconds:
-            return faults
-        faults.append(Fault(len(faults), kind, round(at, 3), round(length, 3), dice.random(), dice.random()))
-        last_end = max(last_end, at + length)
-        if kind in SERVER_KINDS:
             server_free = at + length + 2.0
-        if kind is Kind.SERVER_FREEZE:
-            at = last_end + timing.heartbeat_timeout + REST_S
-        else:
-            # Mostly one after the other, now and then while the last is still at work.
-            begins = at + length if dice.random() < 0.75 else at
-            at = begins + dice.uniform(0.25, 1.75) * timing.gap_mean
+        yield kind, at, length
+        at += dice.uniform(0.1, 1.5) + (length if dice.random() < 0.5 else 0.0)
 
 
 def _dealt(dice: random.Random) -> Iterator[Kind]:

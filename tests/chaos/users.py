@@ -103,9 +103,11 @@ class Users:
     async def _hear(self, operation: Operation, handle: TaskHandle) -> None:
         try:
             operation.told = proof_of(await handle.result(PATIENCE_S))
-        except AgentPoolError:
-            # Which of them is checked by what is recorded; a wait that came to nothing says nothing.
+        except AgentPoolError as error:
+            # What it is of them stands in what is recorded.
             operation.told = str(handle.state) if handle.state in OUTCOMES else ""
+            if not operation.told:
+                operation.unheard = f"{type(error).__name__}: {error}"
         except Exception as error:
             self._history.answered(operation, "broke", error)
 
@@ -148,7 +150,7 @@ class Users:
         await self._submit(
             "submit",
             lambda op: pool.submit("Clerk", self._job(op, succeeds_at=at), retry=retry),
-            expects=("dead",) if at < 0 else ("succeeded",),
+            expects=("failed",) if at < 0 else ("succeeded",),
         )
 
     async def submit_too_long(self) -> None:

@@ -86,15 +86,20 @@ class Watch:
             (self._read_outcomes, OUTCOMES_S),
             (self._look_at_leader, LEADER_S),
             (self._examine, DOCTOR_S),
-            (self._probe, PROBE_S),
         ]
         self._tasks = [asyncio.create_task(_repeat(verb, every), name=verb.__name__) for verb, every in loops]
+        self._prober = asyncio.create_task(_repeat(self._probe, PROBE_S), name="probes")
+
+    async def stop_probing(self) -> None:
+        """Hand in no more probes, and wait for those under way."""
+        self._prober.cancel()
+        await asyncio.gather(self._prober, *self._probing, return_exceptions=True)
 
     async def stop(self) -> None:
         """Look no more."""
-        for task in [*self._tasks, *self._probing]:
+        for task in self._tasks:
             task.cancel()
-        for result in await asyncio.gather(*self._tasks, *self._probing, return_exceptions=True):
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
 
