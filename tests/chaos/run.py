@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -75,14 +76,15 @@ class Run:
                 await self._cluster.heal()
                 await self._users.stop()
                 await self._watch.stop_probing()
-                await self._settle(store)
+                await self._settle(store, progress=progress)
                 await self._watch.stop()
                 record = await self._record()
                 with contextlib.suppress(AgentPoolError):
                     await self._users.end_agents()
                 await self._end(record, store)
                 self._write(record)
-            return self._summary(record, (time.monotonic() - began) / 60)
+                dropped = await self._cluster.doors.dropped()
+            return self._summary(record, (time.monotonic() - began) / 60, dropped)
         finally:
             await self._cluster.close()
 
@@ -140,8 +142,10 @@ class Run:
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    async def _settle(self, store: Store) -> None:
+    async def _settle(self, store: Store, *, progress: bool) -> None:
         """Wait until all that was accepted has ended, and nothing is wrong any more."""
+        if progress:
+            _say("settling")
         until, faults = boottime() + SETTLE_S, ["not examined"]
         while boottime() < until:
             await asyncio.sleep(1.0)
@@ -150,6 +154,8 @@ class Run:
                 faults = [str(fault) for fault in await examine(store)]
                 if not faults and not self._watch.wanted() and not await self._unfinished():
                     return
+                if progress:
+                    _say(f"settling: {len(faults)} suspicions, outcomes missing: {sorted(self._watch.wanted())[:5]}")
         self._found += [Violation("the doctor finds nothing in the end", "", fault) for fault in faults]
 
     async def _unfinished(self) -> frozenset[str]:
@@ -204,7 +210,7 @@ class Run:
         more = {"losses": record.losses, "ended": record.ended, "leaders": self._watch.leaders}
         (self._cluster.folder / "record.json").write_bytes(msgspec.json.encode({**known, **more}))
 
-    def _summary(self, record: Record, minutes: float) -> Summary:
+    def _summary(self, record: Record, minutes: float, dropped: int) -> Summary:
         watch, dones = self._watch, self._faults.done
         self.violations = [*check_all(record), *self._found]
         again, led, led_frozen, handed = list[float](), list[float](), list[float](), list[float]()
@@ -234,7 +240,7 @@ class Run:
             outcomes=list(record.outcomes.values()),
             runs=len(runs),
             reruns=len(runs) - len(watch.effects.by_task),
-            dropped=0,
+            dropped=dropped,
             examinations=watch.examinations,
             suspicions=watch.standing.seen,
             times={
@@ -249,6 +255,15 @@ class Run:
             losses=Counter(loss.excused or "unexplained" for loss in record.losses),
             violations=self.violations,
         )
+
+
+async def _until_told_to_stop(run: Run) -> Summary:
+    """Carry a run out; a signal ends it early, and what it started with it."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await run.carry_out(progress=True)
 
 
 def _say(line: str) -> None:
@@ -268,7 +283,7 @@ def main() -> int:
     faults = make_schedule(seed, options.minutes * 60, timing)
     _say(f"seed {seed}, {len(faults)} faults, logs and effects in {folder}")
     run = Run(folder, seed, faults, timing)
-    summary = uvloop.run(run.carry_out(progress=True))
+    summary = uvloop.run(_until_told_to_stop(run))
     report = render(summary)
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(report)

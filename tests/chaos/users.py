@@ -60,8 +60,12 @@ class Users:
     async def stop(self) -> None:
         """Ask for nothing new, and wait for the answers to what was asked."""
         self._stop.set()
-        await asyncio.gather(*self._users)
-        await asyncio.gather(*self._waits)
+        for waiting in (self._users, self._waits):
+            if waiting:
+                _, late = await asyncio.wait(waiting, timeout=2 * PATIENCE_S)
+                for each in late:
+                    each.print_stack()
+                    each.cancel()
 
     async def _be_user(self) -> None:
         while not self._stop.is_set():
@@ -75,7 +79,7 @@ class Users:
         return self._dice.choice(self._clients).pool(POOL)
 
     def _job(self, operation: Operation, **more: Any) -> dict[str, Any]:
-        return {"op": operation.number, "seconds": round(self._dice.choice((0.0, 0.02, 0.1, 0.3)), 3), **more}
+        return {"op": operation.number, "seconds": round(self._dice.choice((0.0, 0.02, 0.1, 0.3, 1.0)), 3), **more}
 
     async def _ask(self, operation: Operation, call: Awaitable[Any]) -> Any:
         """Await a call and note what became of it; returns None unless it was acknowledged."""
