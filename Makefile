@@ -71,8 +71,11 @@ bench-pool: $(VENV)/.peers ## Figures of the in-process pool, against a queue an
 bench-tasks: $(VENV)/.peers ## Figures of the task path, against its peers in the same run
 	@$(CLEAN) $(BIN)/python scripts/bench_tasks.py
 
-chaos: install ## Long runs that kill things at random
-	@$(CLEAN) $(BIN)/python -m pytest -q -m chaos
+MINUTES ?= 10
+SEED ?=
+
+chaos: install ## Kill, freeze and cut off everything by a seed: MINUTES=10 SEED=...
+	@$(CLEAN) PYTHONPATH=tests $(BIN)/python -m chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 soak: install ## Long runs that watch for growth
 	@$(CLEAN) $(BIN)/python -m pytest -q -m soak
