@@ -17,6 +17,7 @@ from agentpool.clock import boottime
 from agentpool.doctor import Violation as Fault
 from agentpool.doctor import examine
 from agentpool.errors import AgentPoolError
+from agentpool.periodic import end_task
 from agentpool.store import Store
 
 __all__ = ["Standing", "Watch"]
@@ -76,6 +77,7 @@ class Watch:
         self._asked: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._probing: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     def start(self) -> None:
         """Begin to look."""
@@ -87,21 +89,18 @@ class Watch:
             (self._look_at_leader, LEADER_S),
             (self._examine, DOCTOR_S),
         ]
-        self._tasks = [asyncio.create_task(_repeat(verb, every), name=verb.__name__) for verb, every in loops]
-        self._prober = asyncio.create_task(_repeat(self._probe, PROBE_S), name="probes")
+        self._tasks = [asyncio.create_task(self._repeat(verb, every), name=verb.__name__) for verb, every in loops]
+        self._prober = asyncio.create_task(self._repeat(self._probe, PROBE_S), name="probes")
 
     async def stop_probing(self) -> None:
         """Hand in no more probes, and wait for those under way."""
-        self._prober.cancel()
-        await asyncio.gather(self._prober, *self._probing, return_exceptions=True)
+        await end_task(self._prober)
+        await asyncio.gather(*self._probing)
 
     async def stop(self) -> None:
         """Look no more."""
-        for task in self._tasks:
-            task.cancel()
-        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result
+        self._stopped = True  # redis-py now and then loses a cancellation
+        await asyncio.gather(*self._tasks)
 
     async def look(self) -> None:
         """Read what is new, now."""
@@ -203,9 +202,8 @@ class Watch:
             await self._client.pool(POOL).run("Clerk", {"op": -1}, timeout=60)
             self.probes.append(Probe(asked, boottime()))
 
-
-async def _repeat(verb: Callable[[], Awaitable[None]], every: float) -> None:
-    while True:
-        began = boottime()
-        await verb()
-        await asyncio.sleep(max(0.0, every - (boottime() - began)))
+    async def _repeat(self, verb: Callable[[], Awaitable[None]], every: float) -> None:
+        while not self._stopped:
+            began = boottime()
+            await verb()
+            await asyncio.sleep(max(0.0, every - (boottime() - began)))
