@@ -69,6 +69,8 @@ EARLY_FAULT_S = 12.0
 MARGIN_S = 3.0
 """Beyond the times that are promised, for a tick and a slow machine."""
 
+_ENDS = frozenset({Kind.WORKER_KILL, Kind.WORKERS_KILL, Kind.WORKER_FREEZE, Kind.ZYGOTE_STOP})
+"""What a worker does not survive; one that is stopped for a moment does."""
 _CUTS = frozenset({Kind.PARTITION_LONG})
 
 
@@ -81,7 +83,7 @@ def excuse(loss: Loss, dones: list[Done], timing: Timing, *, was_ready: bool) ->
         ended = done.ended or loss.at
         if done.began > loss.at + 0.01:
             continue
-        if loss.worker in done.workers:
+        if loss.worker in done.workers and done.fault.kind in _ENDS:
             return done.fault.kind
         is_late = loss.at > ended + timing.heartbeat_timeout + MARGIN_S
         if done.fault.kind in _CUTS and (loss.host in done.hosts or not loss.host) and not is_late:

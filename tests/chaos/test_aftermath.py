@@ -54,6 +54,8 @@ def test_the_longest_gap_begins_with_the_fault() -> None:
         (_done(Kind.WORKER_KILL, 99.0, 99.0, workers=["w1"]), True),
         (_done(Kind.WORKER_KILL, 99.0, 99.0, workers=["w2"]), False),
         (_done(Kind.WORKER_KILL, 101.0, 101.0, workers=["w1"]), False),
+        (_done(Kind.WORKER_STOP, 98.0, 99.0, workers=["w1"]), False),
+        (_done(Kind.WORKER_FREEZE, 94.0, 101.0, workers=["w1"]), True),
         (_done(Kind.PARTITION_LONG, 92.0, 98.0, hosts=["host-1"]), True),
         (_done(Kind.PARTITION_LONG, 92.0, 98.0, hosts=["host-2"]), False),
         (_done(Kind.PARTITION_LONG, 70.0, 76.0, hosts=["host-1"]), False),
