@@ -231,32 +231,31 @@ class Faults:
 
     # -- links --------------------------------------------------------------------------------------------------
 
-    def _door(self, fault: Fault, done: Done, *, clients: bool) -> str:
-        doors = [host.name for host in self._cluster.hosts] + [CLIENTS] * clients
+    def _door(self, fault: Fault, done: Done) -> str:
+        doors = [*(host.name for host in self._cluster.hosts), CLIENTS]
         name = doors[int(fault.pick * len(doors))]
         done.hosts = [name]
         return name
 
     async def replies_dropped(self, fault: Fault, done: Done) -> None:
-        await self._harm(self._door(fault, done, clients=True), Harm(drop=0.02 + 0.2 * fault.way), fault.seconds)
+        await self._harm(self._door(fault, done), Harm(drop=0.02 + 0.2 * fault.way), fault.seconds)
 
     async def link_slow(self, fault: Fault, done: Done) -> None:
-        await self._harm(self._door(fault, done, clients=True), Harm(delay=0.01 + 0.2 * fault.way), fault.seconds)
+        await self._harm(self._door(fault, done), Harm(delay=0.01 + 0.2 * fault.way), fault.seconds)
 
     async def partition(self, fault: Fault, done: Done) -> None:
-        """Cut a host off: silently in both directions, or in one, or so that connections end. When it heals, what was
-        held up arrives late, or is lost with its connections.
+        """Cut off a host that has workers: silently in both directions, or in one, or so that connections end. When it
+        heals, what was held up arrives late, or is lost with its connections.
         """
-        ways = (
-            (Harm(hold_requests=True, hold_replies=True), False),
-            (Harm(hold_requests=True, hold_replies=True), True),
-            (Harm(hold_replies=True), False),
-            (Harm(hold_requests=True), False),
-            (Harm(hold_replies=True), True),
-            (Harm(refuse=True), True),
-        )
-        harm, cut = ways[int(fault.way * len(ways))]
-        await self._harm(self._door(fault, done, clients=False), harm, fault.seconds, cut=cut)
+        ids = {record.get("host_id") for record in (await self._cluster.workers()).values()}
+        hosts = [host.name for host in self._cluster.hosts if host.host_id in ids]
+        if not hosts:
+            done.skipped = "no host had workers"
+            return
+        door = hosts[int(fault.pick * len(hosts))]
+        done.hosts = [door]
+        harm, cut = _CUTS[int(fault.way * len(_CUTS))]
+        await self._harm(door, harm, fault.seconds, cut=cut)
 
     async def _harm(self, door: str, harm: Harm, seconds: float, *, cut: bool = False) -> None:
         await self._cluster.doors.set(door, harm)
@@ -264,6 +263,17 @@ class Faults:
             await asyncio.sleep(seconds)
         finally:
             await self._cluster.doors.set(door, OPEN, cut=cut)
+
+
+_CUTS = (
+    (Harm(hold_requests=True, hold_replies=True), False),
+    (Harm(hold_requests=True, hold_replies=True), True),
+    (Harm(hold_requests=True), False),
+    (Harm(hold_requests=True), True),
+    (Harm(refuse=True), True),
+    (Harm(hold_replies=True), False),
+)
+"""What a door does when its host is cut off, and whether connections end when it heals."""
 
 
 def _send(pid: int, number: signal.Signals) -> None:

@@ -158,8 +158,10 @@ def _length(kind: Kind, dice: random.Random, timing: Timing) -> float:
     match kind:
         case Kind.SERVER_FREEZE:
             return LONG_FREEZE_S
-        case Kind.WORKER_FREEZE | Kind.PARTITION_LONG:
+        case Kind.WORKER_FREEZE:
             return timing.heartbeat_timeout + dice.uniform(1.0, 4.0)
+        case Kind.PARTITION_LONG:
+            return timing.heartbeat_timeout + dice.uniform(2.0, 7.0)
         case Kind.LEADER_FREEZE:
             return timing.leader_lease + dice.uniform(1.0, 3.0)
         case Kind.SERVER_STOP | Kind.CLIENT_PAUSE:

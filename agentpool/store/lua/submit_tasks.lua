@@ -27,9 +27,8 @@
 --          | {"limited", code, limit, retry_ms}
 -- AGAIN    "ok": ids that are known are passed over
 
--- The groups, each with those of its tasks that are not known yet.
 local function read_groups()
-  local groups, keys = {}, {}
+  local groups = {}
   local place = 4
   while place < #ARGV do
     local name, type, tenant, lane, later_us, words, count = unpack(ARGV, place, place + 6)
@@ -41,23 +40,22 @@ local function read_groups()
     place = place + 7
     for at = place, place + 2 * count - 1, 2 do
       group.ids[#group.ids + 1], group.records[#group.records + 1] = ARGV[at], ARGV[at + 1]
-      keys[#keys + 1] = task_key(ARGV[at])
     end
     place, groups[#groups + 1] = place + 2 * count, group
   end
-  if redis.call('EXISTS', unpack(keys)) == 0 then
-    return groups
-  end
-  for _, group in ipairs(groups) do
-    local ids, records = group.ids, group.records
-    group.ids, group.records = {}, {}
-    for at, id in ipairs(ids) do
-      if redis.call('EXISTS', task_key(id)) == 0 then
-        group.ids[#group.ids + 1], group.records[#group.records + 1] = id, records[at]
-      end
+  return groups
+end
+
+-- Leave out what is known already; true when something was.
+local function pass_over(group)
+  local ids, records = group.ids, group.records
+  group.ids, group.records = {}, {}
+  for at, id in ipairs(ids) do
+    if redis.call('EXISTS', task_key(id)) == 0 then
+      group.ids[#group.ids + 1], group.records[#group.records + 1] = id, records[at]
     end
   end
-  return groups
+  return #group.ids < #ids
 end
 
 -- The task that waits for these gives back its permit, and its worker learns that it lends its slot.
@@ -87,14 +85,21 @@ local function complete(record, group)
   return record
 end
 
--- Write the records and timers of a group; returns them, and their size.
+-- Write the records of a group, unless one is known, which is false then; else returns their size.
 local function keep(group)
-  local options, written, bytes = group.options, {}, 0
+  local written, bytes = {}, 0
   for at, id in ipairs(group.ids) do
-    local record = complete(group.records[at], group)
+    local record = group.is_complete and group.records[at] or complete(group.records[at], group)
     group.records[at], bytes = record, bytes + #record
-    written[#written + 1] = task_key(id)
-    written[#written + 1] = record
+    written[2 * at - 1], written[2 * at] = task_key(id), record
+  end
+  group.is_complete = true
+  return redis.call('MSETNX', unpack(written)) == 1 and bytes
+end
+
+local function set_timers(group)
+  local options = group.options
+  for _, id in ipairs((options.expires or options.batch) and group.ids or {}) do
     if options.expires then
       set_timer('expire', id, now + options.expires)
     end
@@ -102,8 +107,6 @@ local function keep(group)
       promote_later(id, options.delay or 0)
     end
   end
-  redis.call('MSET', unpack(written))
-  return bytes
 end
 
 local function ranked_from(rank, ids)
@@ -138,7 +141,7 @@ local function hand_in(group, bytes)
   end
 end
 
-local function accept(group)
+local function place_tasks(group, bytes)
   local options = group.options
   if options.key then
     redis.call('SET', POOL .. ':key:' .. options.key, group.ids[1] .. ' ' .. options.input)
@@ -146,7 +149,7 @@ local function accept(group)
   if options.parent then
     note_parent(group)
   end
-  local bytes = keep(group)
+  set_timers(group)
   if options.delay then
     delay_until(now + options.delay, group.tenant, group.ids)
     intake.delayed = intake.delayed + #group.ids
@@ -157,6 +160,25 @@ local function accept(group)
   end
 end
 
+-- What was known already is not counted against the bounds, nor taken in again: it is seldom, so it is looked for where
+-- it would matter.
+local function accept(group)
+  local refused = refusal_of(group)
+  local bytes = not refused and keep(group)
+  if not bytes and pass_over(group) then
+    if #group.ids == 0 then
+      return {'ok'}
+    end
+    refused = refusal_of(group)
+    bytes = not refused and keep(group)
+  end
+  if refused then
+    return refused
+  end
+  place_tasks(group, bytes)
+  return {'ok'}
+end
+
 read_intake()
 local groups, answers, tenants = read_groups(), {}, {}
 for _, group in ipairs(groups) do
@@ -164,11 +186,7 @@ for _, group in ipairs(groups) do
 end
 read_tags(tenants)
 for at, group in ipairs(groups) do
-  local refused = #group.ids > 0 and refusal_of(group)
-  if not refused and #group.ids > 0 then
-    accept(group)
-  end
-  answers[at] = refused or {'ok'}
+  answers[at] = accept(group)
 end
 hand_over()
 return answers
