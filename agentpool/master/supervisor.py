@@ -11,11 +11,8 @@ from agentpool.doctor.processes import local_workers
 from agentpool.errors import AgentPoolError, ConfigError
 from agentpool.master.host import Host
 from agentpool.master.keeper import PoolKeeper
-<<<<<<< HEAD
-from agentpool.master.leavings import sweep_leavings
-=======
 from agentpool.master.leadership import GAP_MS
->>>>>>> 50bbbdef845784526842e8c5f6953ea163f0b010
+from agentpool.master.leavings import sweep_leavings
 from agentpool.master.scope import PoolScope
 from agentpool.periodic import Periodic
 from agentpool.store import Store
@@ -131,15 +128,13 @@ class Supervisor:
         await keeper.open()
         self.keepers[pool] = keeper
 
-<<<<<<< HEAD
     async def _registered(self) -> set[str]:
         """Return the workers of all pools."""
         pools = await self._store.pools.names()
         return {worker.process_id for pool in pools for worker in await self._store.workers.all(pool)}
-=======
+
     def _workers(self) -> int:
         return sum(keeper.workers for keeper in self.keepers.values())
->>>>>>> 50bbbdef845784526842e8c5f6953ea163f0b010
 
     async def _leave_other_pools(self) -> None:
         """Workers of this host in pools that are configured no longer finish and leave."""
