@@ -8,7 +8,7 @@ DATA_DIR ?= .agentpool
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks chaos soak clean
+.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks chaos test-long soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -76,6 +76,9 @@ SEED ?=
 
 chaos: install ## Kill, freeze and cut off everything by a seed: MINUTES=10 SEED=...
 	@$(CLEAN) PYTHONPATH=tests $(BIN)/python -m chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+test-long: install ## The longer variants of tests
+	@$(CLEAN) $(BIN)/python -m pytest -q -m chaos
 
 soak: install ## Long runs that watch for growth
 	@$(CLEAN) $(BIN)/python -m pytest -q -m soak

@@ -40,7 +40,7 @@ class Door:
     """Forwards TCP connections on a port of this host to a Unix socket."""
 
     def __init__(self, target: str, seed: int = 0) -> None:
-        self.target = target
+        self.target, self.port = target, 0
         self.dropped = 0
         """Answers that were lost."""
         self._harm = OPEN
@@ -52,7 +52,8 @@ class Door:
     async def open(self) -> int:
         """Begin to listen; returns the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self.port
 
     def set(self, harm: Harm, *, cut: bool = False) -> None:
         """Do this from now on; with `cut` all connections there are end, and what they held up is lost."""
@@ -68,6 +69,7 @@ class Door:
         assert self._server is not None
         self._server.close()
         self.set(OPEN, cut=True)
+        await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._harm.refuse:
