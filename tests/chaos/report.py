@@ -35,6 +35,8 @@ class Summary(msgspec.Struct, kw_only=True):
     """What was measured, by what it is called."""
     losses: Counter[str]
     """Workers that were given up, by the fault that explains it."""
+    frozen: list[int]
+    """For each long stop of the server how many workers were given up from then until well after."""
     violations: list[Violation]
 
 
@@ -83,7 +85,10 @@ def _faults(summary: Summary) -> list[str]:
         shown = f"{statistics.median(known):.2f} s | {max(known):.2f} s" if known else "| "
         lines.append(f"| {kind} | {carried[kind]} | {skipped[kind]} | {len(known)} | {shown} |")
     lost = ", ".join(f"{count} ({kind})" for kind, count in sorted(summary.losses.items()))
-    return [*lines, "", f"Replies dropped: {summary.dropped}. Workers given up: {lost or 'none'}."]
+    lines += ["", f"Replies dropped: {summary.dropped}. Workers given up: {lost or 'none'}."]
+    if summary.frozen:
+        lines.append(f"While the server was stopped for 30 s, and in the 10 s after: {sum(summary.frozen)}.")
+    return lines
 
 
 def _times(summary: Summary) -> list[str]:

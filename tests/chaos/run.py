@@ -45,6 +45,7 @@ WARM_UP_S = 3.0
 SETTLE_S = 90.0
 GAP_AFTER_S = 1.5
 RETURN_S = 15.0
+FREEZE_AFTER_S = 10.0
 
 
 class Run:
@@ -253,6 +254,11 @@ class Run:
                 "a small task is answered, in all the run": [p.answered - p.asked for p in watch.probes],
             },
             losses=Counter(loss.excused or "unexplained" for loss in record.losses),
+            frozen=[
+                sum(done.began <= loss.at <= done.ended + FREEZE_AFTER_S for loss in record.losses)
+                for done in dones
+                if done.fault.kind is Kind.SERVER_FREEZE
+            ],
             violations=self.violations,
         )
 

@@ -83,7 +83,7 @@ _AFTER_S = {
     Kind.LEADER_KILL: 2.0,
     Kind.FOLLOWER_KILL: 2.0,
     Kind.LEADER_RESTART: 4.0,
-    Kind.SERVER_FREEZE: 6.0,
+    Kind.SERVER_FREEZE: 7.0,
     Kind.WORKER_DRAIN: 1.0,
     Kind.ZYGOTE_STOP: 1.0,
 }
