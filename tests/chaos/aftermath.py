@@ -13,7 +13,7 @@ from chaos.faults import Done
 from chaos.history import Loss
 from chaos.schedule import Kind, Timing
 
-__all__ = ["Probe", "excuse", "is_alone", "led_again", "longest_gap", "percentile", "tasks_again"]
+__all__ = ["Probe", "excuse", "is_alone", "led_again", "longest_gap", "measure", "percentile", "tasks_again"]
 
 BEFORE_S = 2.0
 AFTER_S = 1.5
@@ -58,6 +58,24 @@ def longest_gap(done: Done, probes: list[Probe], after_s: float) -> float:
     return max((later - at for at, later in itertools.pairwise(times)), default=0.0)
 
 
+def measure(dones: list[Done], effects: Effects, leaders: list[tuple[float, int]]) -> dict[str, list[float]]:
+    """Return what was measured of faults that were alone, in s, by what it is called."""
+    times: dict[str, list[float]] = {
+        name: [] for name in (_TASK_AGAIN, _TASKS_AGAIN, *_LED_AGAIN.values(), _REGISTERED)
+    }
+    for done in dones:
+        if done.skipped or not is_alone(done, dones):
+            continue
+        if done.fault.kind in (Kind.WORKER_KILL, Kind.WORKERS_KILL) and (waits := tasks_again(done, effects)):
+            times[_TASK_AGAIN] += waits
+            times[_TASKS_AGAIN].append(waits[-1])
+        if done.fault.kind in _LED_AGAIN and (wait := led_again(done, leaders)) is not None:
+            times[_LED_AGAIN[done.fault.kind]].append(wait)
+        if "registered" in done.recovered:
+            times[_REGISTERED].append(done.recovered["registered"])
+    return times
+
+
 def percentile(values: list[float], share: float) -> float:
     """Return the value below which this share of the values is, by nearest rank."""
     ordered = sorted(values)
@@ -72,6 +90,15 @@ MARGIN_S = 3.0
 _ENDS = frozenset({Kind.WORKER_KILL, Kind.WORKERS_KILL, Kind.WORKER_FREEZE, Kind.ZYGOTE_STOP})
 """What a worker does not survive; one that is stopped for a moment does."""
 _CUTS = frozenset({Kind.PARTITION_LONG})
+
+_TASK_AGAIN = "a task of a killed worker runs again"
+_TASKS_AGAIN = "all tasks of a killed worker run again"
+_LED_AGAIN = {
+    Kind.LEADER_KILL: "a pool is led again after its leader's kill -9",
+    Kind.LEADER_FREEZE: "the same after its leader was stopped",
+    Kind.LEADER_RESTART: "the same after its leader handed over",
+}
+_REGISTERED = "everything is registered again after the server's return"
 
 
 def excuse(loss: Loss, dones: list[Done], timing: Timing, *, was_ready: bool) -> str:
@@ -91,7 +118,3 @@ def excuse(loss: Loss, dones: list[Done], timing: Timing, *, was_ready: bool) ->
         if not was_ready and loss.at < ended + EARLY_FAULT_S:
             return done.fault.kind
     return ""
-
-
-KILLS = frozenset({Kind.WORKER_KILL, Kind.WORKERS_KILL})
-LEADER_KINDS = frozenset({Kind.LEADER_KILL, Kind.LEADER_FREEZE, Kind.LEADER_RESTART})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 import uvloop
-from chaos.aftermath import KILLS, LEADER_KINDS, excuse, is_alone, led_again, longest_gap, tasks_again
+from chaos.aftermath import excuse, is_alone, longest_gap, measure
 from chaos.checks import Record, Violation, check_all
 from chaos.cluster import LIMITS, POOL, Cluster
 from chaos.faults import Done, Faults
@@ -214,20 +214,9 @@ class Run:
     def _summary(self, record: Record, minutes: float, dropped: int) -> Summary:
         watch, dones = self._watch, self._faults.done
         self.violations = [*check_all(record), *self._found]
-        again, led, led_frozen, handed = list[float](), list[float](), list[float](), list[float]()
-        all_again, returned = list[float](), list[float]()
         for done in dones:
-            if done.skipped or not is_alone(done, dones):
-                continue
-            done.recovered["gap"] = longest_gap(done, watch.probes, GAP_AFTER_S)
-            if done.fault.kind in KILLS and (waits := tasks_again(done, watch.effects)):
-                again += waits
-                all_again.append(waits[-1])
-            if done.fault.kind in LEADER_KINDS and (wait := led_again(done, watch.leaders)) is not None:
-                lists = {Kind.LEADER_KILL: led, Kind.LEADER_FREEZE: led_frozen, Kind.LEADER_RESTART: handed}
-                lists[done.fault.kind].append(wait)
-            if "registered" in done.recovered:
-                returned.append(done.recovered["registered"])
+            if not done.skipped and is_alone(done, dones):
+                done.recovered["gap"] = longest_gap(done, watch.probes, GAP_AFTER_S)
         runs = watch.effects.runs.values()
         return Summary(
             date=time.strftime("%Y-%m-%d"),
@@ -245,13 +234,8 @@ class Run:
             examinations=watch.examinations,
             suspicions=watch.standing.seen,
             times={
-                "a task of a killed worker runs again": again,
-                "all tasks of a killed worker run again": all_again,
-                "a pool is led again after its leader's kill -9": led,
-                "the same after its leader was stopped": led_frozen,
-                "the same after its leader handed over": handed,
-                "everything is registered again after the server's return": returned,
-                "a small task is answered, in all the run": [p.answered - p.asked for p in watch.probes],
+                **measure(dones, watch.effects, watch.leaders),
+                "a small task is answered, in all the run": [probe.answered - probe.asked for probe in watch.probes],
             },
             losses=Counter(loss.excused or "unexplained" for loss in record.losses),
             frozen=[
