@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from chaos.cluster import POOL
+from chaos.cluster import LIMITS, POOL
 from chaos.history import History, Operation
 
 from agentpool import RetryPolicy
@@ -79,7 +79,9 @@ class Users:
         return self._dice.choice(self._clients).pool(POOL)
 
     def _job(self, operation: Operation, **more: Any) -> dict[str, Any]:
-        return {"op": operation.number, "seconds": round(self._dice.choice((0.0, 0.02, 0.1, 0.3, 1.0)), 3), **more}
+        """Return a job; most are long enough to be at work when something happens, as far as limits let them."""
+        lengths = (0.0, 0.1, 0.3) if operation.tenant in LIMITS else (0.0, 0.02, 0.1, 0.5, 1.0, 2.0)
+        return {"op": operation.number, "seconds": self._dice.choice(lengths), **more}
 
     async def _ask(self, operation: Operation, call: Awaitable[Any]) -> Any:
         """Await a call and note what became of it; returns None unless it was acknowledged."""
