@@ -84,6 +84,8 @@ def percentile(values: list[float], share: float) -> float:
 
 EARLY_FAULT_S = 12.0
 """A worker that was never ready may have been lost to any fault of this time before."""
+CLOCKS_S = 0.05
+"""Between this host's clocks, one of which the server reads."""
 MARGIN_S = 3.0
 """Beyond the times that are promised, for a tick and a slow machine."""
 
@@ -108,7 +110,7 @@ def excuse(loss: Loss, dones: list[Done], timing: Timing, *, was_ready: bool) ->
     """
     for done in dones:
         ended = done.ended or loss.at
-        if done.began > loss.at + 0.01:
+        if done.began > loss.at + CLOCKS_S:
             continue
         if loss.worker in done.workers and done.fault.kind in _ENDS:
             return done.fault.kind

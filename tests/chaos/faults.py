@@ -88,9 +88,10 @@ class Faults:
         return [int(workers[id]["pid"]) for id in done.workers]
 
     async def worker_kill(self, fault: Fault, done: Done) -> None:
-        for pid in await self._victims(fault, done, 2 if fault.kind is Kind.WORKERS_KILL else 1):
-            _send(pid, signal.SIGKILL)
+        pids = await self._victims(fault, done, 2 if fault.kind is Kind.WORKERS_KILL else 1)
         done.began = boottime()
+        for pid in pids:
+            _send(pid, signal.SIGKILL)
 
     async def worker_stop(self, fault: Fault, done: Done) -> None:
         for pid in await self._victims(fault, done):
