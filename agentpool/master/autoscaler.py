@@ -11,7 +11,7 @@ from typing import assert_never
 import structlog
 
 from agentpool.clock import monotonic
-from agentpool.errors import UnknownWorker
+from agentpool.errors import UnknownPool, UnknownWorker
 from agentpool.master.boots import Boots
 from agentpool.master.scope import PoolScope
 from agentpool.master.starter import Order
@@ -52,7 +52,12 @@ class Autoscaler:
         if not self._scope.token:
             return None
         _, _, next_due_ms = await self._store.agents.place_pending(self._pool, self._scope.token)
-        info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
+        if (unsettled := self._scope.settled_at - monotonic()) > 0:
+            return min(INTERVAL, unsettled)
+        try:
+            info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
+        except UnknownPool:
+            return None  # a server that came back empty: the next turn at leading writes the pool again
         await self._stop_or_resume_restarts(info)
         self._is_locked_out = False
         for action in await self._plan(info, view):

@@ -39,6 +39,8 @@ log = structlog.get_logger("keeper")
 
 LEAD_INTERVAL = 1.0
 WATCH_INTERVAL = 1.0
+SETTLE_MARGIN = 1.0
+"""Seconds beside two heartbeats in which workers tell a server that started anew what they have."""
 
 
 class PoolKeeper:
@@ -53,7 +55,7 @@ class PoolKeeper:
             backoff_max=settings.boot_backoff_max,
         )
         self.crew = Crew(scope.pool, self._on_death)
-        self.leadership = Leadership(scope, self._on_election)
+        self.leadership = Leadership(scope, self._on_election, self._on_restart)
         self._zygote = Zygote(scope.pool, self.crew.note_status)
         self._mending = asyncio.Lock()
         """One zygote is started in place of one that died, however many orders wait for it."""
@@ -118,6 +120,11 @@ class PoolKeeper:
         """Something changed: look now."""
         self._reaping.wake()
         self._scaling.wake()
+
+    def wake_all(self) -> None:
+        """Redis may have been away: let no loop wait longer."""
+        for loop in self.loops:
+            loop.wake()
 
     def wake_timers(self) -> None:
         """A timer was set that is due before all others."""
@@ -190,6 +197,22 @@ class PoolKeeper:
     async def _on_election(self, token: str) -> None:
         await self._write_settings(token)
         self._scaling.wake()
+
+    async def _on_restart(self, token: str) -> None:
+        """The server has started anew: what this master wrote is written again, as it may be lost; the numbers are not
+        trusted until the workers had time to do the same.
+        """
+        scope = self.scope
+        scope.settled_at = monotonic() + 2 * scope.settings.heartbeat_interval + SETTLE_MARGIN
+        await scope.store.pools.keep_install_id(scope.install)
+        if token:
+            await self._write_settings(token)
+        for record in await scope.store.workers.all(scope.pool):
+            # What had left by then may stand there again.
+            is_known = record.process_id in self.crew.processes or record.process_id in self.crew.dead
+            if record.master == scope.master and record.pid and not is_known:
+                self.crew.adopt(record, scope.host)
+        self.wake()
 
     async def _write_settings(self, token: str) -> None:
         await self.scope.store.pools.apply(self.scope.pool, token, self._zygote.types, self.scope.applied())

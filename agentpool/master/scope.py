@@ -30,6 +30,9 @@ class PoolScope:
         """The leader's token, or '' while another leads. Scripts check it themselves; here it only saves calls."""
         self.types_hash = self.release = ""
         """Of the workers that this host starts now."""
+        self.settled_at = 0.0
+        """When, by this host's monotonic clock, workers have told again what a server that started anew may have lost.
+        """
 
     @property
     def master(self) -> str:

@@ -251,6 +251,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     cancels: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     """Ids of the tasks by type that it has."""
+    runs: tuple[str, ...] = ()
+    """Ids of the tasks from mailboxes that it has."""
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
