@@ -39,20 +39,22 @@ class Watcher:
         if not processes:
             self._looked_at = monotonic()
             return
-        now_ms, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
+        turn_ms, is_held, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
         self._note_look()
         for process in processes:
             sign = signs.get(process.worker_id)
             if sign is None:
-                self._check_unregistered(process)
+                self._check_unregistered(process, is_held)
                 continue
+            process.unregistered_since = None
             beat_ms, lag_ms, status = sign
             if status in (WorkerStatus.ORDERED, WorkerStatus.STARTING):
                 self._check_start(process)
                 continue
             self._note_registered(process.worker_id)
             self._check_drain(process, status)
-            await self._check_life(process, now_ms - beat_ms, lag_ms)
+            if not is_held:
+                await self._check_life(process, turn_ms - beat_ms, lag_ms)
 
     def _note_look(self) -> None:
         now = monotonic()
@@ -65,11 +67,15 @@ class Watcher:
             self._crew.registered.add(worker_id)
             self._boots.reset()
 
-    def _check_unregistered(self, process: WorkerProcess) -> None:
-        """A process that Redis does not know was given up, or has just retired: it has a moment to leave."""
-        if process.draining_since is None:
-            process.draining_since = monotonic()
-        elif monotonic() - process.draining_since > DRAIN_MARGIN:
+    def _check_unregistered(self, process: WorkerProcess, is_held: bool) -> None:
+        """A process that Redis does not know was given up, or has just retired: it has a moment to leave. Or the server
+        has started anew and lost it: in the hold it tells of itself again.
+        """
+        if is_held:
+            process.unregistered_since = None
+        elif process.unregistered_since is None:
+            process.unregistered_since = monotonic()
+        elif monotonic() - process.unregistered_since > DRAIN_MARGIN:
             process.kill("it is not registered and did not leave")
 
     def _check_start(self, process: WorkerProcess) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from redis.asyncio.client import Pipeline
+from support.seeds import incarnation
 from support.tiny_pool import MASTER, POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
@@ -35,7 +36,7 @@ async def pool(redis_url: str) -> AsyncIterator[TinyPool]:
         await pool.add_worker("w1", capacity=3, works=False)
         for name in ("a", "b"):
             await spawn(pool, name)
-            await pool.store.agents.confirm(POOL, "w1", name, 1)
+            await pool.store.agents.confirm(POOL, "w1", name, await incarnation(pool.store, name, POOL))
         await submit(pool, "b1", agent="b")
         await submit(pool, "t1")
         found = await pool.store.tasks.exchange(POOL, "w1", 1, room=1, names=["b"])
