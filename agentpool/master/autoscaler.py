@@ -23,7 +23,6 @@ from agentpool.policy.spreading import open_hosts, spread
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.events import EventName
 from agentpool.protocol.records import HostRecord, HostsView, PoolInfo, PoolView, WorkerRecord
-from agentpool.store.hosts import ALIVE_MS
 
 __all__ = ["Autoscaler"]
 
@@ -78,7 +77,7 @@ class Autoscaler:
         self._shrunk_at = monotonic()
         workers, hosts = await self._store.workers.all(self._pool), await self._store.hosts.view(self._pool)
         await self._forget_silent_hosts(hosts, workers)
-        renewal = plan_renewal(info, view, workers, hosts, ALIVE_MS)
+        renewal = plan_renewal(info, view, workers, hosts, self._scope.alive_ms)
         if renewal is not None:
             return renewal
         since_ms = int((monotonic() - self._scaled_at) * 1000)
@@ -133,7 +132,7 @@ class Autoscaler:
         not be ordered now is planned again.
         """
         view = await self._store.hosts.view(self._pool)
-        able = [host for host in open_hosts(view, ALIVE_MS, action.labels) if self._may_start(host)]
+        able = [host for host in open_hosts(view, self._scope.alive_ms, action.labels) if self._may_start(host)]
         count = min(action.count, self._scope.settings.max_starting)
         near = [host for host in able if host.master == action.master]
         masters = spread(near, count, view.uncounted()) or spread(able, count, view.uncounted())
@@ -184,7 +183,7 @@ class Autoscaler:
             return
         others = [
             host
-            for host in open_hosts(await self._store.hosts.view(self._pool), ALIVE_MS)
+            for host in open_hosts(await self._store.hosts.view(self._pool), self._scope.alive_ms)
             if host.master != self._scope.master
         ]
         if others and self._boots.told and info.restarts:

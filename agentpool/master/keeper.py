@@ -15,7 +15,7 @@ import structlog
 from agentpool.clock import monotonic
 from agentpool.config import PoolSettings
 from agentpool.errors import AgentPoolError, ConfigError, UnknownWorker
-from agentpool.master import auditor, reporter, starter, timekeeper
+from agentpool.master import auditor, starter, timekeeper
 from agentpool.master.auditor import Auditor
 from agentpool.master.autoscaler import INTERVAL, Autoscaler
 from agentpool.master.boots import Boots
@@ -32,7 +32,6 @@ from agentpool.master.zygotes import Zygote
 from agentpool.periodic import Periodic
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Fork, Prepare
-from agentpool.store.hosts import ALIVE_MS
 
 __all__ = ["PoolKeeper"]
 
@@ -62,7 +61,7 @@ class PoolKeeper:
         """One zygote is started in place of one that died, however many orders wait for it."""
         self._reporter = Reporter(scope, self.boots, workers)
         self._starter = Starter(scope, self.crew, self.boots, self._fork)
-        self._reporting = Periodic(f"host {scope.pool}", self._reporter.report_once, reporter.INTERVAL)
+        self._reporting = Periodic(f"host {scope.pool}", self._reporter.report_once, self._reporter.interval)
         self._starting = Periodic(f"starts {scope.pool}", self._starter.start_once, starter.INTERVAL)
         self._leading = Periodic(f"leadership {scope.pool}", self.leadership.lead_once, LEAD_INTERVAL)
         self._scaling = Periodic(
@@ -178,7 +177,7 @@ class PoolKeeper:
     async def _remove(self) -> None:
         """Take the pool out of service, unless masters of other hosts go on with it."""
         scope = self.scope
-        hosts = (await scope.store.hosts.view(scope.pool)).living(ALIVE_MS)
+        hosts = (await scope.store.hosts.view(scope.pool)).living(scope.alive_ms)
         if scope.token and all(host.master == scope.master for host in hosts):
             await scope.store.pools.remove(scope.pool, scope.token)
 

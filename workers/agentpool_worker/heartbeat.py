@@ -113,6 +113,9 @@ class Heartbeat:
         lag = self._turns.lag()
         self._turns.ask()
         try:
+            if boottime() - self._answered > self._settings.heartbeat_timeout:
+                # What it sends may arrive though it hears nothing: then it must not seem to live.
+                self._connection.ping()
             beat = beat_worker(
                 self._connection,
                 self._settings.pool,
