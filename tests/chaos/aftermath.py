@@ -30,7 +30,7 @@ class Probe(msgspec.Struct, frozen=True):
 def is_alone(done: Done, others: list[Done]) -> bool:
     """Tell whether no other fault was at work around this one."""
     return not any(
-        other is not done and other.began < done.ended + AFTER_S and other.ended > done.began - BEFORE_S
+        other is not done and other.began < done.healed + AFTER_S and other.healed > done.began - BEFORE_S
         for other in others
     )
 

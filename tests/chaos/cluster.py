@@ -33,6 +33,7 @@ TESTS = Path(__file__).parent.parent
 CLIENTS = "clients"
 LIMITS = {"small": 3, "middle": 8}
 """Tenants with a limit of tasks at once."""
+CALM_S = 20.0
 PROBE_S = 0.3
 """How long an answer of the server is waited for by those who look whether there is one."""
 
@@ -84,7 +85,8 @@ class Cluster:
         self.hosts: list[Host] = []
         self.doors: Doors
         self.redis: Any = None
-        """Straight to the server."""
+        """Straight to the server, for when it is well again."""
+        self._asking: Any = None
         self.keys = Keys()
 
     async def open(self) -> None:
@@ -93,8 +95,11 @@ class Cluster:
         names = [f"host-{n}" for n in range(self._count)]
         self.doors = Doors(str(self.server.socket_path), [*names, CLIENTS], self._seed)
         await self.doors.open()
-        self.redis = redis.asyncio.Redis.from_url(
-            self.server.url, decode_responses=True, socket_timeout=PROBE_S, socket_connect_timeout=PROBE_S
+        self._asking, self.redis = (
+            redis.asyncio.Redis.from_url(
+                self.server.url, decode_responses=True, socket_timeout=patience, socket_connect_timeout=patience
+            )
+            for patience in (PROBE_S, CALM_S)
         )
         for name in names:
             folder = self.folder / name
@@ -129,7 +134,7 @@ class Cluster:
     async def ask(self, *words: Any, default: Any = None) -> Any:
         """Ask the server itself; the default when it does not answer."""
         try:
-            return await self.redis.execute_command(*words)
+            return await self._asking.execute_command(*words)
         except (TimeoutError, RedisError, OSError):
             return default
 
@@ -185,9 +190,11 @@ class Cluster:
         for host in self.hosts:
             if host.lives:
                 host.kill()
-        await self.doors.close()
-        if self.redis:
-            await self.redis.aclose()
+        if hasattr(self, "doors"):
+            await self.doors.close()
+        for client in (self._asking, self.redis):
+            if client:
+                await client.aclose()
         await asyncio.to_thread(self.server.stop)
         shutil.rmtree(self._server_dir, ignore_errors=True)
 

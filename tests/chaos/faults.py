@@ -27,6 +27,8 @@ class Done(msgspec.Struct):
     fault: Fault
     began: float
     ended: float = 0.0
+    healed: float = 0.0
+    """When nothing was harmed any more; what was started again may not run yet."""
     workers: list[str] = []
     """Workers on which it worked."""
     hosts: list[str] = []
@@ -72,6 +74,7 @@ class Faults:
             done.skipped = done.skipped or repr(error)
         finally:
             done.ended = boottime()
+            done.healed = done.healed or done.ended
 
     # -- workers ------------------------------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ class Faults:
                 done.began = boottime()
                 await asyncio.to_thread(host.kill)
                 await asyncio.sleep(fault.seconds)
-                await self._start(host)
+                await self._start(host, done)
 
     async def leader_freeze(self, fault: Fault, done: Done) -> None:
         async with self._master(fault, done, leads=True) as host:
@@ -144,11 +147,12 @@ class Faults:
                 status = await asyncio.to_thread(host.stop, 40)
                 if status:
                     done.recovered["exit status"] = status
-                await self._start(host)
+                await self._start(host, done)
 
-    async def _start(self, host: Host) -> None:
+    async def _start(self, host: Host, done: Done) -> None:
         """Start a master, again if it ends because the server is away."""
         await self._cluster.start(host)
+        done.healed = boottime()
         for _ in range(100):
             await asyncio.sleep(0.3)
             if not host.lives:

@@ -1,8 +1,10 @@
 """What must not be there when all masters have stopped and all agents were ended: processes, keys, sockets, files."""
 
+import contextlib
 import re
 import stat
 
+import psutil
 from chaos.cluster import POOL, Cluster
 
 __all__ = ["find_leavings", "is_leaving"]
@@ -22,11 +24,10 @@ def is_leaving(key: str) -> bool:
 
 async def find_leavings(cluster: Cluster) -> list[tuple[str, str]]:
     """Return what is left: what it is, and where."""
-    found = [
-        (f"process {process.pid}", " ".join(process.cmdline())[:100])
-        for process in cluster.processes()
-        if process.is_running()
-    ]
+    found = []
+    for process in cluster.processes():
+        with contextlib.suppress(psutil.Error):
+            found.append((f"process {process.pid}", " ".join(process.cmdline())[:100]))
     async for key in cluster.redis.scan_iter(count=1000):
         if is_leaving(key) and not await _is_timer_of_tenants(cluster, key):
             found.append((key, "is a key that should be gone"))

@@ -9,7 +9,7 @@ from chaos.schedule import Fault, Kind, Timing
 
 
 def _done(kind: Kind, began: float, ended: float, **facts: object) -> Done:
-    return Done(Fault(0, kind, 0.0, ended - began, 0.5, 0.5), began, ended, **facts)
+    return Done(Fault(0, kind, 0.0, ended - began, 0.5, 0.5), began, ended, ended, **facts)
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
