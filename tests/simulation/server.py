@@ -65,7 +65,7 @@ class Server:
         return "taken", token
 
     def release_lock(self, lock: str, token: str) -> tuple[str, ...]:
-        if self.token(lock) != token:
+        if token == "" or self.token(lock) != token:
             return ("gone",)
         del self.locks[lock]
         if lock == "leader":
