@@ -10,7 +10,7 @@ from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.scope import PoolScope
 from agentpool.master.worker_process import WorkerProcess
-from agentpool.policy.liveness import Sign, Verdict, judge
+from agentpool.policy.liveness import Look, Sign, Verdict, judge, proves_silence
 from agentpool.protocol.events import EventName
 from agentpool.protocol.states import WorkerStatus
 
@@ -19,7 +19,9 @@ __all__ = ["Watcher"]
 log = structlog.get_logger("watcher")
 
 GAP = 2.0
-"""Seconds without a look (Redis away, this master frozen) after which silence proves nothing for a while."""
+"""Seconds without a look (Redis away, this master frozen), or by which the server's clock was set, after which silence
+proves nothing for a while.
+"""
 DRAIN_MARGIN = 5.0
 
 
@@ -29,7 +31,7 @@ class Watcher:
     def __init__(self, scope: PoolScope, crew: Crew, boots: Boots) -> None:
         self._scope, self._crew, self._boots = scope, crew, boots
         self._store, self._pool = scope.store, scope.pool
-        self._looked_at = monotonic()
+        self._looked: Look | None = None
         # A master that starts knows nothing of what was before: Redis may have been away with everyone's beats.
         self._trust_from = monotonic() + scope.settings.heartbeat_timeout
 
@@ -37,10 +39,10 @@ class Watcher:
         """Look at each living process once."""
         processes = list(self._crew.processes.values())
         if not processes:
-            self._looked_at = monotonic()
+            self._looked = None
             return
         now_ms, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
-        self._note_look()
+        self._note_look(now_ms)
         for process in processes:
             sign = signs.get(process.worker_id)
             if sign is None:
@@ -54,11 +56,11 @@ class Watcher:
             self._check_drain(process, status)
             await self._check_life(process, now_ms - beat_ms, lag_ms)
 
-    def _note_look(self) -> None:
-        now = monotonic()
-        if now - self._looked_at > GAP:
-            self._trust_from = now + self._scope.settings.heartbeat_timeout
-        self._looked_at = now
+    def _note_look(self, now_ms: int) -> None:
+        look = Look(monotonic(), now_ms)
+        if not (self._looked and proves_silence(self._looked, look, GAP)):
+            self._trust_from = look.at + self._scope.settings.heartbeat_timeout
+        self._looked = look
 
     def _note_registered(self, worker_id: str) -> None:
         if worker_id not in self._crew.registered:

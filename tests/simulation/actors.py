@@ -14,7 +14,7 @@ from simulation.server import START_BACKOFF_MS, Command
 from simulation.world import Actor, Away, Bell, Call, Process, Sleep, Wait, World
 
 from agentpool.policy.actions import DrainWorker, SetDesired, StartWorkers
-from agentpool.policy.liveness import Deadlines, Sign, Verdict, judge
+from agentpool.policy.liveness import Deadlines, Look, Sign, Verdict, judge, proves_silence
 from agentpool.policy.reconcile import Limits, plan_growth, plan_shrinking, threshold
 from agentpool.policy.restarts import next_restart
 from agentpool.policy.scaling import Thresholds
@@ -32,6 +32,7 @@ class Policy(msgspec.Struct, kw_only=True):
     threshold: Callable[..., int] = threshold
     next_restart: Callable[..., float | None] = next_restart
     judge: Callable[..., Verdict] = judge
+    proves_silence: Callable[..., bool] = proves_silence
     diff: Callable[..., Any] = diff
     next_step: Callable[[int, int], Step] = next_step
     hold_ms: int = -1
@@ -71,6 +72,7 @@ class Town:
         self.killers: set[str] = set()
         """Agents whose start() kills their worker."""
         self.boot_fails = 0.0
+        self.on_frozen: Callable[[str], None] = lambda worker: None
         self.serial = 0
         world.on_publish, world.on_hint = self._publish, self._hint
         for number in range(hosts):
@@ -110,7 +112,8 @@ class Master:
         self.registered: set[str] = set()
         self._failures, self._not_before = 0, 0.0
         self._shrunk_at = self._scaled_at = self.world.time
-        self._looked_at, self._trust_from = self.world.time, self.world.time + self.times.heartbeat_timeout
+        self._looked: Look | None = None
+        self._trust_from = self.world.time + self.times.heartbeat_timeout
         self.process.run(self._open())
 
     # -- loops --------------------------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ class Master:
                     self._failures, backoff=0.1, backoff_max=2.0, failures_max=self.times.boot_failures_max,
                     jitter=self.world.random.random(),
                 )  # fmt: skip
-                self._not_before = self.world.time + 1000 * (wait or 60)
+                self._not_before = self.world.time + 1000 * (60 if wait is None else wait)
             yield from self._reap(id, "owner", self.name)
             self.dead.discard(id)
             self.registered.discard(id)
@@ -278,10 +281,14 @@ class Master:
 
     def _watch_once(self) -> Actor:
         crew = list(self.crew.values())
+        if not crew:
+            self._looked = None
+            return
         now, seen = (yield Call("observe_pool"))["now_ms"], (yield Call("all_workers"))
-        if self.world.time - self._looked_at > self.times.gap:
+        look = Look(self.world.time / 1000, now)
+        if not (self._looked and self.policy.proves_silence(self._looked, look, self.times.gap / 1000)):
             self._trust_from = self.world.time + self.times.heartbeat_timeout
-        self._looked_at = self.world.time
+        self._looked = look
         deadlines = Deadlines(
             heartbeat_timeout_ms=self.times.heartbeat_timeout, block_timeout_ms=self.times.block_timeout
         )
@@ -310,6 +317,7 @@ class Master:
                 silence_ms=now - fields["beat"], loop_lag_ms=0, stopped=worker.process.paused, cpu_busy=False
             )
             if self.world.time >= self._trust_from and self.policy.judge(sign, deadlines) is not Verdict.WELL:
+                self.town.on_frozen(worker.id)
                 worker.process.end("frozen")
 
 

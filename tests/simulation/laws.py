@@ -27,8 +27,9 @@ class Laws:
         self.heard: dict[str, float] = {}
         """True time at which each worker was last heard."""
         self.tail_lost = self.clock_went_back = False
-        self.demand: list[tuple[float, int]] = []
+        self.tail_lost_at = 0.0
         world.after_call.append(self.look)
+        town.on_frozen = lambda worker: self.check_silence(worker, town.times.heartbeat_timeout)
 
     def demand_that(self, holds: bool, what: str) -> None:
         if not holds:
@@ -95,10 +96,18 @@ class Laws:
         process = self.town.workers.get(worker)
         if proof == "owner" and process:
             self.demand_that(not process.process.alive, f"{worker} was given away while its process runs")
-        if proof == "stale" and worker in self.heard:
-            silent = self.world.time - self.heard[worker]
-            least = timeout - self.town.times.gap - OWN_ERROR_MS
-            self.demand_that(silent >= least, f"{worker} was reaped although it was heard {silent:.0f} ms ago")
+        if proof == "stale":
+            self.check_silence(worker, timeout)
+
+    def check_silence(self, worker: str, timeout: float) -> None:
+        """Silence counts only from when the server could hear again after it was away for long."""
+        lost_beats = self.tail_lost and self.world.time < self.tail_lost_at + timeout
+        if worker in self.heard and not lost_beats:
+            world, gap = self.world, self.town.times.gap
+            was_away = world.away_until - world.away_since > gap + OWN_ERROR_MS
+            silent = world.time - max(self.heard[worker], world.away_until if was_away else 0)
+            least = timeout - gap - OWN_ERROR_MS
+            self.demand_that(silent >= least, f"{worker} was given up although it was heard {silent:.0f} ms ago")
 
     def check_runs(self) -> None:
         """What may not run twice does not: agents of a class that stops when it is cut off."""
@@ -129,8 +138,9 @@ def unsettled(world: World, town: Town, clients: list[Client], *, tail_lost: boo
         if crashes > 2 * CRASHES_MAX:  # alone, and before that in company
             found.append(f"{name} killed {crashes} workers")
     room = server.settings["max_workers"] * town.times.per_worker
-    if server.pending and len(server.agents) <= room:
-        found.append(f"{sorted(server.pending)} still wait")
+    waiting = server.pending.keys() - town.killers  # those come back ever later
+    if waiting and len(server.agents) <= room:
+        found.append(f"{sorted(waiting)} still wait")
     for name, agent in server.agents.items():
         # What a worker said may be lost with the server's tail.
         if agent["worker"] and agent["status"] != "idle" and not tail_lost:

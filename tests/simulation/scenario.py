@@ -101,7 +101,7 @@ class Run:
             case "cut host":
                 world.cut_off[host] = time + chance.choice([500, 3000, 9000])
             case "server away":
-                world.away_until = time + chance.choice([200, 3000, 12_000])
+                world.go_away(chance.choice([200, 3000, 12_000]))
             case "server slow":
                 world.slow_until = time + 1500
             case "clock":
@@ -109,8 +109,8 @@ class Run:
                 world.skew += jump
                 self.laws.clock_went_back |= jump < 0
             case "lose tail" if world.saved:
-                self.laws.tail_lost = True
-                world.away_until = time + 300
+                self.laws.tail_lost, self.laws.tail_lost_at = True, time
+                world.go_away(300)
                 world.after(250, lambda: world.server.lose_tail(world.saved))
                 # Every subscription is new then, and each begins with a look at what shall be.
                 world.after(320, self._resubscribe)
@@ -133,7 +133,8 @@ class Run:
     def _heal(self) -> None:
         self.world.faults = Faults()
         self.world.cut_off.clear()
-        self.world.away_until = self.world.slow_until = 0
+        self.world.away_until = min(self.world.away_until, self.world.time)
+        self.world.slow_until = 0
         self.town.boot_fails = 0.0
         for client in self.clients:
             client.stopped = True

@@ -20,7 +20,7 @@ START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 LEASE_MS = 5000
 MASTERS, NAMES = ("m1", "m2"), ("a1", "a2", "a3", "a4", "a5")
-SEEDS, CALLS = 6, 120
+SEEDS, CALLS = 15, 110
 POOL = {"min_workers": 0, "max_workers": 3, "max_pending": 3}
 
 IN_ORDER = """
@@ -236,7 +236,8 @@ class Caller:
         ids = [(id, fields["secret"]) for id, fields in self.server.workers.items()]
         worker = self.worker()
         proof = chance.choice(["owner", "stale", "lost", "unstarted"])
-        authority = chance.choice(MASTERS) if proof == "owner" else self.token()
+        owner = self.server.workers.get(worker, {}).get("master", "m1") if chance.random() < 0.7 else "m2"
+        authority = owner if proof == "owner" else self.token()
         name = chance.choice(NAMES)
         known = self.server.agents.get(name, {}).get("operation", "") if chance.random() < 0.2 else ""
         return chance.choice(
@@ -252,7 +253,7 @@ class Caller:
                 ("read_worker", worker),
                 ("drain_worker", worker, chance.random() < 0.5),
                 ("retire_worker", worker),
-                *[("reap_worker", worker, proof, authority, 3000, chance.choice([1, 100]), START_BACKOFF_MS)] * 2,
+                *[("reap_worker", worker, proof, authority, 3000, chance.choice([1, 1, 100]), START_BACKOFF_MS)] * 2,
                 *[("place_agent", name, known or f"o{self.count}")] * 3,
                 ("place_pending", self.token()),
                 *[("confirm_agent", *self.agent_on())] * 2,

@@ -125,7 +125,7 @@ class World:
         """What is looked at after each script: its name, its arguments and its answer."""
         self.on_publish: Callable[[Command], None] = lambda message: None
         self.on_hint: Callable[[str], None] = lambda hint: None
-        self.away_until = self.slow_until = 0.0
+        self.away_since = self.away_until = self.slow_until = 0.0
         self.cut_off: dict[str, float] = {}
         """Hosts without a way to the server, and until when."""
         self.saved = b""
@@ -135,6 +135,12 @@ class World:
 
     def note(self, text: str) -> None:
         self.noted.append(f"{self.time:9.1f} {text}")
+
+    def go_away(self, ms: float) -> None:
+        """The server does not answer for so long."""
+        if self.time >= self.away_until:
+            self.away_since = self.time
+        self.away_until = max(self.away_until, self.time + ms)
 
     # -- time ---------------------------------------------------------------------------------------------------
 
