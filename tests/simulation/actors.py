@@ -385,7 +385,7 @@ class Worker:
                     if answer[1] != self.version or self.draining:
                         self.resync()
             yield Sleep(self.times.beat)
-            if self.world.time - before > self.times.beat + self.times.heartbeat_timeout + 2000:
+            if self.world.time - before > self.times.beat + self.times.heartbeat_timeout:
                 self.process.end("it was frozen")
 
     def _stop_exclusive(self) -> None:
