@@ -166,7 +166,9 @@ def test_header_names_each_argument(path: Path) -> None:
     fixed = {n for n, more in documented.items() if not more}
     variadic = {n for n, more in documented.items() if more}
     used = {int(n) for n in re.findall(r"ARGV\[(\d+)\]", body)}
-    starts = {int(n) for n in re.findall(r"(?:for i = (?=\d+, (?:#ARGV|last_\w+))|unpack\(ARGV, )(\d+)", body)}
+    starts = {
+        int(n) for n in re.findall(r"(?:for i = (?=\d+, (?:#ARGV|last_\w+))|unpack\(ARGV, |local place = )(\d+)", body)
+    }
     assert used == fixed, f"{path.name}: body uses {sorted(used)}, header names {sorted(fixed)}"
     assert starts == variadic, f"{path.name}: body unpacks from {starts}, header says {variadic}"
     assert sorted(documented) == list(range(4, 4 + len(documented))), f"{path.name}: indexes have a gap"

@@ -15,7 +15,7 @@ from agentpool.protocol.events import TaskEvent
 from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import OUTCOMES
 from agentpool.store import Store
-from agentpool.store.tasks import SubmitOptions
+from agentpool.store.tasks import SubmitOptions, TaskGroup
 
 __all__ = ["RedisTasks"]
 
@@ -29,7 +29,7 @@ class RedisTasks:
 
     def __init__(self, store: Store, replies: Replies, cleanup: Cleanup) -> None:
         self._store, self._replies, self._cleanup = store, replies, cleanup
-        self._gathering = Gathering(self._send_alike, store.connection.timeout)
+        self._gathering = Gathering(self._send_groups, store.connection.timeout)
 
     async def submit(self, requests: Sequence[Request]) -> list[str]:
         """Return when Redis has the tasks, with their ids; cancelling this, or an error, withdraws those that it has by
@@ -126,6 +126,22 @@ class RedisTasks:
         tasks = [(request.task_id, request.envelope) for request in requests]
         await self._store.tasks.submit_many(tasks, header, options, timeout=first.timeout)
         return [request.task_id for request in requests]
+
+    async def _send_groups(self, groups: Sequence[Sequence[Request]]) -> list[AgentPoolError | None]:
+        """Hand in tasks that share everything but their inputs; says of each group why it was refused, if it was."""
+        reply_to, timeout = self._replies.reply_to, groups[0][0].timeout
+        answers = await self._store.tasks.submit_groups(
+            [
+                TaskGroup(
+                    group[0].header(reply_to),
+                    _options(group[0]),
+                    [(request.task_id, request.envelope) for request in group],
+                )
+                for group in groups
+            ],
+            timeout=timeout,
+        )
+        return [answer if isinstance(answer, AgentPoolError) else None for answer in answers]
 
     async def _withdraw(self, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -1,41 +1,130 @@
 """Many callers that submit one task each share calls.
 
-Tasks that are alike but for their inputs go together when they come in one turn of the loop, or while a call is under
-way: the more there is to do, the more go at once, and a lone task goes at once by itself. Of tasks that are not alike a
-few calls are under way together; more of them would only wait in the server, while here others join what waits.
+What comes in one turn of the loop, or while a call is under way, goes with the next call: the more there is to do, the
+more goes at once, and a lone task goes at once by itself. Tasks that are alike but for their inputs are a group of the
+call, which is accepted or refused by itself.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 from agentpool.client.requests import Request
 from agentpool.errors import AgentPoolError, RedisUnavailable
+from agentpool.store.tasks import BYTES_PER_CALL, GROUPS_PER_CALL, TASKS_PER_CALL
 
 __all__ = ["CALLS_AT_ONCE", "Gathering"]
 
 CALLS_AT_ONCE = 2
+"""Of one line, when there is enough for a full call while another is under way."""
 TURN_S = 0.02
-"""How long a call waits for its turn; where Redis is slow or away, all shall begin to wait for it."""
+"""How long what is asked waits for its turn; where Redis is slow or away, all shall begin to wait for it."""
 
-Send = Callable[[Sequence[Request]], Awaitable[object]]
+Send = Callable[[Sequence[Sequence[Request]]], Awaitable[Sequence[AgentPoolError | None]]]
 
 
-class _Batch:
-    """Requests of one call, each with the future of who waits for it."""
+class _Asked:
+    """A request, who waits for it, and once it was sent what tells that its call has ended."""
 
-    def __init__(self) -> None:
-        self.requests: list[tuple[Request, asyncio.Future[None]]] = []
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    __slots__ = ("accepted", "call", "request")
+
+    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
+        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.call: asyncio.Task[None] | None = None
 
     def tell(self, error: Exception | None) -> None:
-        """Tell all that it was accepted, or why not."""
-        for _, accepted in self.requests:
-            _tell(accepted, error)
+        if self.accepted.done():
+            return
+        if error is None:
+            self.accepted.set_result(None)
+        else:
+            self.accepted.set_exception(error)
+
+
+class _Line:
+    """What waits for the calls of one pool, with one time that a call may take."""
+
+    def __init__(self, send: Send, on_idle: Callable[[], object]) -> None:
+        self._send, self._on_idle = send, on_idle
+        self._loop = asyncio.get_running_loop()
+        self._groups: dict[Hashable, list[_Asked]] = {}
+        self._count = self._bytes = 0
+        self._calls: set[asyncio.Task[None]] = set()
+        self._turn: asyncio.Handle | None = None
+
+    def add(self, request: Request) -> _Asked:
+        """Let a request wait for the next call."""
+        asked = _Asked(request, self._loop)
+        self._groups.setdefault(_common(request), []).append(asked)
+        self._count += 1
+        self._bytes += len(request.envelope.input)
+        if self._turn is None:
+            if self._calls:
+                self._turn = self._loop.call_later(TURN_S, self._start_late)
+            else:
+                self._turn = self._loop.call_soon(self._start)
+        return asked
+
+    def _is_full(self) -> bool:
+        return self._count >= TASKS_PER_CALL or len(self._groups) >= GROUPS_PER_CALL or self._bytes >= BYTES_PER_CALL
+
+    def _start_late(self) -> None:
+        self._begin_call()
+        self._start()
+
+    def _start(self) -> None:
+        """Begin calls for what waits: one, and more only if they are full."""
+        if self._turn:
+            self._turn.cancel()
+            self._turn = None
+        while self._groups and (not self._calls or (len(self._calls) < CALLS_AT_ONCE and self._is_full())):
+            self._begin_call()
+        if self._groups:
+            self._turn = self._loop.call_later(TURN_S, self._start_late)
+        elif not self._calls:
+            self._on_idle()
+
+    def _begin_call(self) -> None:
+        groups = self._take()
+        if not groups:
+            return
+        call = self._loop.create_task(_carry_out(self._send, groups), name="client.submit")
+        for group in groups:
+            for asked in group:
+                asked.call = call
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
+
+    def _ended(self, call: "asyncio.Task[None]") -> None:
+        self._calls.discard(call)
+        self._start()
+
+    def _take(self) -> list[list[_Asked]]:
+        """Take what fits into a call, in the order of the groups; without those who were cancelled meanwhile."""
+        taken: list[list[_Asked]] = []
+        count = size = 0
+        while self._groups and count < TASKS_PER_CALL and len(taken) < GROUPS_PER_CALL and size < BYTES_PER_CALL:
+            like = next(iter(self._groups))
+            waiting = self._groups.pop(like)
+            group: list[_Asked] = []
+            for place, asked in enumerate(waiting):
+                if count == TASKS_PER_CALL or size >= BYTES_PER_CALL:
+                    self._groups = {like: waiting[place:], **self._groups}
+                    break
+                self._count -= 1
+                self._bytes -= len(asked.request.envelope.input)
+                if not asked.accepted.done():
+                    group.append(asked)
+                    count += 1
+                    size += len(asked.request.envelope.input)
+            if group:
+                taken.append(group)
+        return taken
 
 
 class Gathering:
-    """`send` hands in requests that are alike, all or none, and may be repeated for the same ones.
+    """`send` hands in groups of requests that are alike, all or none of each, and may be repeated for the same ones;
+    it returns for each group why it was refused, if it was.
 
     Who is cancelled waits until the call that its request is part of has ended, `patience` s at most: only then can
     the task be cancelled.
@@ -43,100 +132,54 @@ class Gathering:
 
     def __init__(self, send: Send, patience: float) -> None:
         self._send, self._patience = send, patience
-        self._next: dict[Hashable, _Batch] = {}
-        """What goes with the next call, by what the requests have in common."""
-        self._senders: set[asyncio.Task[None]] = set()
-        self._under_way = 0
-        self._line: deque[asyncio.Future[None]] = deque()
-        """Of those calls that wait for their turn."""
+        self._lines: dict[Hashable, _Line] = {}
 
     async def submit(self, request: Request) -> None:
-        """Return when the task is accepted; raises what `send` does for it alone."""
-        like = _common(request)
-        batch = self._next.get(like)
-        if batch is None:
-            batch = self._next[like] = _Batch()
-            sender = asyncio.create_task(self._send_batches(like), name="client.submit")
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
-        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        batch.requests.append((request, accepted))
+        """Return when the task is accepted; raises what `send` says of it alone."""
+        place = (request.task_id.partition("/")[0], request.timeout)
+        line = self._lines.get(place)
+        if line is None:
+            line = self._lines[place] = _Line(self._send, lambda: self._lines.pop(place, None))
+        asked = line.add(request)
         try:
-            await accepted
+            await asked.accepted
         except asyncio.CancelledError:
-            await asyncio.wait([batch.ended], timeout=self._patience)
+            if asked.call:
+                await asyncio.wait([asked.call], timeout=self._patience)
             raise
 
-    async def _send_batches(self, like: Hashable) -> None:
-        """Send what waits, then what came meanwhile, until nothing does."""
-        try:
-            while self._next[like].requests:
-                await self._wait_for_turn()
-                batch, self._next[like] = self._next[like], _Batch()
-                self._under_way += 1
-                try:
-                    await self._send_batch(batch)
-                finally:
-                    self._pass_turn_on()
-                batch.ended.set_result(None)
-        finally:
-            del self._next[like]
 
-    async def _wait_for_turn(self) -> None:
-        if self._under_way >= CALLS_AT_ONCE:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._line.append(turn)
-            await asyncio.wait([turn], timeout=TURN_S)
-            turn.cancel()
-
-    def _pass_turn_on(self) -> None:
-        self._under_way -= 1
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-
-    async def _send_batch(self, batch: _Batch) -> None:
-        # Those who were cancelled before it was sent are left out.
-        batch.requests = [(request, accepted) for request, accepted in batch.requests if not accepted.done()]
-        try:
-            if batch.requests:
-                await self._send([request for request, _ in batch.requests])
-        except AgentPoolError as error:
-            if len(batch.requests) == 1 or isinstance(error, RedisUnavailable):
-                batch.tell(error)
-                return
-            # Together they were refused: each is asked for by itself, and what was accepted is passed over.
-            for request, accepted in batch.requests:
-                await self._send_one(request, accepted)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is theirs)
-            batch.tell(error)
+async def _carry_out(send: Send, groups: list[list[_Asked]]) -> None:
+    is_unclear = False
+    try:
+        refusals: Sequence[Exception | None] = await send([[asked.request for asked in group] for group in groups])
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is theirs)
+        is_unclear = not isinstance(error, RedisUnavailable) and sum(map(len, groups)) > 1
+        refusals = [error] * len(groups)
+    alone = []
+    for group, refusal in zip(groups, refusals, strict=True):
+        if is_unclear or (len(group) > 1 and refusal and not isinstance(refusal, RedisUnavailable)):
+            alone += group
         else:
-            batch.tell(None)
-
-    async def _send_one(self, request: Request, accepted: "asyncio.Future[None]") -> None:
-        try:
-            await self._send([request])
-        except Exception as error:  # noqa: BLE001 (see above; the others shall be asked for, too)
-            _tell(accepted, error)
-        else:
-            _tell(accepted, None)
+            for asked in group:
+                asked.tell(refusal)
+    # Together they were refused: each is asked for by itself, and what was accepted is passed over.
+    for asked in alone:
+        await _send_alone(send, asked)
 
 
-def _tell(accepted: "asyncio.Future[None]", error: Exception | None) -> None:
-    if accepted.done():
-        return
-    if error is None:
-        accepted.set_result(None)
+async def _send_alone(send: Send, asked: _Asked) -> None:
+    try:
+        (refusal,) = await send([[asked.request]])
+    except Exception as error:  # noqa: BLE001 (see above; the others shall be asked for, too)
+        asked.tell(error)
     else:
-        accepted.set_exception(error)
+        asked.tell(refusal)
 
 
 def _common(request: Request) -> Hashable:
-    """Return what tasks of one call have in common: everything but id, envelope and time for the call."""
-    pool = request.task_id.partition("/")[0]
+    """Return what tasks of one group have in common: everything but id, envelope, and what a line has in common."""
     return (
-        pool, request.agent_name, request.agent_type, request.tenant, request.lane, request.options, request.priority,
-        request.delay_ms, request.expires_ms, request.parent, request.sticky, request.limits, request.timeout,
+        request.agent_name, request.agent_type, request.tenant, request.lane, request.options, request.priority,
+        request.delay_ms, request.expires_ms, request.parent, request.sticky, request.limits,
     )  # fmt: skip

@@ -5,7 +5,6 @@ nothing is given away while the process may still run. Workers of other hosts ar
 beats for long enough; the script itself checks that, and that the leader was not away meanwhile.
 """
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from agentpool.clock import monotonic
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.scope import PoolScope
-from agentpool.protocol.deaths import Death, Exited, Killed, Silent
+from agentpool.protocol.deaths import Death, Exited, Silent, by_itself, was_stopped
 from agentpool.protocol.events import EventName
 from agentpool.protocol.marks import blame, mark_path, read_marks
 from agentpool.protocol.states import WorkerStatus
@@ -120,12 +119,5 @@ def _read_blame(path: Path, death: Death) -> Mapping[str, str]:
         begun, on_cpu = read_marks(path.read_bytes())
     except OSError:
         return {}
-    match death:
-        case Killed(signal=number):
-            by_itself = number not in (signal.SIGKILL, signal.SIGTERM)
-        case Exited():
-            by_itself = True
-        case _:
-            by_itself = False
-    is_ours = isinstance(death, Killed) and bool(death.why)
-    return blame(begun, on_cpu, by_itself=by_itself, killed_at=monotonic() if is_ours else 0.0)
+    killed_at = monotonic() if was_stopped(death) else 0.0
+    return blame(begun, on_cpu, by_itself=by_itself(death), killed_at=killed_at)

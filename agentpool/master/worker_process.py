@@ -11,7 +11,7 @@ import structlog
 
 from agentpool.clock import monotonic
 from agentpool.master.host import cpu_ticks, is_stopped, send_signal
-from agentpool.protocol.deaths import Death, Vanished, from_wait_status
+from agentpool.protocol.deaths import Death, Killed, Vanished, from_wait_status
 
 __all__ = ["WorkerProcess"]
 
@@ -44,7 +44,7 @@ class WorkerProcess:
     def death(self) -> Death:
         """How it ended; meaningful after `ended`."""
         if self._status is None:
-            return Vanished(self._why)
+            return Killed(signal.SIGKILL, self._why) if self._why else Vanished()
         return from_wait_status(self._status, self._why)
 
     def set_status(self, status: int) -> None:

@@ -7,7 +7,7 @@ import msgspec
 
 from agentpool.protocol.zygote import Exit
 
-__all__ = ["Death", "Exited", "Killed", "Silent", "Vanished", "from_wait_status"]
+__all__ = ["Death", "Exited", "Killed", "Silent", "Vanished", "by_itself", "from_wait_status", "was_stopped"]
 
 
 class Exited(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class Silent(msgspec.Struct, frozen=True):
 
 
 class Vanished(msgspec.Struct, frozen=True):
-    """It is gone; an adopted process' status cannot be known. `why` says that it was us, if it was."""
+    """It is gone; an adopted process' status cannot be known. `why` says what is known."""
 
     why: str = ""
 
@@ -59,3 +59,19 @@ def from_wait_status(status: int, why: str = "") -> Exited | Killed:
     """Read a status of `os.waitpid`."""
     code = os.waitstatus_to_exitcode(status)
     return Exited(code) if code >= 0 else Killed(-code, why)
+
+
+def by_itself(death: Death) -> bool:
+    """Tell whether what ran in the process ended it, as far as can be known."""
+    match death:
+        case Exited(code=code):
+            return code != Exit.BLOCKED
+        case Killed(signal=number):
+            return number not in (signal.SIGKILL, signal.SIGTERM)
+        case _:
+            return False
+
+
+def was_stopped(death: Death) -> bool:
+    """Tell whether its master or its own heartbeat ended the process, because it was blocked or frozen."""
+    return death == Exited(Exit.BLOCKED) or (isinstance(death, Killed) and bool(death.why))

@@ -53,7 +53,7 @@ def blame(begun: list[Begun], on_cpu: str, *, by_itself: bool, killed_at: float 
 
     The one whose code had the CPU is. Where none had it and the process ended `by_itself`, all are: a thread that one
     of them started may have done it. A process that was killed from outside while its agents waited proves nothing
-    against any of them. `killed_at` is given when its master killed it, because it was blocked or frozen: where the
+    against any of them. `killed_at` is given when it was ended because it was blocked or frozen: where the
     time of the one that had the CPU was over by then, it is overdue, which only the block kept from being told.
     """
     found = {task.task_id: "suspect" if by_itself and not on_cpu else "started" for task in begun}

@@ -44,6 +44,8 @@ class Exit(IntEnum):
     """It found that it had been stopped for longer than its lease."""
     BOOT_FAILED = 14
     """An exception before it was ready."""
+    BLOCKED = 15
+    """An agent blocked its event loop for longer than its master should have let it."""
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ __all__ = ["LIBRARY_PREFIX", "Library", "Script", "is_known_library", "is_unknow
 LIBRARY_PREFIX = "agentpool_"
 
 _LUA = files("agentpool.store") / "lua"
-_SHARED = ("base", "locks", "workers", "tenants", "tasks", "agents", "endings", "claiming")
+_SHARED = ("base", "locks", "workers", "tenants", "tasks", "agents", "endings", "claiming", "admission", "giving")
 """Files of `lua/lib`, each after those that it needs."""
 _FLAGS = re.compile(r"^-- @flags (.+)$", re.MULTILINE)
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end$", re.MULTILINE | re.DOTALL)
@@ -79,7 +79,7 @@ def _assembled(shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> str
     variables = [(found[1], found[2] or "nil") for found in _VARIABLES.finditer(rest)]
     if left := _VARIABLES.sub("", rest).strip():
         raise ValueError(f"neither a function nor a variable of lua/lib: {left}")
-    begin = "\n".join(f"  {names} = {values}" for names, values in variables)
+    begin = _through_table("\n".join(f"  {names} = {values}" for names, values in variables), functions)
     return "\n\n".join(
         [
             "local lib, KEYS, ARGV = {}",

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from agentpool.errors import UnknownTask
+from agentpool.errors import AgentPoolError, UnknownTask
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.keys import pool_of
 from agentpool.protocol.records import (
@@ -22,10 +22,11 @@ from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import TaskStatus
 from agentpool.store.connection import Connection
 
-__all__ = ["EndedTask", "Exchange", "SubmitOptions", "Tasks", "claimed_tasks"]
+__all__ = ["EndedTask", "Exchange", "SubmitOptions", "TaskGroup", "Tasks", "claimed_tasks"]
 
 PAGE = 500
 TASKS_PER_CALL = 100
+GROUPS_PER_CALL = 16
 BYTES_PER_CALL = 262_144
 """Of what is submitted by one call, unless it is a single task."""
 OUTCOMES_PER_CALL = 100
@@ -60,6 +61,14 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 NO_OPTIONS = SubmitOptions()
+
+
+class TaskGroup(msgspec.Struct, frozen=True):
+    """Tasks that share everything but ids and envelopes."""
+
+    header: TaskHeader
+    options: SubmitOptions
+    tasks: Sequence[tuple[str, TaskEnvelope]]
 
 
 class EndedTask(msgspec.Struct, frozen=True):
@@ -127,20 +136,42 @@ class Tasks:
         """
         line, words = encode_header(header), options.words()
         for chunk in _chunks([(task_id, line + encode_json(envelope)) for task_id, envelope in tasks]):
-            pool = pool_of(chunk[0])
-            answer = await self._connection.call(
-                "submit_tasks", pool, header.agent_name, header.agent_type, header.tenant, header.lane,
-                header.later_us, words, *chunk, timeout=timeout,
-            )  # fmt: skip
-            if answer[0] == "known":
-                return str(answer[1])
-            if answer[0] != "ok":
-                target = header.agent_name or header.agent_type
-                what = {"full": f"tasks for {target}", "limited": f'tenant "{header.tenant}"'}.get(answer[0], target)
-                if answer[0] == "full" and not header.agent_name:
-                    what = f'tasks of tenant "{header.tenant}"'
-                raise refusal(pool, what, answer)
+            (answer,) = await self._submit(pool_of(chunk[0]), [(header, words, chunk)], timeout)
+            if isinstance(answer, AgentPoolError):
+                raise answer
+            if answer:
+                return answer
         return ""
+
+    async def submit_groups(
+        self, groups: Sequence[TaskGroup], *, timeout: float | None = None
+    ) -> list[str | AgentPoolError]:
+        """Accept tasks of one pool by one call, each group all or nothing; at most `GROUPS_PER_CALL` groups of
+        `TASKS_PER_CALL` tasks together.
+
+        Returns for each group '', the id of the task that has its key already, or why it was refused.
+        """
+        prepared = []
+        for group in groups:
+            line = encode_header(group.header)
+            records: list[str | bytes] = []
+            for task_id, envelope in group.tasks:
+                records += (task_id, line + encode_json(envelope))
+            prepared.append((group.header, group.options.words(), records))
+        return await self._submit(pool_of(groups[0].tasks[0][0]), prepared, timeout)
+
+    async def _submit(
+        self, pool: str, groups: Sequence[tuple[TaskHeader, str, Sequence[Any]]], timeout: float | None
+    ) -> list[str | AgentPoolError]:
+        """Submit groups, each with its options and the ids and records of its tasks in turn."""
+        words: list[Any] = []
+        for header, options, records in groups:
+            words += (
+                header.agent_name, header.agent_type, header.tenant, header.lane, header.later_us, options,
+                len(records) // 2, *records,
+            )  # fmt: skip
+        answers = await self._connection.call("submit_tasks", pool, *words, timeout=timeout)
+        return [_accepted(pool, header, answer) for (header, _, _), answer in zip(groups, answers, strict=True)]
 
     async def cancel(self, task_id: str) -> str:
         """Cancel a task; returns cancelled, asked (its worker was told) or finished. Raises `UnknownTask`."""
@@ -279,6 +310,20 @@ class Tasks:
             _, fired, next_due_ms = await self._connection.call("fire_timers", pool, TIMERS_PER_CALL)
             if int(fired) < TIMERS_PER_CALL:
                 return int(next_due_ms)
+
+
+def _accepted(pool: str, header: TaskHeader, answer: Sequence[Any]) -> str | AgentPoolError:
+    """Read what became of a group: '', the id of the task that has its key, or why it was refused."""
+    word = answer[0]
+    if word == "ok":
+        return ""
+    if word == "known":
+        return str(answer[1])
+    target = header.agent_name or header.agent_type
+    what = {"full": f"tasks for {target}", "limited": f'tenant "{header.tenant}"'}.get(word, target)
+    if word == "full" and not header.agent_name:
+        what = f'tasks of tenant "{header.tenant}"'
+    return refusal(pool, what, list(answer))
 
 
 def _forgotten(task_id: str) -> UnknownTask:

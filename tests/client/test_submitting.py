@@ -8,27 +8,31 @@ from support.wait import wait_until
 from agentpool.client.kinds import Kind
 from agentpool.client.requests import Request, new_request
 from agentpool.client.submitting import CALLS_AT_ONCE, Gathering
-from agentpool.errors import QueueFull, RedisUnavailable
+from agentpool.errors import AgentPoolError, QueueFull, RedisUnavailable
+from agentpool.store.tasks import GROUPS_PER_CALL, TASKS_PER_CALL
 
 
 class Server:
     """Takes calls when it is told to; `bound` is how many tasks it accepts."""
 
     def __init__(self, bound: int = 1000) -> None:
-        self.calls: list[list[str]] = []
+        self.calls: list[list[int]] = []
         self.accepted: set[str] = set()
         self.bound, self.answers = bound, asyncio.Event()
         self.is_away = False
 
-    async def send(self, requests: list[Request]) -> None:
-        self.calls.append([request.task_id for request in requests])
+    async def send(self, groups: list[list[Request]]) -> list[AgentPoolError | None]:
+        self.calls.append([len(group) for group in groups])
         await self.answers.wait()
         if self.is_away:
             raise RedisUnavailable("away")
-        fresh = {request.task_id for request in requests} - self.accepted
-        if len(self.accepted) + len(fresh) > self.bound:
-            raise QueueFull("The queue", len(self.accepted), self.bound)
-        self.accepted |= fresh
+        return [self.accept({request.task_id for request in group}) for group in groups]
+
+    def accept(self, ids: set[str]) -> AgentPoolError | None:
+        if len(self.accepted | ids) > self.bound:
+            return QueueFull("The queue", len(self.accepted), self.bound)
+        self.accepted |= ids
+        return None
 
 
 def _ask(gathering: Gathering, count: int, **options: object) -> list["asyncio.Task[None]"]:
@@ -41,23 +45,23 @@ async def test_what_comes_in_one_turn_or_during_a_call_goes_together() -> None:
     gathering = Gathering(server.send, 1.0)
     first = _ask(gathering, 10)
     await _turns()
-    assert [len(call) for call in server.calls] == [10]
+    assert server.calls == [[10]]
     second = _ask(gathering, 40)
     await _turns()
-    assert [len(call) for call in server.calls] == [10]
+    assert server.calls == [[10]]
     server.answers.set()
     await asyncio.gather(*first, *second)
-    assert [len(call) for call in server.calls] == [10, 40]
+    assert server.calls == [[10], [40]]
     assert len(server.accepted) == 50
 
 
-async def test_only_what_is_alike_goes_together() -> None:
+async def test_what_is_alike_is_one_group_of_a_call() -> None:
     server = Server()
     gathering = Gathering(server.send, 1.0)
     asked = [*_ask(gathering, 3, tenant="a"), *_ask(gathering, 3, tenant="b"), *_ask(gathering, 3, priority=1)]
     server.answers.set()
     await asyncio.gather(*asked)
-    assert [len(call) for call in server.calls] == [3, 3, 3]
+    assert server.calls == [[3, 3, 3]]
 
 
 async def test_each_gets_its_own_refusal() -> None:
@@ -109,9 +113,10 @@ async def test_a_caller_that_is_cancelled_in_time_sends_nothing() -> None:
     await _turns()
     server.answers.set()
     await asyncio.gather(*first, *second, return_exceptions=True)
-    assert [len(call) for call in server.calls] == [1, 1]
+    assert server.calls == [[1], [1]]
     assert second[0].cancelled()
-    assert not gathering._next
+    await _turns()
+    assert not gathering._lines
 
 
 async def test_a_call_without_an_end_holds_a_cancelled_caller_for_a_while_only() -> None:
@@ -132,44 +137,77 @@ async def _turns() -> None:
 
 async def test_an_error_that_is_none_of_ours_reaches_those_whose_it_is() -> None:
     class Broken(Server):
-        async def send(self, requests: list[Request]) -> None:
-            if len(requests) == 1 and bytes(requests[0].envelope.input) == b"1":
+        async def send(self, groups: list[list[Request]]) -> list[AgentPoolError | None]:
+            if any(bytes(request.envelope.input) == b"1" for group in groups for request in group):
                 raise ValueError("broken")
-            await super().send(requests)
+            return await super().send(groups)
 
     server = Broken(bound=3)
     gathering = Gathering(server.send, 1.0)
-    first = _ask(gathering, 4)  # together they are refused
+    first = _ask(gathering, 3)
     await _turns()
-    second = _ask(gathering, 1)
+    second = _ask(gathering, 1, tenant="b") + _ask(gathering, 1)
     server.answers.set()
     async with asyncio.timeout(1):
         told = await asyncio.gather(*first, *second, return_exceptions=True)
     assert [type(error) for error in told] == [type(None), ValueError, type(None), type(None), QueueFull]
-    assert not gathering._next
+    await _turns()
+    assert not gathering._lines
 
 
-async def test_of_what_is_not_alike_a_few_calls_are_under_way_and_the_others_grow() -> None:
-    server = Server()
+async def test_a_refused_group_leaves_the_others_of_its_call_alone() -> None:
+    server = Server(bound=3)
     gathering = Gathering(server.send, 1.0)
-    tenants = [f"t{number}" for number in range(6)]
-    asked = [task for tenant in tenants for task in _ask(gathering, 1, tenant=tenant)]
+    asked = [*_ask(gathering, 2, tenant="a"), *_ask(gathering, 2, tenant="b"), *_ask(gathering, 1, tenant="c")]
+    server.answers.set()
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(error) for error in told] == [type(None)] * 2 + [QueueFull] * 2 + [type(None)]
+    assert server.calls[0] == [2, 2, 1]
+
+
+async def test_a_second_call_goes_while_one_is_under_way_only_when_it_is_full() -> None:
+    server = Server()
+    gathering = Gathering(server.send, 5.0)
+    asked = _ask(gathering, 1)
     await _turns()
-    assert len(server.calls) == CALLS_AT_ONCE
-    asked += [task for tenant in tenants[CALLS_AT_ONCE:] for task in _ask(gathering, 4, tenant=tenant)]
+    asked += [task for number in range(GROUPS_PER_CALL - 1) for task in _ask(gathering, 1, tenant=f"t{number}")]
     await _turns()
+    assert len(server.calls) == 1
+    asked += _ask(gathering, 3 * TASKS_PER_CALL)
     server.answers.set()
     await asyncio.gather(*asked)
-    assert [len(call) for call in server.calls] == [1] * CALLS_AT_ONCE + [5] * (6 - CALLS_AT_ONCE)
+    assert sum(sum(call) for call in server.calls) == len(asked)
+    assert all(len(call) <= GROUPS_PER_CALL and sum(call) <= TASKS_PER_CALL for call in server.calls)
+
+
+async def test_of_what_fills_calls_a_few_are_under_way() -> None:
+    server = Server()
+    asked = _ask(Gathering(server.send, 5.0), 3 * TASKS_PER_CALL)
+    await _turns()
+    assert [sum(call) for call in server.calls] == [TASKS_PER_CALL] * CALLS_AT_ONCE
+    server.answers.set()
+    await asyncio.gather(*asked)
 
 
 async def test_where_the_server_is_slow_nobody_waits_for_a_turn_for_long() -> None:
     server = Server()
     gathering = Gathering(server.send, 1.0)
-    asked = [task for number in range(6) for task in _ask(gathering, 1, tenant=f"t{number}")]
-    await wait_until(lambda: len(server.calls) == 6, timeout=2)
+    asked = _ask(gathering, 1)
+    for count in (2, 3):
+        await _turns()
+        asked += _ask(gathering, 1)
+        await wait_until(lambda count=count: len(server.calls) == count, timeout=2)
     server.answers.set()
     await asyncio.gather(*asked)
-    again = _ask(gathering, 2, tenant="t0")
-    await asyncio.gather(*again)
-    assert len(server.calls) == 7, "turns are counted as before"
+    await asyncio.gather(*_ask(gathering, 2))
+    assert len(server.calls) == 4, "turns are counted as before"
+
+
+async def test_what_may_wait_for_different_times_does_not_share_a_call() -> None:
+    server = Server()
+    gathering = Gathering(server.send, 1.0)
+    asked = [*_ask(gathering, 2, timeout=5.0), *_ask(gathering, 2, timeout=6.0)]
+    await _turns()
+    assert server.calls == [[2], [2]]
+    server.answers.set()
+    await asyncio.gather(*asked)

@@ -1,5 +1,6 @@
 """submit_tasks gives tasks to a worker that listens and has room, where nothing else waits."""
 
+import msgspec
 import pytest
 from support.seeds import (
     ended,
@@ -16,10 +17,11 @@ from support.seeds import (
     seed_worker,
 )
 
+from agentpool.doctor import examine
 from agentpool.protocol.commands import Command, Run, Wake, decode_command
 from agentpool.protocol.records import TaskEnvelope
 from agentpool.store import Store
-from agentpool.store.tasks import claimed_tasks
+from agentpool.store.tasks import SubmitOptions, TaskGroup, claimed_tasks
 
 
 async def beat(store: Store, worker: str = "w1", *, lag_ms: int = 0, listens: bool = True) -> None:
@@ -159,3 +161,25 @@ async def test_a_worker_that_missed_it_learns_of_it(store: Store) -> None:
     assert ids(await exchange(store, "w2", names=["p/t1"])) == [], "not its own"
     await finish(store)
     assert ids(await exchange(store, names=["p/t1"])) == []
+
+
+async def test_tasks_of_several_tenants_are_given_with_one_command(store: Store) -> None:
+    await seed_pool(store)
+    for worker in ("w1", "w2"):
+        await seed_worker(store, worker, capacity=3)
+        await beat(store, worker)
+    null = TaskEnvelope(msgspec.Raw(b"null"))
+    groups = [
+        TaskGroup(header(tenant=tenant), SubmitOptions(), [(f"p/{id}", null) for id in tasks.split()])
+        for tenant, tasks in (("a", "a1 a2"), ("b", "b1"), ("c", "c1 c2"), ("d", "d1 d2"))
+    ]
+    async with listening(store, store.keys.worker_channel("w1"), store.keys.worker_channel("w2")) as heard:
+        assert await store.tasks.submit_groups(groups) == [""] * 4
+        given = await read_commands(heard)
+    assert [sorted(task.id for task in claimed_tasks(command.tasks)) for command in given[:2]] in (
+        [["p/a1", "p/a2", "p/b1"], ["p/c1", "p/c2"]],
+        [["p/c1", "p/c2"], ["p/a1", "p/a2", "p/b1"]],
+    )
+    assert [type(command) for command in given[2:]] == [Wake], "of d there is room for one"
+    assert sorted((await read_free(store)).values()) == [0, 1]
+    assert await examine(store) == []

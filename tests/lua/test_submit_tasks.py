@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from support.seeds import (
     seed_worker,
 )
 
+from agentpool.doctor import examine
 from agentpool.errors import (
     AgentLimitError,
     AgentTerminated,
@@ -38,6 +40,7 @@ from agentpool.errors import (
 from agentpool.protocol.commands import Wake
 from agentpool.protocol.records import TaskEnvelope, TypeInfo
 from agentpool.store import Store
+from agentpool.store.tasks import SubmitOptions, TaskGroup
 
 # -- submit_tasks -----------------------------------------------------------------------------------------------
 
@@ -398,3 +401,57 @@ async def test_a_slot_that_is_free_again_is_given(store: Store) -> None:
         await seed_task(store, "t2", limits="reject")
     await finish(store)
     assert await seed_task(store, "t2", limits="reject") == "p/t2"
+
+
+# -- several groups in one call ---------------------------------------------------------------------------------
+
+
+def group(ids: str, tenant: str = "default", **more: Any) -> TaskGroup:
+    """Tasks of one tenant, whose ids are words."""
+    envelope = TaskEnvelope(msgspec.Raw(b"null"))
+    delay = more.pop("delay", 0)
+    return TaskGroup(
+        header(tenant=tenant, **more), SubmitOptions(delay=delay), [(f"p/{id}", envelope) for id in ids.split()]
+    )
+
+
+async def test_each_group_of_a_call_gets_its_own_answer(store: Store) -> None:
+    await seed_pool(store, max_queued=3)
+    await seed_worker(store, capacity=1)
+    await store.tenants.limit("p", "small", {"queued": 1})
+    answers = await store.tasks.submit_groups(
+        [
+            group("a1 a2", "a"),
+            group("s1 s2", "small"),
+            group("x1", "a", agent_type="Unknown"),
+            group("b1", "b"),
+            group("a3 a4", "a"),
+            group("s3", "small", lane="urgent"),
+        ]
+    )
+    assert [type(answer) for answer in answers] == [str, QueueFull, UnknownAgentType, str, QueueFull, str]
+    assert (answers[1].depth, answers[1].bound, answers[4].depth) == (0, 1, 2)
+    assert (await store.pools.observe("p")).waiting_tasks == 4
+    assert sorted(ids(await exchange(store, room=1, prefetch=90))) == ["p/s3"], "one slot, urgent first"
+    assert await examine(store) == []
+
+
+async def test_groups_count_together_against_the_bound_of_the_pool(store: Store) -> None:
+    await seed_pool(store, max_queued_pool=3)
+    answers = await store.tasks.submit_groups([group("a1 a2", "a"), group("d1", "d", delay=5000), group("b1", "b")])
+    assert [type(answer) for answer in answers] == [str, str, QueueFull]
+
+
+async def test_what_is_known_of_a_group_is_passed_over_and_not_counted(store: Store) -> None:
+    await seed_pool(store, max_queued=3)
+    assert await store.tasks.submit_groups([group("t1 t2")]) == [""]
+    assert await store.tasks.submit_groups([group("t1 t2 t3")]) == [""]
+    (refused,) = await store.tasks.submit_groups([group("t2 t3 t4")])
+    assert isinstance(refused, QueueFull)
+    assert await store.tasks.submit_groups([group("t1 t2 t3"), group("d1 d2", "late", delay=5000)]) == ["", ""]
+    assert await store.tasks.submit_groups([group("d1 d2 d3", "late", delay=5000)]) == [""]
+    observed = await store.pools.observe("p")
+    assert (observed.waiting_tasks, observed.delayed) == (3, 3)
+    record = await store.connection.ask("GET", store.keys.task("p/d3"))
+    assert record.partition("\n")[0].count("delay=1") == 1
+    assert await examine(store) == []

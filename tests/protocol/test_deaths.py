@@ -2,7 +2,17 @@
 
 import pytest
 
-from agentpool.protocol.deaths import Death, Exited, Killed, Silent, Vanished, from_wait_status
+from agentpool.protocol.deaths import (
+    Death,
+    Exited,
+    Killed,
+    Silent,
+    Vanished,
+    by_itself,
+    from_wait_status,
+    was_stopped,
+)
+from agentpool.protocol.zygote import Exit
 
 
 @pytest.mark.parametrize(
@@ -26,3 +36,19 @@ def test_a_death_tells_how(death: Death, text: str) -> None:
 def test_wait_statuses_are_read() -> None:
     assert from_wait_status(3 << 8) == Exited(3)
     assert from_wait_status(9, "frozen") == Killed(9, "frozen")
+
+
+@pytest.mark.parametrize(
+    ("death", "of_itself", "stopped"),
+    [
+        (Exited(3), True, False),
+        (Killed(11), True, False),
+        (Killed(9), False, False),
+        (Killed(9, "blocked"), False, True),
+        (Exited(Exit.BLOCKED), False, True),
+        (Silent(1.5), False, False),
+        (Vanished("found dead"), False, False),
+    ],
+)
+def test_a_death_is_its_own_deed_or_another_s(death: Death, of_itself: bool, stopped: bool) -> None:
+    assert (by_itself(death), was_stopped(death)) == (of_itself, stopped)

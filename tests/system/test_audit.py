@@ -26,18 +26,18 @@ async def test_every_execution_is_on_disk_once_and_forgotten_in_redis(new_master
         handles = await pool.submit_many("Napper", [0.0] * 150, tenant="acme", project="x")
         flaky = await pool.submit("Flaky", {"attempt": 2}, retry=RetryPolicy(delay=0.05))
         dead = await pool.submit("Flaky", {"attempt": 9}, retry=RetryPolicy(attempts=1))
-        spender = await pool.submit("Spender", 7)
+        spender, refused = await pool.submit("Spender", 7), await pool.submit("Spender", "much")
         expired = await pool.submit("Napper", 0, delay=5, expires=0.1)
-        for handle in (*handles, flaky, dead, spender, expired):
+        for handle in (*handles, flaky, dead, spender, refused, expired):
             try:
                 await handle.result(20)
             except AgentPoolError:
-                assert handle in (dead, expired)
-        await wait_until(lambda: len(audit_lines(master)) >= 155, timeout=5)
+                assert handle in (dead, refused, expired)
+        await wait_until(lambda: len(audit_lines(master)) >= 156, timeout=5)
         with redis.Redis.from_url(master.url) as cli:
             await wait_until(lambda: cli.xlen(f"pool:{POOL}:audit") == 0)
         lines = audit_lines(master)
-        assert len(lines) == 155
+        assert len(lines) == 156
         statuses = Counter((line["task_id"], line["status"]) for line in lines)
         assert all(statuses[handle.id, "succeeded"] == 1 for handle in handles)
         assert (statuses[flaky.id, "retried"], statuses[flaky.id, "succeeded"]) == (1, 1)
@@ -47,6 +47,8 @@ async def test_every_execution_is_on_disk_once_and_forgotten_in_redis(new_master
         assert first["process_id"] in {worker.process_id for worker in await pool.workers()}
         assert not any("input" in line or "result" in line for line in lines), "only with audit_payload"
         assert next(line for line in lines if line["task_id"] == spender.id)["tokens"] == 7
+        line = next(line for line in lines if line["task_id"] == refused.id)
+        assert (line["status"], line.get("attempt", 0)) == ("invalid_input", 0), "its run() was never called"
         assert "not yet" in next(line for line in lines if line["task_id"] == dead.id)["error"]
 
 

@@ -91,7 +91,7 @@ async def test_a_loop_that_stays_blocked_without_a_master_ends_the_worker(make_m
     await master.fork()
     await master.spawn("a", "Blocker")
     await master.submit(60, agent="a")
-    assert await master.zygote.exit_of("w1") == -signal.SIGKILL
+    assert await master.zygote.exit_of("w1") == Exit.BLOCKED
     assert "worker.blocked_too_long" in master.log()
 
 

@@ -49,7 +49,7 @@ def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
         header.agent_type,
         outcome.agent_id,
         outcome.process_id,
-        task.attempt,
+        outcome.attempts,
         run.duration_ms,
         outcome.tokens,
         error,

@@ -2,12 +2,10 @@
 
 Each exchange hands in what ended since the last one and takes new tasks, from the mailboxes of idle pinned agents and
 by type for free slots. Exchanges are numbered: after a lost reply the same one is sent again and gets the same tasks,
-so none is held by a worker that does not know of it. Where a worker's tasks are short it takes more than it has slots,
-so that it has work while an exchange is under way; what has not begun after a moment goes back.
+so none is held by a worker that does not know of it. Which of the tasks by type starts when is decided by `slots.py`.
 """
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -23,6 +21,8 @@ from agentpool.protocol.records import ClaimedTask
 from agentpool.store.tasks import EndedTask, Exchange
 from agentpool_worker.auditing import audit_line
 from agentpool_worker.place import WorkPlace
+from agentpool_worker.reports import Reports
+from agentpool_worker.slots import Slots
 from agentpool_worker.turns import Turns
 
 __all__ = ["Executor"]
@@ -31,27 +31,13 @@ log = structlog.get_logger("worker")
 
 NAMES_PER_EXCHANGE = 50
 ENDED_PER_EXCHANGE = 100
-REPORTS_PER_CALL = 50
-REPORTS_MAX = 1000
 RETRY_DELAY = 0.5
-PREFETCH = 90
-"""Tasks beyond the slots, where they are short."""
-SHORT_MS = 5.0
-"""Mean run time below which tasks are short."""
-VERY_SHORT_MS = 1.0
-"""Mean run time below which an exchange waits for more tasks to end: until so many have, or for so long, in s."""
 ENOUGH_ENDED = 80
 MORE_END_S = 0.005
-SOON_S = 0.02
-"""How long a task waits for a warm agent rather than that another is made, where tasks are short."""
-PATIENCE_S = 0.05
-"""How long a task that was taken may wait for its agent here before it goes back."""
+"""Where tasks are very short, an exchange waits for more to end: until so many have, or for so long, in s."""
 
 NO_ROOM = (-1, 0)
 CANCELLED = "cancelled on request"
-
-Key = tuple[str, str]
-"""Agent type and tenant: tasks of one key can use one another's agents."""
 
 
 class Executor:
@@ -84,21 +70,8 @@ class Executor:
         self._runs: dict[str, Run] = {}
         self._ended: dict[str, tuple[Run, EndedTask]] = {}
         """What ended and is not handed in yet; what is being handed in stays until that is answered."""
-        self._waiting: OrderedDict[Key, deque[Run]] = OrderedDict()
-        self._waiting_count = 0
-        self._busy: dict[Key, int] = {}
-        self._ended_at: dict[Key, float] = {}
-        """When a task of a key that is busy last ended."""
-        self._by_type = 0
-        self._slots = place.settings.capacity
-        """What the pinned agents leave of the capacity."""
-        self._mean_ms: float | None = None
-        self._is_short = False
-        self._stuck = False
-        """Tasks that waited here went back, and none has ended since: no more than there are slots are taken."""
-        self._sweep: asyncio.TimerHandle | None = None
-        self._reports: list[tuple[str, bytes]] = []
-        self._reporting: asyncio.Task[None] | None = None
+        self._slots = Slots(place, host)
+        self._reports = Reports(place)
         self._all_recorded = asyncio.Event()
         self._all_recorded.set()
 
@@ -132,8 +105,7 @@ class Executor:
 
     def slots_changed(self) -> None:
         """A slot may be free."""
-        self._slots = max(0, self._settings.capacity - self._agents.count)
-        self._dispatch()
+        self._slots.changed()
         if self._turns_left:
             self.wake_lanes()
 
@@ -150,7 +122,7 @@ class Executor:
     def cancel(self, task_id: str, why: str = CANCELLED) -> None:
         """Cancel a task that is here, or that comes with the exchange whose answer is on its way."""
         if run := self._runs.get(task_id):
-            self._stop(run, why)
+            self._slots.stop(run, why)
         elif self._unanswered:
             self._cancelled_early[task_id] = why
 
@@ -158,31 +130,23 @@ class Executor:
         """Stop the tasks of pooled agents of these types."""
         for run in list(self._runs.values()):
             if run.task.header.agent_type in types:
-                self._stop(run, why)
+                self._slots.stop(run, why)
 
     def give_back_all(self) -> None:
         """Stop all tasks; they go back to where they waited."""
         for run in list(self._runs.values()):
-            self._stop(run, GIVE_BACK)
+            self._slots.stop(run, GIVE_BACK)
 
     def report(self, task_id: str, progress: Any) -> None:
         """Pass on what a task reports; raises `TypeError` for what has no JSON form."""
-        try:
-            report = encode_json(progress)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"emit(): what is reported cannot be written as JSON: {error}") from None
-        self._reports.append((task_id, report))
-        del self._reports[:-REPORTS_MAX]
-        if self._reporting is None:
-            self._reporting = asyncio.create_task(self._send_reports(), name="reports")
+        self._reports.add(task_id, progress)
 
     async def settle(self) -> None:
         """Take nothing new, give back what has not begun, and wait until an exchange without an answer has one, so that
         nothing is held unseen.
         """
         self._open = False
-        for run in [run for queue in self._waiting.values() for run in queue]:
-            self._stop(run, GIVE_BACK)
+        self._slots.give_back_waiting()
         while self._unanswered:
             self.poke()
             await asyncio.sleep(0.01)
@@ -204,10 +168,10 @@ class Executor:
 
     async def _exchange(self) -> bool:
         """Exchange once; False when there was nothing to do."""
-        if self._by_type and self._mean_ms is not None and self._mean_ms < VERY_SHORT_MS:
+        if self._slots.has_very_short:
             await self._let_more_end()
         names = self._idle_with_mail()
-        room, prefetch = self._room() if self._turns_wait and self._open else NO_ROOM
+        room, prefetch = (self._turns_wait and self._open and self._slots.room()) or NO_ROOM
         ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
         unknown = self._take_unknown()
         if not (ended or names or unknown or room >= 0):
@@ -237,7 +201,7 @@ class Executor:
         until = monotonic() + MORE_END_S
         while True:
             await asyncio.sleep(0)
-            if not self._waiting or len(self._ended) >= ENOUGH_ENDED or monotonic() > until:
+            if not self._slots.has_waiting or len(self._ended) >= ENOUGH_ENDED or monotonic() > until:
                 return
 
     async def _insist(
@@ -281,15 +245,6 @@ class Executor:
             return []
         return [name for name in self._mail if self._agents.is_idle(name)][:NAMES_PER_EXCHANGE]
 
-    def _room(self) -> tuple[int, int]:
-        """Return how many tasks by type there is room for: in slots, and beyond them; `NO_ROOM` when none."""
-        slots = self._slots
-        here = self._by_type + self._waiting_count
-        ahead = self._is_short and not self._stuck and slots > 0
-        prefetch = PREFETCH - max(0, here - slots) if ahead else 0
-        room, prefetch = max(0, slots - here), max(0, prefetch)
-        return (room, prefetch) if room or prefetch or self._place.waits else NO_ROOM
-
     # -- one task -----------------------------------------------------------------------------------------------
 
     def _begin(self, task: ClaimedTask) -> None:
@@ -304,92 +259,9 @@ class Executor:
             self._host.begin(run)
         elif run.why or not self._open:
             run.stop(GIVE_BACK)
-            self._start(run)
-        elif self._must_queue(run) or not self._try_to_start(run):
-            self._wait(run)
-
-    def _must_queue(self, run: Run) -> bool:
-        """Tell whether others wait here already for the same agent that is free soon."""
-        return self._is_short and run.key in self._waiting and run.key in self._busy and not _is_nested(run)
-
-    def _try_to_start(self, run: Run) -> bool:
-        """Start a task by type if there is a slot, and an agent or a reason to make one."""
-        if self._by_type >= self._slots + self._place.waits:
-            return False
-        if self._is_short and run.key in self._busy and not self._host.has_idle(*run.key) and not _is_nested(run):
-            return False  # an agent of this tenant will be free sooner than another could be made
-        self._start(run)
-        return True
-
-    def _start(self, run: Run) -> None:
-        self._by_type += 1
-        self._busy[run.key] = self._busy.get(run.key, 0) + 1
-        self._host.begin(run)
-
-    def _wait(self, run: Run) -> None:
-        self._waiting.setdefault(run.key, deque()).append(run)
-        self._waiting_count += 1
-        if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
-
-    def _dispatch(self, first: Key | None = None) -> None:
-        """Start tasks that wait here: of the key whose agent has just become free, else of whichever can start."""
-        if first is not None and first in self._waiting:
-            self._start_waiting(first)
-        elif self._waiting:
-            for key in list(self._waiting):
-                if self._by_type >= self._slots + self._place.waits:
-                    return
-                self._start_waiting(key)
-
-    def _start_waiting(self, key: Key) -> None:
-        queue = self._waiting[key]
-        while queue and self._try_to_start(queue[0]):
-            queue.popleft()
-            self._left(key, queue)
-
-    def _look_at_waiting(self) -> None:
-        """Make agents for those for which none became free soon, as far as there are slots; give back what has waited
-        for too long.
-        """
-        self._sweep = None
-        now, helped = monotonic(), set[Key]()
-        for run in [run for queue in self._waiting.values() for run in queue if now - run.taken > SOON_S]:
-            key = run.key
-            if key in helped or now - self._ended_at.get(key, 0.0) < SOON_S:
-                continue  # its turn comes: the agents of its key do one after the other
-            helped.add(key)
-            if self._by_type < self._slots + self._place.waits:
-                self._take_out(run)
-                self._start(run)
-            elif now - run.taken > PATIENCE_S:
-                self._stuck = True
-                self._stop(run, GIVE_BACK)
-        if self._waiting:
-            self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
-
-    def _take_out(self, run: Run) -> bool:
-        """Take a run out of those that wait here; False when it is not among them."""
-        key = run.key
-        queue = self._waiting.get(key)
-        if not queue or run not in queue:
-            return False
-        queue.remove(run)
-        self._left(key, queue)
-        return True
-
-    def _left(self, key: Key, queue: deque[Run]) -> None:
-        """One no longer waits here."""
-        self._waiting_count -= 1
-        if not queue:
-            del self._waiting[key]
-
-    def _stop(self, run: Run, why: str) -> None:
-        """Stop a run; one that waits here ends at once."""
-        waited = self._take_out(run)
-        run.stop(why)
-        if waited:
-            self._start(run)  # which it does not get far with, but ends like all others
+            self._slots.start(run)
+        else:
+            self._slots.begin(run)
 
     def _done(self, run: Run, ending: Ending) -> None:
         """A run has ended: its agent is free, its end is to be handed in."""
@@ -412,37 +284,11 @@ class Executor:
             self._turns_wait = True
         self._woken.set()
         if name:
-            self._dispatch()
+            self._slots.dispatch()
         else:
-            self._free(run)
+            self._slots.free(run)
         if run.runaway:
             self._on_runaway(name or task.header.agent_type)
-
-    def _free(self, run: Run) -> None:
-        """The slot and the agent of a run by type are free: for the next of its key, else for whichever can start."""
-        if run.has_begun:
-            self._stuck = False
-            # Not `duration_ms`: on a busy host each would seem long, and an agent be made for nearly each of them.
-            mean, took = self._mean_ms, run.duration_ms if run.own_ms is None else run.own_ms
-            mean = took if mean is None else mean + (took - mean) / 10
-            self._mean_ms, self._is_short = mean, mean < SHORT_MS
-        key = run.key
-        queue = self._waiting.get(key)
-        if queue and self._by_type <= self._slots + self._place.waits and self._host.pass_on(run, queue[0]):
-            self._ended_at[key] = monotonic()
-            queue.popleft()
-            self._left(key, queue)
-            return
-        self._by_type -= 1
-        busy = self._busy[key] = self._busy[key] - 1
-        if busy or queue:
-            self._ended_at[key] = monotonic()
-        else:
-            self._ended_at.pop(key, None)
-        if not busy:
-            del self._busy[key]
-        self._host.release(run)
-        self._dispatch(key)
 
     # -- what is recorded ---------------------------------------------------------------------------------------
 
@@ -479,21 +325,3 @@ class Executor:
         traceback = error.get("traceback")
         again = {"again_in_s": ended.delay_ms / 1000} if ended.verdict == "retry" else {}
         bound.warning(f"task.{status}", error=text, **again, **({"exception": traceback} if traceback else {}))
-
-    async def _send_reports(self) -> None:
-        """Send what tasks report, in their order; what nobody takes for long is given up."""
-        try:
-            while self._reports:
-                reports = self._reports[:REPORTS_PER_CALL]
-                try:
-                    await self._place.store.tasks.report(self._place.pool, self._place.worker_id, reports)
-                except RedisUnavailable as error:
-                    log.warning("redis.unavailable", doing="report", error=str(error))
-                del self._reports[: len(reports)]
-        finally:
-            self._reporting = None
-
-
-def _is_nested(run: Run) -> bool:
-    """Tell whether the task that has its tenant's agent may be waiting for this very one."""
-    return run.task.header.lane.startswith("child")

@@ -7,9 +7,7 @@ have taken over already; and, should no master do it, loops that stay blocked fo
 """
 
 import contextvars
-import os
 import random
-import signal
 import sys
 import threading
 import time
@@ -35,6 +33,8 @@ log = structlog.get_logger("heartbeat")
 
 MEMORY_INTERVAL = 30.0
 BLOCKED_AFTER_MIN = 2.0
+MASTER_LATE = 2.0
+"""Seconds that a master which lives needs at most to see a beat and to end the process."""
 
 
 class Heartbeat:
@@ -168,9 +168,9 @@ class Heartbeat:
         if lag > self._settings.block_timeout and not self._overdue:
             self._overdue = True
             log.error("worker.blocked_too_long", seconds=round(lag, 1), stack=main_stack())
-        if lag > 2 * self._settings.block_timeout:
+        if lag > 2 * self._settings.block_timeout + MASTER_LATE:
             # Its master should have done this by now.
-            os.kill(os.getpid(), signal.SIGKILL)
+            leave(Exit.BLOCKED, flush=False)
 
     def _report(self, name: EventName, lag: float) -> None:
         who = self._who_runs()

@@ -37,6 +37,7 @@ if not status or status == 'lost' then
   return {'gone'}
 end
 last = tonumber(last) or 0
+local is_quiet = false
 claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
 
 -- Tell the worker of a task that it has, if it has.
@@ -85,13 +86,17 @@ local function take_tasks()
   claimer.alone = has_alone and not waits and alone
   if status == 'ready' then
     local most, ahead = tonumber(ARGV[6]), tonumber(ARGV[7])
-    local is_clear = claimer.alone or not claim_suspect(most >= 0)
+    local is_clear = claimer.alone or is_quiet or not claim_suspect(most >= 0)
     local is_taken = claim_mail(is_clear, passed or '', names)
     if not is_taken and is_clear and not claimer.alone and most >= 0 then
       claim_by_type(most, ahead, waits)
     end
   end
-  write_taken({'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
+  write_leases()
+  if #taken.ids > 0 then
+    write_order()
+  end
+  rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
   if ended.returned > 0 then
     wake_workers(ended.returned) -- others, who may have room for what this one could not begin
   end
@@ -100,9 +105,10 @@ end
 if number == last then
   tell_again()
 elseif number > last then
+  is_quiet = look_around(worker)
   if count > 0 then
     take_in(worker, 9, count)
-    if redis.call('EXISTS', POOL .. ':pending') == 1 then
+    if not is_quiet and redis.call('EXISTS', POOL .. ':pending') == 1 then
       fill(worker, 50)
     end
   end
@@ -112,7 +118,7 @@ end
 for _, id in ipairs(unknown) do
   tell_of(id)
 end
-local waiting, mail = redis.call('ZCARD', POOL .. ':suspects'), {}
+local waiting, mail = is_quiet and 0 or redis.call('ZCARD', POOL .. ':suspects'), {}
 for _, lane in ipairs(lanes()) do
   if hosts(lane) then
     waiting = waiting + redis.call('ZCARD', POOL .. ':turns:' .. lane)

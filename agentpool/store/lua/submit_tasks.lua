@@ -1,17 +1,18 @@
--- Accept tasks for one agent or one type, all or none: their records first, then their queue, then hints to workers.
+-- Accept tasks in groups, each for one agent or one type, all of a group or none: their records first, then their place.
 --
--- @include base workers tenants tasks agents claiming
+-- @include base workers tenants tasks agents claiming admission giving
 -- KEYS[1]  pool:{p}       HASH
--- ARGV[4]  agent          name of the pinned agent, or empty: any agent of the type
--- ARGV[5]  type           of the agent, or empty with a pinned one
--- ARGV[6]  tenant         of a task by type; for one agent, its own counts
--- ARGV[7]  lane           urgent, normal, batch or child, and after `+` each label that a worker must have
--- ARGV[8]  later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
--- ARGV[9]  options        `name=value` words: delay, expires in ms; key and input, digests, with one task; parent, the
+-- ARGV[4…] groups         at most 100 tasks in at most 16 groups, one after the other. Of each group these words:
+--          agent          name of the pinned agent, or empty: any agent of the type
+--          type           of the agent, or empty with a pinned one
+--          tenant         of a task by type; for one agent, its own counts
+--          lane           urgent, normal, batch or child, and after `+` each label that a worker must have
+--          later_us       added to the time by which a task by type has its turn; a mailbox is first in, first out
+--          options        `name=value` words: delay, expires in ms; key and input, digests, with one task; parent, the
 --                         task that waits for these; sticky, whose worker is to be preferred; limits: `reject`, or
 --                         `total` for all that it holds. And `batch` alone: after the pool's `batch_max_wait` they
 --                         wait like others
--- ARGV[10…] id, record    of each task in order, at most 100; records are header line and JSON, as records.py says
+--          count          of its tasks, then id and record of each in order: header line and JSON, as records.py says
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
 --          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants
@@ -20,264 +21,172 @@
 --          tenant:{p}:{t}:mail  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}
 --          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs  tenant:{p}:{t}:delayed
 --          tenant:{p}:{t}:agents
--- RETURNS  {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
+-- RETURNS  of each group {"ok"} | {"known", id} the task of this key | {"unknown_pool"} | {"unknown_type", type…}
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
---          | {"limited", code, limit, retry_ms} | {"too_deep", depth}
+--          | {"limited", code, limit, retry_ms}
 -- AGAIN    "ok": ids that are known are passed over
 
-local PUSHED_BYTES = 65536
-local name, type, tenant, lane = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local options = {}
-for word, value in string.gmatch(ARGV[9], '([^%s=]+)=?(%S*)') do
-  options[word] = value
-end
-local ids, fresh = {}, {}
-for i = 10, #ARGV, 2 do
-  ids[#ids + 1] = task_key(ARGV[i])
-end
-local are_known = redis.call('EXISTS', unpack(ids)) > 0
-for i = 10, #ARGV, 2 do
-  if not (are_known and redis.call('EXISTS', task_key(ARGV[i])) == 1) then
-    fresh[#fresh + 1] = i
-  end
-end
-if #fresh == 0 then
-  return {'ok'}
-end
-local agent = agent_key(name)
-local status, max_bytes, max_queued, max_queued_pool, queued, rate, labels, delayed, tenant_limits = unpack(redis.call(
-  'HMGET', POOL, 'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate', 'labels:' .. type,
-  'delayed', 'tenant_limits'))
-if not status or status == 'removed' then
-  return {'unknown_pool'}
-end
-pool_limits = {tenant_limits, max_queued}
-max_bytes, max_queued, max_queued_pool = tonumber(max_bytes), tonumber(max_queued), tonumber(max_queued_pool) or 0
--- Those that may not begin yet take room too.
-local nothing_waits = (tonumber(queued) or 0) == 0
-queued, rate = (tonumber(queued) or 0) + (tonumber(delayed) or 0), tonumber(rate) or 0
-local doing, host
-if name ~= '' then
-  local ending, owner
-  doing, ending, owner, host = unpack(redis.call('HMGET', agent, 'status', 'ending', 'tenant', 'process_id'))
-  if not doing or ending then
-    local how, _, _, detail = read_ending(name)
-    if not (how or ending) then
-      return {'unknown_agent'}
+local function read_groups()
+  local groups = {}
+  local place = 4
+  while place < #ARGV do
+    local name, type, tenant, lane, later_us, words, count = unpack(ARGV, place, place + 6)
+    local group = {name = name, type = type, tenant = tenant, lane = lane, later_us = later_us, options = {},
+      as_given = {tenant, lane}, ids = {}, records = {}}
+    for word, value in string.gmatch(words, '([^%s=]+)=?(%S*)') do
+      group.options[word] = value
     end
-    return {'ended', how and how .. ' ' .. detail or 'it is being terminated'}
+    place = place + 7
+    for at = place, place + 2 * count - 1, 2 do
+      group.ids[#group.ids + 1], group.records[#group.records + 1] = ARGV[at], ARGV[at + 1]
+    end
+    place, groups[#groups + 1] = place + 2 * count, group
   end
-  tenant = owner
-elseif redis.call('HEXISTS', POOL .. ':types', type) == 0 then
-  return {'unknown_type', unpack(redis.call('HKEYS', POOL .. ':types'))}
-end
-for _, i in ipairs(fresh) do
-  local header_bytes = string.find(ARGV[i + 1], '\n', 1, true) or 0
-  if header_bytes > HEADER_BYTES - 200 then
-    return {'too_large', header_bytes, HEADER_BYTES - 200} -- labels of its type and `delay` may still come to it
-  end
-  if #ARGV[i + 1] > max_bytes + 1024 then
-    return {'too_large', #ARGV[i + 1], max_bytes}
-  end
+  return groups
 end
 
--- -- a key that is known ---------------------------------------------------------------------------------------------
-
-if options.key then
-  local known, input = string.match(redis.call('GET', POOL .. ':key:' .. options.key) or '', '^(%S+) (%S+)$')
-  if known and redis.call('EXISTS', task_key(known)) == 1 then
-    return {input == options.input and 'known' or 'conflict', known}
-  end
-end
-
--- -- workers that could ever run it ----------------------------------------------------------------------------------
-
--- The lane of a type that needs labels itself names those too, sorted and each once.
-local function merged_lane()
-  local wanted, found = {}, {}
-  for label in string.gmatch((string.match(lane, '%+(.*)') or '') .. '+' .. labels, '[^+]+') do
-    if not found[label] then
-      found[label] = true
-      wanted[#wanted + 1] = label
+-- Leave out what is known already; true when something was.
+local function pass_over(group)
+  local ids, records = group.ids, group.records
+  group.ids, group.records = {}, {}
+  for at, id in ipairs(ids) do
+    if redis.call('EXISTS', task_key(id)) == 0 then
+      group.ids[#group.ids + 1], group.records[#group.records + 1] = id, records[at]
     end
   end
-  table.sort(wanted)
-  return table.concat({string.match(lane, '^%a+'), unpack(wanted)}, '+')
+  return #group.ids < #ids
 end
 
-local own_lane = lane
-if name == '' and labels and labels ~= '' then
-  lane = merged_lane()
-end
-local needed = string.match(lane, '%+(.*)')
-if needed and unmatched(needed) then
-  return {'unmatched', unmatched(needed), unpack(redis.call('HVALS', POOL .. ':labels'))}
-end
-
--- -- bounds and limits -----------------------------------------------------------------------------------------------
-
--- When a queue will have room again, in ms, at the rate at which the pool has ended tasks of late.
-local function retry_ms(depth, bound)
-  local excess = math.max(depth + #fresh - bound, 1)
-  return math.floor(math.min(math.max(rate > 0 and 1000 * excess / rate or 1000, 100), 60000))
-end
-
-local limits = limits_of(tenant)
-if name ~= '' then
-  local depth = redis.call('ZCARD', POOL .. ':mailbox:' .. name)
-  if depth + #fresh > max_queued then
-    return {'full', depth, max_queued, retry_ms(depth, max_queued)}
-  end
-elseif not options.parent then
-  local depth = queued_of(tenant)
-  if limits.queued > 0 and depth + #fresh > limits.queued then
-    return {'full', depth, limits.queued, retry_ms(depth, limits.queued)}
-  end
-  if max_queued_pool > 0 and queued + #fresh > max_queued_pool then
-    return {'pool_full', queued, max_queued_pool, retry_ms(queued, max_queued_pool)}
-  end
-end
-
--- Tell whether the tenant would hold more than `most`: its pinned agents, and its tasks that run, wait for their turn or
--- their time, or in mailboxes. At most `most` mailboxes are looked into, for the agents count themselves.
-local function holds_more(waits, most)
-  local count = #fresh + waits
-  for _, what in ipairs({'agents', 'tasks', 'delayed'}) do
-    count = count + redis.call('SCARD', tenant_key(tenant, what))
-  end
-  for _, agent in ipairs(count <= most and redis.call('SMEMBERS', tenant_key(tenant, 'agents')) or {}) do
-    count = count + redis.call('ZCARD', POOL .. ':mailbox:' .. agent)
-  end
-  return count > most
-end
-
--- Tell whether the tenant would run more than `most` at once, with what can begin before: what waits for its turn, and
--- one task for each agent that has mail and is not at work. What is delayed takes no place yet.
-local function runs_more(waits, most)
-  local count = #fresh + waits + running_of(tenant)
-  for _, agent in ipairs(count <= most and redis.call('SRANDMEMBER', tenant_key(tenant, 'agents'), 100) or {}) do
-    if redis.call('EXISTS', POOL .. ':mailbox:' .. agent) == 1
-        and redis.call('HGET', agent_key(agent), 'status') ~= 'active' then
-      count = count + 1
-    end
-  end
-  return count > most
-end
-
-local function over_limit()
-  local again = math.ceil(usage_of(tenant).ms)
-  local waits = queued_of(tenant)
-  if options.limits == 'total' and limits.agents > 0 and holds_more(waits, limits.agents) then
-    return {'limited', 'TOTAL_LIMIT', limits.agents, again}
-  end
-  if limits.running > 0 and runs_more(waits, limits.running) then
-    return {'limited', 'CONCURRENT_LIMIT', limits.running, again}
-  end
-  if limits.tokens_per_minute > 0 then
-    local used, wait = read_window(tenant, 'tokens', limits.tokens_per_minute, 1)
-    if used >= limits.tokens_per_minute then
-      return {'limited', 'TOKEN_RATE_LIMIT', limits.tokens_per_minute, wait}
-    end
-  end
-  if limits.requests_per_minute > 0 then
-    local used, wait = read_window(tenant, 'requests', limits.requests_per_minute, waits + #fresh)
-    if used + waits + #fresh > limits.requests_per_minute then
-      return {'limited', 'REQUEST_RATE_LIMIT', limits.requests_per_minute, wait}
-    end
-  end
-end
-
-if options.limits then
-  local refused = over_limit()
-  if refused then
-    return refused
-  end
-end
-
--- -- accepted --------------------------------------------------------------------------------------------------------
-
-if options.key then
-  redis.call('SET', POOL .. ':key:' .. options.key, ARGV[fresh[1]] .. ' ' .. options.input)
-end
-if options.parent then
-  local lease, waiting = read_lease(options.parent), read_head(options.parent)
+-- The task that waits for these gives back its permit, and its worker learns that it lends its slot.
+local function note_parent(group)
+  local parent = group.options.parent
+  local lease, waiting = read_lease(parent), read_head(parent)
   if lease and waiting then
-    for _, i in ipairs(fresh) do
-      redis.call('SADD', POOL .. ':children:' .. options.parent, ARGV[i])
-    end
-    redis.call('SADD', held(lease.worker, 'waits'), options.parent)
-    redis.call('SADD', tenant_key(waiting.tenant, 'waits'), options.parent)
+    redis.call('SADD', POOL .. ':children:' .. parent, unpack(group.ids))
+    redis.call('SADD', held(lease.worker, 'waits'), parent)
+    redis.call('SADD', tenant_key(waiting.tenant, 'waits'), parent)
     let_go(waiting.tenant)
     command(lease.worker, {type = 'wake'})
   end
 end
-local queue = name ~= '' and POOL .. ':mailbox:' .. name or lane_key(lane, tenant)
-local rank = name ~= '' and next_rank(queue) or now_us + ARGV[8]
-local ranked, records, delayed_ids, bytes = {}, {}, {}, 0
-for place, i in ipairs(fresh) do
-  local record = ARGV[i + 1]
-  if lane ~= own_lane or tenant ~= ARGV[6] then
-    record = string.gsub(record, '^(task %S+ %S+ %S+) %S+ %S+', '%1 ' .. tenant .. ' ' .. lane, 1)
+
+-- The record as it is kept: with its agent's tenant or the labels of its type, and with a word that the bounds of queues
+-- do not count it when it comes late.
+local function complete(record, group)
+  if group.lane ~= group.as_given[2] or group.tenant ~= group.as_given[1] then
+    record = string.gsub(record, '^(task %S+ %S+ %S+) %S+ %S+', '%1 ' .. group.tenant .. ' ' .. group.lane, 1)
   end
-  if options.delay then
-    -- The bounds of queues do not count it when it comes.
+  if group.options.delay then
     record = string.gsub(record, ' (%S+)\n', function(words)
       return (words == '-' and ' ' or ' ' .. words .. ',') .. 'delay=1\n'
     end, 1)
   end
-  records[#records + 1] = task_key(ARGV[i])
-  records[#records + 1] = record
-  bytes = bytes + #record
+  return record
+end
+
+-- Write the records of a group, unless one is known, which is false then; else returns their size.
+local function keep(group)
+  local written, bytes = {}, 0
+  for at, id in ipairs(group.ids) do
+    local record = group.is_complete and group.records[at] or complete(group.records[at], group)
+    group.records[at], bytes = record, bytes + #record
+    written[2 * at - 1], written[2 * at] = task_key(id), record
+  end
+  group.is_complete = true
+  return redis.call('MSETNX', unpack(written)) == 1 and bytes
+end
+
+local function set_timers(group)
+  local options = group.options
+  for _, id in ipairs((options.expires or options.batch) and group.ids or {}) do
+    if options.expires then
+      set_timer('expire', id, now + options.expires)
+    end
+    if options.batch then
+      promote_later(id, options.delay or 0)
+    end
+  end
+end
+
+local function ranked_from(rank, ids)
+  local ranked = {}
+  for at, id in ipairs(ids) do
+    ranked[#ranked + 1] = rank + at - 1
+    ranked[#ranked + 1] = id
+  end
+  return ranked
+end
+
+local function put_into_mailbox(group)
+  local mailbox = POOL .. ':mailbox:' .. group.name
+  redis.call('ZADD', mailbox, unpack(ranked_from(next_rank(mailbox), group.ids)))
+  if group.doing == 'idle' then
+    command(group.host, {type = 'wake', agent_id = pool .. '/' .. group.name}, true)
+  end
+end
+
+-- Where nothing else waits, what comes is given to a worker with room.
+local function hand_in(group, bytes)
+  local options, needs_labels = group.options, string.find(group.lane, '+', 1, true)
+  local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
+  local may_give = intake.queued == 0 and not (needs_labels or options.parent)
+  local ranked = ranked_from(now_us + group.later_us, group.ids)
+  local waits, first = give_or_queue(group, ranked, group.records, bytes, may_give, favourite)
+  intake.queued = intake.queued + (waits and #group.ids or 0)
+  -- One that has gone is forgotten here; one that is only full now stays the favourite.
+  if options.sticky and first and first ~= favourite
+      and not (favourite and redis.call('ZSCORE', POOL .. ':processes', favourite)) then
+    redis.call('HSET', POOL .. ':affinity', options.sticky, first)
+  end
+end
+
+local function place_tasks(group, bytes)
+  local options = group.options
+  if options.key then
+    redis.call('SET', POOL .. ':key:' .. options.key, group.ids[1] .. ' ' .. options.input)
+  end
+  if options.parent then
+    note_parent(group)
+  end
+  set_timers(group)
   if options.delay then
-    delayed_ids[#delayed_ids + 1] = ARGV[i]
+    delay_until(now + options.delay, group.tenant, group.ids)
+    intake.delayed = intake.delayed + #group.ids
+  elseif group.name ~= '' then
+    put_into_mailbox(group)
   else
-    ranked[#ranked + 1] = rank + place - 1
-    ranked[#ranked + 1] = ARGV[i]
-  end
-  if options.expires then
-    set_timer('expire', ARGV[i], now + options.expires)
-  end
-  if options.batch then
-    promote_later(ARGV[i], options.delay or 0)
+    hand_in(group, bytes)
   end
 end
-redis.call('MSET', unpack(records))
-if options.delay then
-  delay_until(now + options.delay, tenant, delayed_ids)
+
+-- What was known already is not counted against the bounds, nor taken in again: it is seldom, so it is looked for where
+-- it would matter.
+local function accept(group)
+  local refused = refusal_of(group)
+  local bytes = not refused and keep(group)
+  if not bytes and pass_over(group) then
+    if #group.ids == 0 then
+      return {'ok'}
+    end
+    refused = refusal_of(group)
+    bytes = not refused and keep(group)
+  end
+  if refused then
+    return refused
+  end
+  place_tasks(group, bytes)
   return {'ok'}
 end
-if name ~= '' then
-  redis.call('ZADD', queue, unpack(ranked))
-  if doing == 'idle' then
-    command(host, {type = 'wake', agent_id = pool .. '/' .. name}, true)
-  end
-  return {'ok'}
+
+read_intake()
+local groups, answers, tenants = read_groups(), {}, {}
+for _, group in ipairs(groups) do
+  tenants[#tenants + 1] = group.tenant
 end
-local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
-local workers = workers_to_wake(type .. '/' .. tenant, favourite)
-local first = workers[1] and workers[1].worker
--- Where nothing else waits, and these are not much to send, a worker with room for all of them need not ask.
-if first and nothing_waits and not (needed or options.parent) and bytes <= PUSHED_BYTES
-    and may_be_given(first, workers[1].free, tenant, #fresh) then
-  local given, texts = {}, {}
-  for i = 1, #ranked, 2 do
-    given[i], given[i + 1] = ranked[i + 1], string.format('%.0f', ranked[i])
-    texts[#texts + 1] = records[i + 1]
-  end
-  give(first, tenant, given, texts)
-else
-  redis.call('ZADD', queue, unpack(ranked))
-  redis.call('HINCRBY', POOL, 'queued', #fresh)
-  if redis.call('ZCARD', queue) == #fresh then
-    add_lane(lane)
-    enlist(lane, tenant)
-  end
-  wake(workers, #fresh)
+read_tags(tenants)
+for at, group in ipairs(groups) do
+  answers[at] = accept(group)
 end
--- One that has gone is forgotten here; one that is only full now stays the favourite.
-if options.sticky and first and first ~= favourite
-    and not (favourite and redis.call('ZSCORE', POOL .. ':processes', favourite)) then
-  redis.call('HSET', POOL .. ':affinity', options.sticky, first)
-end
-return {'ok'}
+hand_over()
+return answers

@@ -4,14 +4,15 @@
 -- Tasks that a tenant of weight 1 gets at most when it has its turn.
 local VISIT = 16
 
--- A worker whose event loop was later than this at its last beat is given nothing that it has not asked for.
-local PROMPT_MS = 100
-
 -- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
 local claimer = {worker = '', capacity = 0, labels = '', alone = false}
 
--- What it has taken, as it is told and as it is written, once for all.
-local taken = {ids = {}, answer = {}, tasks = {}, runs = {}, leases = {}, dequeued = 0}
+-- What a worker has taken, as it is told and as it is written, once for all; `terms` by header line.
+local function new_taken()
+  return {ids = {}, answer = {}, tasks = {}, runs = {}, leases = {}, dequeued = 0, terms = {}}
+end
+
+local taken = new_taken()
 local now_text = string.format('%.0f', now)
 
 -- What the worker is told of a task beside its record; '' of most, of which there is nothing to tell.
@@ -38,13 +39,11 @@ local function make_terms(line, charge)
   return terms
 end
 
-local known_terms = {}
-
 local function terms_of(line)
-  local terms = known_terms[line]
+  local terms = taken.terms[line]
   if not terms then
     terms = make_terms(line, true)
-    known_terms[line] = terms
+    taken.terms[line] = terms
   end
   return terms
 end
@@ -97,15 +96,11 @@ local function forget_idle_tenants()
   end
 end
 
--- Write down all that was taken, and where that leaves the worker; `words` are written beside it.
-local function write_taken(words)
-  write_leases()
-  if #taken.ids > 0 then
-    forget_idle_tenants()
-  end
+-- Write down up to where tenants were served.
+local function write_order()
+  forget_idle_tenants()
   write_turns()
   write_virtual_time()
-  rescore(claimer.worker, words)
 end
 
 -- Nothing is charged in advance: what it took counts when it ends.
@@ -384,22 +379,4 @@ local function claim_by_type(most, ahead, only_children)
   if room <= 0 and more > 0 then
     serve_urgent_and_normal(more, true)
   end
-end
-
--- Tell whether a worker with so many free slots may be given tasks of a tenant that it has not asked for: it listens,
--- it is prompt, nothing shall run alone, and neither the tenant's limits nor its turn stand against it.
-local function may_be_given(worker, free, tenant, count)
-  local listens, lag, alone = unpack(redis.call('HMGET', process_key(worker), 'listens', 'loop_lag_ms', 'alone'))
-  return listens == '1' and (tonumber(lag) or 0) <= PROMPT_MS and (alone or '') == ''
-    and count <= math.min(free, VISIT) and redis.call('EXISTS', POOL .. ':suspects', POOL .. ':held') == 0
-    and allowance(tenant) >= count
-end
-
--- Give tasks of a tenant, as `lease_all` takes them, to a worker, so that it need not ask: it is told of them with a
--- command, and finds out by its version if that is lost.
-local function give(worker, tenant, ranked, records)
-  claimer.worker = worker
-  lease_all(tenant, tag_of(tenant) or 0, ranked, records)
-  write_taken()
-  command(worker, {type = 'run', tasks = taken.answer}, true)
 end

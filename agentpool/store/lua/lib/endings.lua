@@ -148,15 +148,18 @@ end
 
 -- The means of a tenant's tasks, in all and by type, with those that ended now weighed in.
 local function weigh_in(tenant, tally)
-  local known, words, usage = tenant_key(tenant, 'usage'), {}, usage_of(tenant)
+  local known, words, usage = tenant_key(tenant, 'usage'), {}, usage_of(tenant, next(tally.types))
   for type, sums in pairs(tally.types) do
-    local ms, tokens = unpack(redis.call('HMGET', known, 'ms:' .. type, 'tokens:' .. type))
+    local ms, tokens = means_of(tenant, type)
+    ms = blend(ms, sums[2] / sums[1], sums[1])
     words[#words + 1] = 'ms:' .. type
-    words[#words + 1] = string.format('%.4f', blend(tonumber(ms), sums[2] / sums[1], sums[1]))
+    words[#words + 1] = string.format('%.4f', ms)
     if sums[3] > 0 or tokens then
+      tokens = blend(tokens, sums[3] / sums[1], sums[1])
       words[#words + 1] = 'tokens:' .. type
-      words[#words + 1] = blend(tonumber(tokens), sums[3] / sums[1], sums[1])
+      words[#words + 1] = tokens
     end
+    usage.types[type] = {ms, tokens}
   end
   if tally.tokens > 0 then
     local tokens = tonumber(redis.call('HGET', known, 'tokens'))
@@ -165,7 +168,7 @@ local function weigh_in(tenant, tally)
   end
   local before = usage.count
   usage.ms = blend(before > 0 and usage.ms or nil, tally.ms / tally.count, tally.count)
-  usage.count, usage.types = before + tally.count, {}
+  usage.count = before + tally.count
   redis.call('HSET', known, 'ms', string.format('%.4f', usage.ms), 'count', usage.count, unpack(words))
   if math.floor(before / 100) < math.floor(usage.count / 100) or before == 0 then
     redis.call('EXPIRE', known, 604800)
@@ -185,7 +188,8 @@ local function settle_tenant(worker, tenant, tally)
     weigh_in(tenant, tally)
   end
   if tally.late_ms ~= 0 then
-    set_tag(tenant, (tag_of(tenant) or virtual_time()) + tally.late_ms / limits_of(tenant).weight)
+    local tag = tag_of(tenant)
+    set_tag(tenant, (tag > 0 and tag or virtual_time()) + tally.late_ms / limits_of(tenant).weight)
   end
   if ended.has_held then
     let_go(tenant)
@@ -235,16 +239,17 @@ local function audit_all(ids_at, count, text)
   end
 end
 
--- Look once for what is seldom there, and then looked for with each task.
+-- Look once for what is seldom there, and then looked for with each task. True when nothing is.
 local function look_around(worker)
   if redis.call('EXISTS', held(worker, 'cancels'), held(worker, 'waits'), POOL .. ':held', POOL .. ':attempts',
-      POOL .. ':followed') == 0 then
+      POOL .. ':followed', POOL .. ':suspects', POOL .. ':pending') == 0 then
     tried_again, followed = false, false
-    return
+    return true
   end
   ended.has_cancels = redis.call('EXISTS', held(worker, 'cancels')) == 1
   ended.waits_here = redis.call('EXISTS', held(worker, 'waits')) == 1
   ended.has_held = redis.call('EXISTS', POOL .. ':held') == 1
+  return false
 end
 
 -- Settle `count` tasks: in ARGV stand from `ids_at` on their ids, then the words, then the outcomes of each, and then
@@ -252,7 +257,6 @@ end
 local function take_in(worker, ids_at, count)
   local words_at, outcomes_at = ids_at + count, ids_at + 2 * count
   local leases, settled = redis.call('HMGET', POOL .. ':leases', unpack(ARGV, ids_at, words_at - 1)), {}
-  look_around(worker)
   local is_ordinary = not (ended.has_cancels or has_attempts() or has_followers())
   for place = 0, count - 1 do
     local id, words, outcome = ARGV[ids_at + place], ARGV[words_at + place], ARGV[outcomes_at + place]
@@ -284,6 +288,11 @@ local function take_in(worker, ids_at, count)
   for _, group in ipairs(ended.groups) do
     count_for(group.lease, true, group.count, group.ms, 0)
   end
+  local tenants = {}
+  for tenant in pairs(ended.tallies) do
+    tenants[#tenants + 1] = tenant
+  end
+  read_tags(tenants)
   for tenant, tally in pairs(ended.tallies) do
     settle_tenant(worker, tenant, tally)
   end

@@ -178,43 +178,26 @@ local function promote_later(id, delay_ms)
   set_timer('promote', id, now + delay_ms + known_batch_wait)
 end
 
--- Workers with room, at most ten: the favourite first, then those with a warm agent for this type and tenant.
-local function workers_to_wake(warm, favourite)
-  local found = workers_with_room(10)
-  if #found > 1 and warm then
-    for place, row in ipairs(found) do
-      local has = redis.call('HGET', process_key(row.worker), 'warm') or ''
-      row.rank = place
-      if row.worker == favourite then
-        row.rank = -100 + place
-      elseif string.find(' ' .. has .. ' ', ' ' .. warm .. ' ', 1, true) then
-        row.rank = -50 + place
-      end
-    end
-    table.sort(found, function(a, b) return a.rank < b.rank end)
+-- Tell the leader that there is not enough room, now and then.
+local function ask_for_room()
+  local told = tonumber(redis.call('HGET', POOL, 'room_wanted_at')) or 0
+  if now - told >= 100 or now < told then
+    redis.call('HSET', POOL, 'room_wanted_at', now)
+    tell_leader('room wanted')
   end
-  return found
 end
 
--- Tell workers with room that there are tasks by type; the leader, when there is not enough of it.
-local function wake(workers, count)
-  for _, found in ipairs(workers) do
+-- Tell workers with room, at most ten, that there are tasks by type; the leader, when there is not enough of it.
+local function wake_workers(count)
+  for _, found in ipairs(workers_with_room(10)) do
     if count > 0 then
       command(found.worker, {type = 'wake'})
       count = count - found.free
     end
   end
   if count > 0 then
-    local told = tonumber(redis.call('HGET', POOL, 'room_wanted_at')) or 0
-    if now - told >= 100 or now < told then
-      redis.call('HSET', POOL, 'room_wanted_at', now)
-      tell_leader('room wanted')
-    end
+    ask_for_room()
   end
-end
-
-local function wake_workers(count)
-  wake(workers_to_wake(), count)
 end
 
 -- -- leases: `worker estimated_ms reserved_tokens`, the task's own header line, and its rank --------------------------

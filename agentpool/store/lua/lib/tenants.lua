@@ -22,7 +22,7 @@ local function read_words(limits, text)
   end
 end
 
-local known_limits, pool_limits = {}, nil
+local known_limits, pool_limits, has_limits = {}, nil, nil
 
 -- The limits of a tenant; 0 is none. What was set live is above the configuration, and that above the defaults.
 local function limits_of(tenant)
@@ -35,7 +35,10 @@ local function limits_of(tenant)
     if tenant ~= 'default' then
       read_words(limits, pool_limits[1])
     end
-    local given = redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant)
+    if has_limits == nil then
+      has_limits = redis.call('EXISTS', POOL .. ':limits') == 1
+    end
+    local given = has_limits and redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant) or {}
     read_words(limits, given[1])
     read_words(limits, given[2])
     known_limits[tenant] = limits
@@ -83,30 +86,42 @@ local function running_of(tenant)
   return redis.call('SCARD', tenant_key(tenant, 'tasks')) - redis.call('SCARD', tenant_key(tenant, 'waits'))
 end
 
-local known_usage = {}
+local known_usage, known_mean = {}, nil
 
--- What is known of a tenant's tasks: mean run time in ms and how many it is from; by type after `type_of`.
-local function usage_of(tenant)
+-- What is known of a tenant's tasks: mean run time in ms and how many it is from. `type`: whose means to read beside.
+local function usage_of(tenant, type)
   local usage = known_usage[tenant]
   if not usage then
-    local ms, count = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms', 'count'))
-    ms = ms or redis.call('HGET', POOL, 'mean_ms') -- of a tenant of which nothing is known yet
-    usage = {ms = tonumber(ms) or ESTIMATE_MS, count = tonumber(count) or 0, types = {}}
+    local ms, count, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms', 'count',
+      'ms:' .. (type or ''), 'tokens:' .. (type or '')))
+    if not ms then -- of a tenant of which nothing is known yet
+      known_mean = known_mean or redis.call('HGET', POOL, 'mean_ms')
+    end
+    usage = {ms = tonumber(ms or known_mean) or ESTIMATE_MS, count = tonumber(count) or 0, types = {}}
+    if type then
+      usage.types[type] = {tonumber(type_ms), tonumber(type_tokens)}
+    end
     known_usage[tenant] = usage
   end
   return usage
 end
 
--- Estimates of a task of this tenant and type: ms in its slot, and tokens.
-local function estimate(tenant, type)
-  local usage = usage_of(tenant)
+-- The means of a tenant's tasks of one type, or nil: ms in a slot, and tokens.
+local function means_of(tenant, type)
+  local usage = usage_of(tenant, type)
   local known = usage.types[type]
   if not known then
     local ms, tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms:' .. type, 'tokens:' .. type))
-    known = {tonumber(ms) or usage.ms, math.ceil(tonumber(tokens) or 0)}
+    known = {tonumber(ms), tonumber(tokens)}
     usage.types[type] = known
   end
   return known[1], known[2]
+end
+
+-- Estimates of a task of this tenant and type: ms in its slot, and tokens.
+local function estimate(tenant, type)
+  local ms, tokens = means_of(tenant, type)
+  return ms or usage_of(tenant).ms, math.ceil(tokens or 0)
 end
 
 -- Weigh in `count` new values of `mean`; each counts a tenth.
@@ -132,9 +147,17 @@ local function add_lane(lane)
   known_lanes = nil
 end
 
--- The virtual time up to which a tenant was served; nil when that is past.
+-- Read up to where some tenants were served, together.
+local function read_tags(tenants)
+  for at, tag in ipairs(#tenants > 1 and redis.call('ZMSCORE', POOL .. ':tenants', unpack(tenants)) or {}) do
+    tags[tenants[at]] = tonumber(tag) or 0
+  end
+end
+
+-- The virtual time up to which a tenant was served; 0 when that is past.
 local function tag_of(tenant)
-  return tags[tenant] or tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant))
+  tags[tenant] = tags[tenant] or tonumber(redis.call('ZSCORE', POOL .. ':tenants', tenant)) or 0
+  return tags[tenant]
 end
 
 -- Give a tenant with waiting tasks its turn in a lane.
@@ -142,7 +165,7 @@ local function enlist(lane, tenant)
   if redis.call('SISMEMBER', POOL .. ':held', tenant) == 1 then
     return
   end
-  local tag = math.max(virtual_time(), tag_of(tenant) or 0)
+  local tag = math.max(virtual_time(), tag_of(tenant))
   redis.call('ZADD', POOL .. ':turns:' .. lane, 'NX', tag, tenant)
 end
 

@@ -1,0 +1,122 @@
+-- Tasks by type that are taken in: given to a worker with room, so that it need not ask, or left to wait in their lane.
+-- Needs base.lua, workers.lua, tenants.lua, tasks.lua and claiming.lua.
+
+-- A worker whose event loop was later than this at its last beat is given nothing that it has not asked for.
+local PROMPT_MS = 100
+
+-- What one call gives at most: more is better asked for.
+local PUSHED_BYTES = 65536
+
+-- Workers with room, at most ten, in the order of the pool's strategy; what this call gives to each; whom it wakes.
+local roster, gifts, pushed_bytes, to_wake, is_short_of_room = nil, {}, 0, {}, false
+
+local function read_roster()
+  roster = workers_with_room(10)
+  for place, row in ipairs(roster) do
+    row.place = place
+    row.warm, row.listens, row.lag, row.alone =
+      unpack(redis.call('HMGET', process_key(row.worker), 'warm', 'listens', 'loop_lag_ms', 'alone'))
+  end
+end
+
+-- Those with room left: the favourite first, then those with a warm agent for this type and tenant.
+local function candidates(warm, favourite)
+  if not roster then
+    read_roster()
+  end
+  local found = {}
+  for _, row in ipairs(roster) do
+    if row.free > 0 then
+      row.rank = row.place
+      if row.worker == favourite then
+        row.rank = row.place - 100
+      elseif string.find(' ' .. (row.warm or '') .. ' ', ' ' .. warm .. ' ', 1, true) then
+        row.rank = row.place - 50
+      end
+      found[#found + 1] = row
+    end
+  end
+  table.sort(found, function(a, b) return a.rank < b.rank end)
+  return found
+end
+
+-- Tell whether a worker may be given tasks of a tenant that it has not asked for: it listens, it is prompt, nothing
+-- shall run alone, and neither the tenant's limits nor its turn stand against it.
+local function may_be_given(row, tenant, count)
+  return row.listens == '1' and (tonumber(row.lag) or 0) <= PROMPT_MS and (row.alone or '') == ''
+    and count <= math.min(row.free, VISIT) and redis.call('EXISTS', POOL .. ':suspects', POOL .. ':held') == 0
+    and allowance(tenant) >= count
+end
+
+-- Lease tasks of a tenant, given as `lease_all` takes them, to a worker, which is told by `hand_over`.
+local function give(worker, tenant, ranked, records)
+  gifts[worker] = gifts[worker] or new_taken()
+  taken, claimer.worker = gifts[worker], worker
+  lease_all(tenant, tag_of(tenant), ranked, records)
+end
+
+-- Have as many workers woken as these tasks need, and if there are too few, the leader.
+local function ask_workers(rows, count)
+  for _, row in ipairs(rows) do
+    if count > 0 then
+      to_wake[#to_wake + 1] = row.worker
+      count, row.free = count - row.free, math.max(0, row.free - count)
+    end
+  end
+  is_short_of_room = is_short_of_room or count > 0
+end
+
+-- Give a group of tasks by type, given as rank, id, … and records, or let it wait. `may_give`: nothing waits before it.
+-- Returns whether it waits, and the worker that comes first for it.
+local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
+  local rows, count = candidates(group.type .. '/' .. group.tenant, favourite), #records
+  local first = rows[1]
+  if may_give and first and pushed_bytes + bytes <= PUSHED_BYTES and may_be_given(first, group.tenant, count) then
+    local ids = {}
+    for i = 1, #ranked, 2 do
+      ids[i], ids[i + 1] = ranked[i + 1], string.format('%.0f', ranked[i])
+    end
+    give(first.worker, group.tenant, ids, records)
+    first.free, pushed_bytes = first.free - count, pushed_bytes + bytes
+    return false, first.worker
+  end
+  local queue = lane_key(group.lane, group.tenant)
+  redis.call('ZADD', queue, unpack(ranked))
+  redis.call('HINCRBY', POOL, 'queued', count)
+  if redis.call('ZCARD', queue) == count then
+    add_lane(group.lane)
+    enlist(group.lane, group.tenant)
+  end
+  ask_workers(rows, count)
+  return true, first and first.worker
+end
+
+-- Write down what was given, and tell the workers: of their tasks with a command, whose version shows if it is lost.
+local function hand_over()
+  local workers = {}
+  for worker in pairs(gifts) do
+    workers[#workers + 1] = worker
+  end
+  table.sort(workers)
+  for _, worker in ipairs(workers) do
+    taken, claimer.worker = gifts[worker], worker
+    write_leases()
+    rescore(worker)
+  end
+  if #workers > 0 then
+    write_order()
+  end
+  for _, worker in ipairs(workers) do
+    command(worker, {type = 'run', tasks = gifts[worker].answer}, true)
+  end
+  local woken = {}
+  for _, worker in ipairs(to_wake) do
+    if not woken[worker] then
+      woken[worker] = true
+      command(worker, {type = 'wake'})
+    end
+  end
+  if is_short_of_room then
+    ask_for_room()
+  end
+end
