@@ -341,7 +341,7 @@ class Worker:
         self.forked_at, self.unknown_for, self.draining_since = self.world.time, 0, 0.0
         self.holds: dict[str, list[Any]] = {}
         self.version, self.stale, self.draining, self.retiring = -1, True, False, False
-        self.bell = Bell()
+        self.bell, self.cut_off = Bell(), False
         self.answered = self.world.time
         self._commands: list[tuple[int, str, str, int]] = []
         town.workers[id] = self
@@ -362,35 +362,42 @@ class Worker:
             yield Sleep(0)
         self.answered = self.world.time
         self.process.run(self._beat())
+        self.process.run(self._watch_lease())
         self.process.run(self._listen())
 
     def _beat(self) -> Actor:
         yield Sleep(self.times.beat * self.world.random.random())
+        looked = self.world.time
         while True:
-            before = self.world.time
+            asked = self.world.time
             try:
                 answer = yield Call("beat_worker", self.id, deadline_ms=self.times.heartbeat_timeout // 4)
             except Away:
-                # One beat before the lease ends, what must not run twice is stopped.
-                if self.world.time - self.answered > self.times.heartbeat_timeout - 2 * self.times.beat:
-                    self._stop_exclusive()
-                    self.resync()
+                pass
             else:
                 if answer[0] == "gone":
                     if not self.retiring:
                         self.process.end("given up")
                 else:
-                    self.answered = self.world.time
+                    self.answered = asked
                     self.draining = self.draining or answer[2] == "draining"
-                    if answer[1] != self.version or self.draining:
+                    if answer[1] != self.version or self.draining or self.cut_off:
+                        self.cut_off = False
                         self.resync()
             yield Sleep(self.times.beat)
-            if self.world.time - before > self.times.beat + self.times.heartbeat_timeout:
+            if self.world.time - looked > self.times.beat + self.times.heartbeat_timeout:
                 self.process.end("it was frozen")
+            looked = self.world.time
 
-    def _stop_exclusive(self) -> None:
-        for name in [name for name in self.holds if name.startswith("x")]:
-            del self.holds[name]
+    def _watch_lease(self) -> Actor:
+        """One beat before the lease ends, what must not run twice is stopped, until a beat is answered again."""
+        while True:
+            left = self.times.heartbeat_timeout - 2 * self.times.beat - (self.world.time - self.answered)
+            if left <= 0:
+                self.cut_off = True
+                for name in [name for name in self.holds if name.startswith("x")]:
+                    del self.holds[name]
+            yield Sleep(max(left, self.times.beat))
 
     def receive(self, version: int, what: str, agent: str, incarnation: int) -> None:
         """A command came."""
@@ -454,7 +461,7 @@ class Worker:
 
     def _start_agent(self, name: str, incarnation: int) -> None:
         held = self.holds.get(name)
-        if self.draining or (held and held[0] == incarnation):
+        if self.draining or (self.cut_off and name.startswith("x")) or (held and held[0] == incarnation):
             return
         self.holds[name] = [incarnation, False]
         self.process.run(self._bring_up(name, incarnation))
