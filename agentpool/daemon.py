@@ -5,6 +5,7 @@ server, zygotes, loops; then the service manager is told. Stopping order: pools 
 the connection, and the embedded server last, because the workers write to it until they end.
 
 Signal handlers only queue; the loop below dispatches. The first TERM or INT drains, the second hurries, HUP reloads.
+USR2 makes room for a successor in the same process (see `master/successor.py`); `make_room` is then to be called last.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from agentpool.errors import AgentPoolError, ConfigError, RedisUnavailable
 from agentpool.master.embedded import CHECK_INTERVAL, ServerKeeper
 from agentpool.master.host import Host, require_linux
 from agentpool.master.notify import Notifier, Watchdog, watchdog_seconds
+from agentpool.master.successor import become_successor, keep_signals, successor_problem, take_kept_signals
 from agentpool.master.supervisor import Supervisor
 from agentpool.periodic import Periodic, end_task
 from agentpool.redis_server import EmbeddedServer
@@ -33,7 +35,7 @@ from agentpool.server_check import check_server
 from agentpool.store import Store
 from agentpool.version import __version__
 
-__all__ = ["Daemon", "Ready"]
+__all__ = ["Daemon", "Ready", "master_of"]
 
 log = structlog.get_logger("daemon")
 
@@ -41,12 +43,17 @@ STATUS_INTERVAL = 1.0
 
 Ready = Callable[["Daemon"], None]
 
+LATER = (signal.SIGHUP, signal.SIGUSR2)
+"""What waits until a start or reload is over."""
+
 
 class Daemon:
-    """One master. `load` reads the configuration, again at each reload; `on_ready` is called once it runs."""
+    """One master. `load` reads the configuration, again at each reload; `on_ready` is called once it runs; `flags` are
+    those of the command line, for the check of a successor.
+    """
 
-    def __init__(self, load: Callable[[], Loaded], on_ready: Ready | None = None) -> None:
-        self._load, self._on_ready = load, on_ready
+    def __init__(self, load: Callable[[], Loaded], on_ready: Ready | None = None, flags: Sequence[str] = ()) -> None:
+        self._load, self._on_ready, self._flags = load, on_ready, flags
         self.settings: Settings
         self.server: EmbeddedServer | None = None
         self.supervisor: Supervisor
@@ -54,6 +61,8 @@ class Daemon:
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._hurry = asyncio.Event()
         self._stopping = False
+        self.is_succeeded = False
+        """It ended to make room for its successor."""
         self._on_terminal = sys.stderr.isatty()
         """A hang-up then means that the terminal was closed, not that the configuration shall be read."""
 
@@ -80,6 +89,13 @@ class Daemon:
             finally:
                 await self._stop_server()
 
+    def make_room(self) -> None:
+        """Become the successor; call it when `run` has returned and `is_succeeded`. Never returns."""
+        unheard = []
+        while not self._signals.empty():
+            unheard.append(self._signals.get_nowait())
+        become_successor(unheard)
+
     # -- starting -----------------------------------------------------------------------------------------------
 
     def _read(self) -> Settings:
@@ -91,8 +107,9 @@ class Daemon:
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
+        take_kept_signals()
 
     async def _start_server(self, data_dir: Path) -> None:
         if self.settings.redis.url is None:
@@ -132,6 +149,9 @@ class Daemon:
                 if self._on_ready:
                     self._on_ready(self)
                 await self._dispatch()
+                if self.is_succeeded:
+                    await self._hand_over()
+                    return
                 self._stopping = True
                 self._notifier.stopping()
                 await self._stop_pools()
@@ -166,25 +186,27 @@ class Daemon:
             signal.SIGTERM: self._handle_term,
             signal.SIGINT: self._handle_term,
             signal.SIGHUP: self._handle_hup,
+            signal.SIGUSR2: self._handle_usr2,
         }
         while await handlers[await self._signals.get()]():
             pass
 
     async def _unless_told_to_stop(self, work: Coroutine[Any, Any, None]) -> bool:
         """Start or reload something, which may take long; False when TERM or INT came meanwhile and it was given up."""
-        task, reload_again = asyncio.create_task(work), False
+        task, later = asyncio.create_task(work), list[signal.Signals]()
         while not task.done():
             signalled = asyncio.create_task(self._signals.get())
             await asyncio.wait([task, signalled], return_when=asyncio.FIRST_COMPLETED)
-            if signalled.done() and signalled.result() is not signal.SIGHUP:
+            if signalled.done() and signalled.result() not in LATER:
                 await self._handle_term()
                 await end_task(task)
                 return False
-            reload_again = reload_again or signalled.done()
+            if signalled.done():
+                later.append(signalled.result())
             signalled.cancel()
         await task
-        if reload_again:
-            self._signals.put_nowait(signal.SIGHUP)
+        for number in dict.fromkeys(later):
+            self._signals.put_nowait(number)
         return True
 
     async def _handle_term(self) -> bool:
@@ -212,6 +234,31 @@ class Daemon:
             log.error("config.not_applied", error=problem)
         log.info("config.reloaded", problems=len(problems), pools=sorted(self.supervisor.keepers))
 
+    async def _handle_usr2(self) -> bool:
+        """Make room for a successor, if what is installed and configured now is fit to be one."""
+        log.info("master.upgrading", release=__version__)
+        if not await self._unless_told_to_stop(self._check_successor()):
+            return False
+        return not self.is_succeeded
+
+    async def _check_successor(self) -> None:
+        try:
+            await self.supervisor.note_upgrade("checking what is installed")
+            problem = await successor_problem(self._flags)
+            await self.supervisor.note_upgrade(f"refused: {problem}" if problem else "under way", renew=not problem)
+        except (AgentPoolError, OSError) as error:
+            problem = str(error)
+        if problem:
+            log.error("upgrade.refused", error=problem)
+        self.is_succeeded = not problem
+
+    async def _hand_over(self) -> None:
+        """Leave everything as it is for the successor, which adopts it."""
+        self._notifier.reloading()
+        keep_signals()
+        await self.supervisor.hand_over()
+        log.info("master.succeeded", pid=os.getpid())
+
     # -- stopping -----------------------------------------------------------------------------------------------
 
     async def _stop_pools(self) -> None:
@@ -219,13 +266,15 @@ class Daemon:
         while not stopping.done():
             again = asyncio.create_task(self._signals.get())
             await asyncio.wait([stopping, again], return_when=asyncio.FIRST_COMPLETED)
-            if again.done() and again.result() is not signal.SIGHUP:
+            if again.done() and again.result() not in LATER:
                 log.warning("master.hurrying")
                 self._hurry.set()
             again.cancel()
         await stopping
 
     async def _stop_server(self) -> None:
+        if self.is_succeeded:
+            return
         if self.server:
             await asyncio.to_thread(self.server.stop)
         log.info("master.stopped")
@@ -254,6 +303,18 @@ def _prepare_data_dir(settings: Settings) -> Path:
             "AGENTPOOL_DATA_DIR."
         ) from None
     return data_dir
+
+
+def master_of(data_dir: Path) -> int:
+    """Return the pid of the master that holds a data directory, or 0."""
+    try:
+        with (data_dir / "master.lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return 0
+    except BlockingIOError:
+        return int((data_dir / "master.lock").read_text().strip() or 0)
+    except OSError:
+        return 0
 
 
 @contextlib.contextmanager

@@ -3,4 +3,6 @@
 __version__ = "0.1.0"
 
 SCHEMA_VERSION = 1
-"""Raised when an older release could no longer read what this one writes."""
+"""Raised when what stands in Redis changes so that another release could misread it."""
+SCHEMA_OLDEST = 1
+"""Oldest schema whose releases work beside this one: that of the release before. Older ones are refused."""

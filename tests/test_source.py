@@ -27,12 +27,14 @@ HEADER_WORDS = ("RETURNS", "AGAIN")
 # Placeholders of headers, and what takes their places when a pattern of Keys is shown.
 PLACEHOLDERS = {
     "pool": "{p}", "tenant": "{t}", "lane": "{lane}", "name": "{n}", "worker_id": "{w}", "id": "{id}",
+    "master_id": "{m}",
     "digest": "{digest}",
 }  # fmt: skip
 # What stands behind the words of a pool's keys that go on, as Lua builds them.
 TAILS = {
     "mailbox": "{n}", "snapshot": "{n}", "ended": "{n}", "turns": "{lane}", "errors": "{id}", "letter": "{id}",
     "key": "{digest}", "children": "{id}", "trail": "{id}",
+    "host": "{m}",
 }  # fmt: skip
 STATUSES = {str(status) for table in (WorkerStatus, AgentStatus, TaskStatus) for status in table}
 POOL_STATUSES = {"removed"}
@@ -287,7 +289,12 @@ def test_each_list_of_ids_in_a_header_has_its_bound(path: Path) -> None:
     lists = re.findall(r"^ARGV\[\d+…\] ([^\n]*(?:\n\s+[^\n]*)*)", header, re.MULTILINE)
     lists += re.findall(r"^ARGV\[\d+\]\s+limit ([^\n]*)", header, re.MULTILINE)
     for text in lists:
-        of_one = "of the process hash" in text or "of settings" in text or "each task that had begun" in text
+        of_one = (
+            "of the process hash" in text
+            or "of settings" in text
+            or "of the host" in text
+            or "each task that had begun" in text
+        )
         assert of_one or re.search(r"at most \d+", text), text
 
 
@@ -376,6 +383,7 @@ def test_seeds_apply_settings_that_scripts_read() -> None:
         for words in re.findall(r"HMGET', POOL, ([^)]*)\)|HGET', POOL, ('\w+')", body_of(path)):
             read |= set(re.findall(r"'(\w+)'", "".join(words)))
     decided = {"status", "schema", "tick", "hold_until", "fence", "desired", "floor"}
+    decided |= {"schema_min", "release", "scaled_at", "renewing"}
     measured = {
         "queued",
         "rate",

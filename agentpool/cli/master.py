@@ -62,8 +62,10 @@ def run(context: click.Context, /, banner: bool | None = None, **given: Any) -> 
     options = {**context.obj["given"], **_given(given)}
     wanted = context.obj["banner"] if banner is None else banner
     show = sys.stdout.isatty() if wanted is None else wanted
-    daemon = Daemon(partial(_load, options), print_banner if show else None)
+    daemon = Daemon(partial(_load, options), print_banner if show else None, _words(options))
     asyncio.run(daemon.run())
+    if daemon.is_succeeded:
+        daemon.make_room()
 
 
 @master.command()
@@ -78,6 +80,34 @@ def check(context: click.Context, /, as_json: bool, **given: Any) -> None:
     findings = check_everything(partial(_load, options))
     print_findings(findings, as_json=as_json or context.obj["as_json"])
     sys.exit(1 if findings.errors else 0)
+
+
+@master.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Wait at most.")
+@flags
+@click.pass_context
+def upgrade(context: click.Context, /, as_json: bool, timeout: float, **given: Any) -> None:
+    """Have the master of this host go on as the release that is installed now, and replace its workers one by one.
+
+    What is installed and configured is checked first. Agents move when their worker's successor is there; tasks that
+    run are waited for. Also brings new code of the agents.
+    """
+    from agentpool.cli.upgrading import print_done, upgrade_master
+
+    options = {**context.obj["given"], **_given(given)}
+    as_json = as_json or context.obj["as_json"]
+    done = asyncio.run(upgrade_master(_load(options).settings, timeout, quiet=as_json))
+    print_done(done, as_json=as_json)
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Return options as they stand on a command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)] if value not in (None, False) else []
+    return words
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

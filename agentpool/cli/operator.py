@@ -59,6 +59,16 @@ def workers(session: Session, pool: str | None) -> None:
     show(session, rows, output.WORKER_COLUMNS, "No workers.", views.worker_cells)
 
 
+@command("hosts")
+@click.argument("pool", required=False)
+def hosts(session: Session, pool: str | None) -> None:
+    """List the hosts that have a master, with their room, of one pool or of all."""
+    from agentpool.cli import views
+
+    rows = session.run(lambda client: views.hosts(client, pool))
+    show(session, rows, output.HOST_COLUMNS, "No hosts. Start agentpool-master on some.", views.host_cells)
+
+
 @command("agents")
 @click.argument("pool", required=False)
 @click.option("--tenant", help="Only this tenant's.")

@@ -11,6 +11,7 @@ __all__ = [
     "AGENT_COLUMNS",
     "EVENT_COLUMNS",
     "EXECUTION_COLUMNS",
+    "HOST_COLUMNS",
     "LETTER_COLUMNS",
     "POOL_COLUMNS",
     "SPAWN_COLUMNS",
@@ -70,6 +71,20 @@ WORKER_COLUMNS = {
     "cpu_percent": "cpu %",
     "loop_lag_ms": "lag ms",
     "started": "started",
+}
+HOST_COLUMNS = {
+    "host": "host",
+    "master": "master",
+    "status": "status",
+    "pools": "pools",
+    "leads": "leads",
+    "labels": "labels",
+    "workers": "workers",
+    "cpus": "cpus",
+    "load": "load",
+    "memory": "memory free",
+    "release": "release",
+    "closed": "starts none because",
 }
 AGENT_COLUMNS = {
     "agent_id": "agent",

@@ -8,7 +8,8 @@ from agentpool.cli import output
 from agentpool.client import Client
 from agentpool.clock import wall_ms
 from agentpool.protocol.events import Event
-from agentpool.protocol.records import plain
+from agentpool.protocol.records import HostRecord, plain
+from agentpool.store.hosts import ALIVE_MS
 
 __all__ = [
     "agent_cells",
@@ -16,6 +17,8 @@ __all__ = [
     "event_cells",
     "events",
     "follow",
+    "host_cells",
+    "hosts",
     "pools",
     "stats",
     "stats_sheet",
@@ -25,6 +28,11 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
+
+HOST_FIELDS = (
+    "host_id", "labels", "workers", "workers_max", "cpus", "load", "memory_mb", "available_mb", "min_free_mb",
+    "closed", "release", "upgrade", "pid", "started_at", "last_beat",
+)  # fmt: skip
 
 
 async def pools(client: Client) -> list[Row]:
@@ -70,6 +78,34 @@ def worker_cells(row: Row) -> Row:
     """Return a worker for people."""
     memory = f"{row['memory_bytes'] / 2**20:.1f} MB" if row["memory_bytes"] else ""
     return {**row, "memory": memory, "memory_bytes": memory, "started": output.ages(wall_ms(), row["started_at"])}
+
+
+async def hosts(client: Client, pool: str | None) -> list[Row]:
+    """Return the hosts of one pool or of all; one that serves several pools is one row."""
+    rows: dict[str, Row] = {}
+    for name in await _names(client, pool):
+        view = await client.store.hosts.view(name)
+        leader = await client.store.locks.leader(name)
+        living = {host.master for host in view.living(ALIVE_MS)}
+        for host in view.hosts:
+            row = rows.setdefault(host.master, _host_row(host, is_alive=host.master in living))
+            row["pools"].append(name)
+            row["leads"] += [name] if leader == host.master else []
+            row["closed"] = row["closed"] or host.closed
+    return sorted(rows.values(), key=lambda row: (row["host"], row["master"]))
+
+
+def _host_row(host: HostRecord, *, is_alive: bool) -> Row:
+    row: Row = {"host": host.host, "master": host.master, "status": "beating" if is_alive else "silent"}
+    return {**row, "pools": [], "leads": [], **{name: getattr(host, name) for name in HOST_FIELDS}}
+
+
+def host_cells(row: Row) -> Row:
+    """Return a host for people."""
+    memory = f"{row['available_mb']} of {row['memory_mb']} MB"
+    workers = f"{row['workers']} of {row['workers_max']}" if row["workers_max"] else row["workers"]
+    lists = {name: ", ".join(row[name]) for name in ("pools", "leads")}
+    return {**row, **lists, "memory": memory, "workers": workers}
 
 
 async def agents(client: Client, pool: str | None, **filters: str | None) -> list[Row]:

@@ -40,8 +40,8 @@ class RedisBackend:
         self._tasks = RedisTasks(store, self.replies, cleanup)
 
     async def open(self) -> None:
-        """Raise `RedisUnavailable` unless the server answers."""
-        await self.store.connection.ask("PING", timeout=OPEN_TIMEOUT)
+        """Raise `RedisUnavailable` unless the server answers, `ConfigError` if this release is too old for a pool."""
+        await self.store.pools.check_release(timeout=OPEN_TIMEOUT)
 
     async def close(self) -> None:
         """Stop listening, which begins again when something waits; close the store unless it is someone else's."""

@@ -54,6 +54,7 @@ MAY_BE_ZERO = frozenset(
         "max_instance_age",
         "key_ttl",
         "retry_delay",
+        "orphan_timeout",
     }
 )
 """Times for which zero means "at once", or no limit; every other time must be above zero."""
@@ -132,6 +133,8 @@ def _single(settings: Settings) -> Iterator[Finding]:
     if settings.host_id and not re.fullmatch(NAME_PATTERN, settings.host_id):
         yield Finding(("host_id",), f"{NAME_RULE}; it is {show(settings.host_id)}")
     yield from _check_time(("leader_lease",), settings.leader_lease)
+    for name in ("max_host_workers", "min_free_memory_mb"):
+        yield from _check_count((name,), getattr(settings, name), 0)
     for label in settings.labels:
         if not re.fullmatch(NAME_PATTERN, label):
             yield Finding(("labels",), f"a label {NAME_RULE}; one is {show(label)}")

@@ -54,6 +54,8 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     agents_per_worker: int = 10
     heartbeat_interval: float = 1.0
     heartbeat_timeout: float = 10.0
+    orphan_timeout: float = 0.0
+    """Workers whose master is gone for this long drain and stop; 0: never."""
     block_timeout: float = 30.0
     """An agent that blocks its worker's event loop this long gets the worker killed."""
     scale_up_threshold: float = 1.0
@@ -153,6 +155,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What the workers of this host have that others may lack, as "gpu": tasks and agent classes can ask for it."""
     leader_lease: float = 5.0
     """A pool without a living leader gets a new one within this time."""
+    max_host_workers: int = 0
+    """Workers of all pools on this host, about: two pools may order at the same time. 0 is no bound."""
+    min_free_memory_mb: int = 0
+    """No worker is started on this host while less memory is available, in MB."""
     redis: RedisSettings = RedisSettings()
     log: LogSettings = LogSettings()
     pools: dict[str, PoolSettings] = {}

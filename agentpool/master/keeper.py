@@ -7,7 +7,7 @@ another gives up; those that do not finish are killed and what they held is give
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -15,19 +15,24 @@ import structlog
 from agentpool.clock import monotonic
 from agentpool.config import PoolSettings
 from agentpool.errors import AgentPoolError, ConfigError, UnknownWorker
-from agentpool.master import auditor, timekeeper
+from agentpool.master import auditor, reporter, starter, timekeeper
 from agentpool.master.auditor import Auditor
-from agentpool.master.autoscaler import INTERVAL, Autoscaler, Order
+from agentpool.master.autoscaler import INTERVAL, Autoscaler
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.leadership import Leadership
 from agentpool.master.reaper import Reaper
+from agentpool.master.reporter import Reporter
 from agentpool.master.scope import PoolScope
+from agentpool.master.starter import Starter
 from agentpool.master.timekeeper import Timekeeper
 from agentpool.master.watcher import DRAIN_MARGIN, Watcher
-from agentpool.master.zygotes import Zygote, ZygoteGone
+from agentpool.master.worker_process import WorkerProcess
+from agentpool.master.zygotes import Zygote
 from agentpool.periodic import Periodic
+from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Fork, Prepare
+from agentpool.store.hosts import ALIVE_MS
 
 __all__ = ["PoolKeeper"]
 
@@ -38,9 +43,9 @@ WATCH_INTERVAL = 1.0
 
 
 class PoolKeeper:
-    """Runs one pool on this host. `open`, then `start`; `stop` in the end."""
+    """Runs one pool on this host. `open`, then `start`; `stop` in the end. `workers()` counts those of all pools."""
 
-    def __init__(self, scope: PoolScope) -> None:
+    def __init__(self, scope: PoolScope, workers: Callable[[], int]) -> None:
         self.scope = scope
         settings = scope.settings
         self.boots = Boots(
@@ -51,9 +56,15 @@ class PoolKeeper:
         self.crew = Crew(scope.pool, self._on_death)
         self.leadership = Leadership(scope, self._on_election)
         self._zygote = Zygote(scope.pool, self.crew.note_status)
+        self._mending = asyncio.Lock()
+        """One zygote is started in place of one that died, however many orders wait for it."""
+        self._reporter = Reporter(scope, self.boots, workers)
+        self._starter = Starter(scope, self.crew, self.boots, self._fork)
+        self._reporting = Periodic(f"host {scope.pool}", self._reporter.report_once, reporter.INTERVAL)
+        self._starting = Periodic(f"starts {scope.pool}", self._starter.start_once, starter.INTERVAL)
         self._leading = Periodic(f"leadership {scope.pool}", self.leadership.lead_once, LEAD_INTERVAL)
         self._scaling = Periodic(
-            f"autoscaler {scope.pool}", Autoscaler(scope, self.boots, self._carry_out).scale_once, INTERVAL
+            f"autoscaler {scope.pool}", Autoscaler(scope, self.boots, self._starter.carry_out).scale_once, INTERVAL
         )
         self._reaping = Periodic(f"reaper {scope.pool}", Reaper(scope, self.crew, self.boots).reap_once, INTERVAL)
         self._timing = Periodic(f"timers {scope.pool}", Timekeeper(scope).fire_once, timekeeper.INTERVAL)
@@ -65,26 +76,38 @@ class PoolKeeper:
     @property
     def loops(self) -> tuple[Periodic, ...]:
         """The loops whose turning shows that this master lives."""
-        return (self._leading, self._reaping, self._scaling, self._watching, self._timing, self._auditing)
+        return (
+            self._leading,
+            self._reporting,
+            self._reaping,
+            self._scaling,
+            self._starting,
+            self._watching,
+            self._timing,
+            self._auditing,
+        )
+
+    @property
+    def workers(self) -> int:
+        """Worker processes of the pool on this host, those included that are about to be."""
+        return len(self.crew.processes.keys() | self._starter.under_way)
 
     async def open(self) -> None:
-        """Import the agent modules; raises `ConfigError` with the traceback."""
+        """Import the agent modules; raises `ConfigError` with the traceback, or because this release is too old."""
+        await self._reporter.check()
         await self._zygote.start(self._prepare())
-        self.scope.types_hash = _types_hash(self.scope.settings, self._zygote)
+        self._note_types()
 
     async def start(self) -> None:
         """Adopt what an earlier master left, and begin to supervise."""
+        await self._reporter.join()
         for record in await self.scope.store.workers.all(self.scope.pool):
-            if record.master == self.scope.master:
+            # An order without a process is the starter's: it may have one that is not written down.
+            if record.master == self.scope.master and (record.pid or record.status is not WorkerStatus.ORDERED):
                 self.crew.adopt(record, self.scope.host)
-        await self._offer_labels()
         await self.leadership.lead_once()
         for loop in self.loops:
             loop.start()
-
-    async def _offer_labels(self) -> None:
-        scope = self.scope
-        await scope.store.pools.offer_labels(scope.pool, scope.host.host_id, scope.root.labels)
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -94,6 +117,11 @@ class PoolKeeper:
     def wake_timers(self) -> None:
         """A timer was set that is due before all others."""
         self._timing.wake()
+
+    def wake_starts(self) -> None:
+        """The leader ordered workers of this host; if it is this master, they are under way."""
+        if not self.scope.token:
+            self._starting.wake()
 
     def wake_leadership(self) -> None:
         """The leader resigned: see at once whether to lead."""
@@ -108,21 +136,20 @@ class PoolKeeper:
         self.boots.failures_max = settings.boot_failures_max
         self.boots.backoff, self.boots.backoff_max = settings.boot_backoff, settings.boot_backoff_max
         self.boots.reset()
-        await self._offer_labels()
+        await self._reporter.report_once()
         if self.scope.token:
             await self._write_settings(self.scope.token)
         self.wake()
 
     async def stop(self, hurry: asyncio.Event, *, remove: bool = False) -> None:
         """Drain and end everything of this pool on this host; with `remove` the pool goes out of service."""
-        await self._scaling.stop()
+        for loop in (self._scaling, self._reporting, self._starting, self._leading, self._timing, self._auditing):
+            await loop.stop()
         try:
-            await self._leading.stop()
-            await self._timing.stop()
-            await self._auditing.stop()
-            await self._withdraw_labels()
-            if remove and self.scope.token:
-                await self.scope.store.pools.remove(self.scope.pool, self.scope.token)
+            if remove:
+                await self._remove()
+            await self._reporter.leave()
+            await self._starter.give_up_orders()
             await self.leadership.resign()
             await self._drain_all(hurry)
         except AgentPoolError as error:
@@ -134,8 +161,12 @@ class PoolKeeper:
         await self._bury_last()
         await self._zygote.close()
 
-    async def _withdraw_labels(self) -> None:
-        await self.scope.store.pools.withdraw_labels(self.scope.pool, self.scope.host.host_id)
+    async def _remove(self) -> None:
+        """Take the pool out of service, unless masters of other hosts go on with it."""
+        scope = self.scope
+        hosts = (await scope.store.hosts.view(scope.pool)).living(ALIVE_MS)
+        if scope.token and all(host.master == scope.master for host in hosts):
+            await scope.store.pools.remove(scope.pool, scope.token)
 
     async def abandon(self) -> None:
         """Stop supervising and leave all workers running."""
@@ -147,6 +178,7 @@ class PoolKeeper:
     # -- what the loops call ------------------------------------------------------------------------------------
 
     def _on_death(self) -> None:
+        self._reporting.wake()
         self.wake()
 
     async def _on_election(self, token: str) -> None:
@@ -156,35 +188,20 @@ class PoolKeeper:
     async def _write_settings(self, token: str) -> None:
         await self.scope.store.pools.apply(self.scope.pool, token, self._zygote.types, self.scope.applied())
 
-    async def _carry_out(self, order: Order) -> None:
-        """Fork the worker that was ordered and write down who it is."""
-        worker_id, secret = order
-        scope = self.scope
-        fork = Fork(worker_id=worker_id, secret=secret, master=scope.master, worker=scope.worker_settings())
-        try:
-            await self._ensure_zygote()
-            process, started = await self._zygote.fork(fork, self.crew.note_end)
-        except (ZygoteGone, ConfigError) as error:
-            self.crew.lose(worker_id, str(error))
-            return
-        self.crew.add(process)
-        fields = {
-            "pid": process.pid,
-            "start_time": started,
-            "host": scope.host.name,
-            "host_id": scope.host.host_id,
-            "boot_id": scope.host.boot_id,
-            "pid_ns": scope.host.pid_ns,
-        }
-        await scope.store.workers.start(scope.pool, worker_id, secret, fields)
+    async def _fork(self, order: Fork) -> tuple[WorkerProcess, int]:
+        await self._ensure_zygote()
+        self._reporting.wake()
+        return await self._zygote.fork(order, self.crew.note_end)
 
     async def _ensure_zygote(self) -> None:
         """Start another zygote when the last one died; workers that it forked live on."""
-        if not self._zygote.alive:
-            log.warning("zygote.restarted", pool=self.scope.pool)
-            await self._zygote.close()
-            self._zygote = Zygote(self.scope.pool, self.crew.note_status)
-            await self._zygote.start(self._prepare())
+        async with self._mending:
+            if not self._zygote.alive:
+                log.warning("zygote.restarted", pool=self.scope.pool)
+                await self._zygote.close()
+                self._zygote = Zygote(self.scope.pool, self.crew.note_status)
+                await self._zygote.start(self._prepare())
+                self._note_types()
 
     async def _replace_zygote(self, previous: PoolSettings) -> None:
         fresh = Zygote(self.scope.pool, self.crew.note_status)
@@ -194,8 +211,14 @@ class PoolKeeper:
             self.scope.settings = previous
             raise
         old, self._zygote = self._zygote, fresh
-        self.scope.types_hash = _types_hash(self.scope.settings, fresh)
+        self._note_types()
         await old.close()
+
+    def _note_types(self) -> None:
+        """Remember what workers have that are started now: what changes when release or agent types do."""
+        described = msgspec.json.encode([self.scope.settings.agents, self._zygote.types])
+        self.scope.types_hash = hashlib.sha256(described).hexdigest()[:16]
+        self.scope.release = self._zygote.release
 
     def _prepare(self) -> Prepare:
         return Prepare(
@@ -251,9 +274,3 @@ async def _any_of(ended: Iterable[asyncio.Event], also: Iterable[asyncio.Event])
     finally:
         for wait in waits:
             wait.cancel()
-
-
-def _types_hash(settings: PoolSettings, zygote: Zygote) -> str:
-    """Return what changes when the agent types do."""
-    described = msgspec.json.encode([settings.agents, zygote.types])
-    return hashlib.sha256(described).hexdigest()[:16]

@@ -16,6 +16,8 @@ __all__ = ["Leadership"]
 log = structlog.get_logger("leadership")
 
 GAP_MS = 2000
+AFTER_LEASE_MS = 10
+"""A follower tries that long after the end of the leader's lease, if it is not renewed meanwhile."""
 
 
 class Leadership:
@@ -24,8 +26,8 @@ class Leadership:
     def __init__(self, scope: PoolScope, on_election: Callable[[str], Awaitable[None]]) -> None:
         self._scope, self._on_election = scope, on_election
 
-    async def lead_once(self) -> None:
-        """Lead the pool if nobody else does, or go on leading it."""
+    async def lead_once(self) -> float | None:
+        """Lead the pool if nobody else does, or go on leading it; returns when a follower wants to try again, in s."""
         scope = self._scope
         lead = await scope.store.locks.lead(
             scope.pool,
@@ -40,6 +42,7 @@ class Leadership:
         elif scope.token and not lead.token:
             log.warning(EventName.LEADER_LOST, pool=scope.pool, master=scope.master, leader=lead.leader)
         scope.token = lead.token
+        return None if lead.token else (lead.lease_ms + AFTER_LEASE_MS) / 1000
 
     async def resign(self) -> None:
         """Hand over at once; may be called twice."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from agentpool.clock import monotonic
+from agentpool.config import PoolSettings
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.scope import PoolScope
@@ -67,13 +68,16 @@ class Reaper:
     async def reap_silent_workers(self) -> None:
         """Reap by time those whose processes this master does not hold."""
         settings = self._scope.settings
-        now_ms = (await self._store.pools.observe(self._pool)).now_ms
+        view = await self._store.hosts.view(self._pool)
         shortest = min(settings.heartbeat_timeout, settings.start_timeout)
-        for worker_id, starting in await self._store.workers.silent(self._pool, now_ms - int(shortest * 1000)):
+        living = {host.master for host in view.living(int(settings.heartbeat_timeout * 1000))}
+        for worker in await self._store.workers.silent(self._pool, view.now_ms - int(shortest * 1000)):
+            worker_id = worker.process_id
             if worker_id in self._crew.processes or worker_id in self._crew.dead:
                 continue
-            timeout = settings.start_timeout if starting else settings.heartbeat_timeout
-            proof: Proof = "unstarted" if starting else "stale"
+            is_starting = worker.status in (WorkerStatus.ORDERED, WorkerStatus.STARTING)
+            timeout = silence_allowed(is_starting=is_starting, has_master=worker.master in living, settings=settings)
+            proof: Proof = "unstarted" if is_starting else "stale"
             result = await self._reap(worker_id, proof, self._scope.token, str(Silent(timeout)), timeout)
             if result == "done":
                 log.warning(EventName.WORKER_REAPED, pool=self._pool, process_id=worker_id, reason=str(Silent(timeout)))
@@ -109,6 +113,17 @@ class Reaper:
         self._boots.failed(str(death), counts=death != Exited(Exit.NOT_REGISTERED))
         await self._store.events.add(self._pool, EventName.WORKER_BOOT_FAILED, process_id=worker_id, detail=str(death))
         log.warning(EventName.WORKER_BOOT_FAILED, pool=self._pool, process_id=worker_id, reason=str(death))
+
+
+def silence_allowed(*, is_starting: bool, has_master: bool, settings: PoolSettings) -> float:
+    """Return the silence in s after which the leader gives a worker up whose process another master holds.
+
+    That master, if it lives, sees more than silence: it kills a frozen worker before its work is given away, and leaves
+    one longer that is only busy. It is waited for, but not for ever.
+    """
+    if has_master:
+        return settings.start_timeout if is_starting else settings.block_timeout + 2 * settings.heartbeat_timeout
+    return min(settings.start_timeout, settings.heartbeat_timeout) if is_starting else settings.heartbeat_timeout
 
 
 def _read_blame(path: Path, death: Death) -> Mapping[str, str]:

@@ -27,7 +27,8 @@ class PoolScope:
         self.settings: PoolSettings = root.pools[pool]
         self.token = ""
         """The leader's token, or '' while another leads. Scripts check it themselves; here it only saves calls."""
-        self.types_hash = ""
+        self.types_hash = self.release = ""
+        """Of the workers that this host starts now."""
 
     @property
     def master(self) -> str:

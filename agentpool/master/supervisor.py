@@ -1,17 +1,21 @@
 """All pools of one master."""
 
 import asyncio
+import contextlib
 
 import structlog
 
 from agentpool.clock import monotonic
 from agentpool.config import Settings
+from agentpool.doctor.processes import local_workers
 from agentpool.errors import AgentPoolError, ConfigError
 from agentpool.master.host import Host
 from agentpool.master.keeper import PoolKeeper
+from agentpool.master.leadership import GAP_MS
 from agentpool.master.scope import PoolScope
 from agentpool.periodic import Periodic
 from agentpool.store import Store
+from agentpool.store.hosts import ALIVE_MS
 from agentpool.store.subscription import Subscription
 
 __all__ = ["Supervisor"]
@@ -86,6 +90,22 @@ class Supervisor:
         await self._stop_listening()
         await asyncio.gather(*(keeper.abandon() for keeper in self.keepers.values()))
 
+    async def note_upgrade(self, state: str, *, renew: bool = False) -> None:
+        """Write down how far an upgrade of this master got; with `renew`, all workers of now are to be replaced."""
+        store, master = self._store, self._host.master_id
+        fields: dict[str, object] = {"upgrade": state}
+        if renew:
+            fields["renew_before"] = await store.connection.now_ms() + 1
+        for pool in self.keepers:
+            await store.hosts.mark(pool, master, **fields)
+
+    async def hand_over(self) -> None:
+        """Leave all workers running for the successor, and what this master leads to the others."""
+        for keeper in self.keepers.values():
+            with contextlib.suppress(AgentPoolError):
+                await keeper.leadership.resign()
+        await self.abandon()
+
     @property
     def loops(self) -> list[Periodic]:
         """Every supervision loop of every pool."""
@@ -102,19 +122,39 @@ class Supervisor:
         return monotonic() - max(loop.last_success for loop in self.loops)
 
     async def _open(self, pool: str) -> None:
-        keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install))
+        keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install), self._workers)
         await keeper.open()
         self.keepers[pool] = keeper
 
+    def _workers(self) -> int:
+        return sum(keeper.workers for keeper in self.keepers.values())
+
     async def _leave_other_pools(self) -> None:
         """Workers of this host in pools that are configured no longer finish and leave."""
-        for pool in await self._store.pools.names():
+        running = await asyncio.to_thread(local_workers, self._install)
+        for pool in sorted({*await self._store.pools.names(), *(worker.pool for worker in running)}):
             if pool in self.keepers:
                 continue
+            await self._finish_removal(pool)
             mine = [w for w in await self._store.workers.all(pool) if w.master == self._host.master_id]
             for worker in mine:
                 log.warning("pool.not_configured", pool=pool, process_id=worker.process_id)
                 await self._drain_quietly(pool, worker.process_id)
+
+    async def _finish_removal(self, pool: str) -> None:
+        """Take a pool out of service that only this master had, before it died over that, or while it was away."""
+        store, master = self._store, self._host.master_id
+        view = await store.hosts.view(pool)
+        if master not in {host.master for host in view.hosts}:
+            return
+        if all(host.master == master for host in view.living(ALIVE_MS)):
+            lease_ms = int(self.settings.leader_lease * 1000)
+            lead = await store.locks.lead(pool, master, lease_ms=lease_ms, gap_ms=GAP_MS, hold_ms=0)
+            if lead.token:
+                log.warning("pool.removing", pool=pool)
+                await store.pools.remove(pool, lead.token)
+                await store.locks.release(pool, "leader", lead.token)
+        await store.hosts.forget(pool, master)
 
     async def _drain_quietly(self, pool: str, worker: str) -> None:
         try:
@@ -145,6 +185,9 @@ class Supervisor:
             return
         if text == "leader resigned":
             keeper.wake_leadership()
+        elif text.startswith("start "):
+            if text == f"start {self._host.master_id}":
+                keeper.wake_starts()
         elif text == "timer":
             keeper.wake_timers()
         else:

@@ -41,6 +41,7 @@ class Zygote:
     def __init__(self, pool: str, on_exit: Callable[[str, int], None]) -> None:
         self.pool = pool
         self.types: tuple[TypeInfo, ...] = ()
+        self.release = ""
         self.alive = False
         self._on_exit = on_exit
         self._socket: socket.socket | None = None
@@ -82,7 +83,7 @@ class Zygote:
             raise ConfigError(f'Pool "{self.pool}": {answer.message}\n{answer.traceback}'.rstrip())
         if answer.warning:
             log.warning("zygote.exec_fallback", pool=self.pool, reason=answer.warning)
-        self.types = answer.types
+        self.types, self.release = answer.types, answer.release
 
     async def fork(self, order: wire.Fork, on_end: Callable[[WorkerProcess], None]) -> tuple[WorkerProcess, int]:
         """Start the worker of an order; returns it and its start time. Raises `ZygoteGone`."""

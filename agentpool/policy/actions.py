@@ -2,7 +2,7 @@
 
 import msgspec
 
-__all__ = ["Action", "DrainWorker", "SetDesired", "StartWorkers"]
+__all__ = ["Action", "DrainWorker", "SetDesired", "SetRenewing", "StartWorkers"]
 
 
 class SetDesired(msgspec.Struct, frozen=True):
@@ -12,9 +12,16 @@ class SetDesired(msgspec.Struct, frozen=True):
 
 
 class StartWorkers(msgspec.Struct, frozen=True):
-    """Order this many workers."""
+    """Order this many workers, of this master if its host has room."""
 
     count: int
+    master: str = ""
+
+
+class SetRenewing(msgspec.Struct, frozen=True):
+    """Record whether workers are being replaced one by one: then there may be one above the bound."""
+
+    on: bool
 
 
 class DrainWorker(msgspec.Struct, frozen=True):
@@ -25,4 +32,4 @@ class DrainWorker(msgspec.Struct, frozen=True):
     only_idle: bool = False
 
 
-Action = SetDesired | StartWorkers | DrainWorker
+Action = SetDesired | SetRenewing | StartWorkers | DrainWorker

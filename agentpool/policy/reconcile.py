@@ -53,16 +53,13 @@ def plan_growth(limits: Limits, info: PoolInfo, view: PoolView, *, step: int = 0
 def plan_shrinking(
     limits: Limits, info: PoolInfo, view: PoolView, workers: Sequence[WorkerRecord], *, step: int = 0
 ) -> list[Action]:
-    """Let go of outdated workers, of those above what is wanted, of those idle for long, and of one that `step` asks.
+    """Let go of workers above what is wanted, of those idle for long, and of one that `step` asks.
 
     Nothing goes while the pool grows or while another worker drains.
     """
     ready = [worker for worker in workers if worker.status is WorkerStatus.READY]
     if view.draining or view.starting or not ready:
         return []
-    old = [worker for worker in ready if info.types_hash and worker.types_hash != info.types_hash]
-    if old:
-        return [DrainWorker(old[0].process_id, "its agent types are no longer the pool's")]
     if workers_needed(view, limits.agents_per_worker) or step > 0:
         return []
     idle = sorted((worker for worker in ready if worker.idle_since), key=lambda worker: worker.idle_since)

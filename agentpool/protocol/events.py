@@ -38,6 +38,8 @@ class EventName(StrEnum):
     POOL_REMOVED = "pool.removed"
     POOL_RESTARTS_STOPPED = "pool.restarts_stopped"
     POOL_RESTARTS_RESUMED = "pool.restarts_resumed"
+    HOST_JOINED = "host.joined"
+    HOST_LEFT = "host.left"
     LEADER_ELECTED = "leader.elected"
     LEADER_LOST = "leader.lost"
 

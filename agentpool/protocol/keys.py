@@ -110,6 +110,14 @@ class Keys:
         """HASH: host id -> the labels of its workers, as words."""
         return f"{self.pool(pool)}:labels"
 
+    def hosts(self, pool: str) -> str:
+        """ZSET: master id -> last beat in ms, of the masters that look after workers of the pool."""
+        return f"{self.pool(pool)}:hosts"
+
+    def host(self, pool: str, master_id: str) -> str:
+        """HASH: one host as its master sees it: labels, room, release."""
+        return f"{self.pool(pool)}:host:{master_id}"
+
     def affinity(self, pool: str) -> str:
         """HASH: tenant, or `<tenant>/<project>` -> the worker that its agents go to."""
         return f"{self.pool(pool)}:affinity"

@@ -35,6 +35,8 @@ __all__ = [
     "ClaimedTask",
     "DeadLetter",
     "DesiredAgent",
+    "HostRecord",
+    "HostsView",
     "Outcome",
     "PoolInfo",
     "PoolStats",
@@ -105,6 +107,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     """Grows with each change of what the worker shall hold."""
     release: str = ""
+    schema: int = 0
     types_hash: str = ""
     labels: str = ""
     """What its host has that others may lack, as words."""
@@ -116,6 +119,63 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     cpu_percent: float = 0.0
     reason: str = ""
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`pool:<pool>:host:<master>`: a host as its master sees it. Times are Redis time in ms, memory is in MB."""
+
+    master: str
+    pool_name: str
+    host: str = ""
+    host_id: str = ""
+    boot_id: str = ""
+    pid_ns: str = ""
+    pid: int = 0
+    start_time: int = 0
+    session: str = ""
+    """Of the master's process: another one gets another."""
+    labels: str = ""
+    cpus: float = 0.0
+    load: float = 0.0
+    """Processes that want a CPU, on average over the last minute."""
+    memory_mb: int = 0
+    available_mb: int = 0
+    min_free_mb: int = 0
+    """No worker is started here while less memory is available."""
+    workers: int = 0
+    """Worker processes of all pools."""
+    workers_max: int = 0
+    """Bound of these; 0 is none."""
+    closed: str = ""
+    """Why no worker is started here now, or empty."""
+    release: str = ""
+    schema: int = 0
+    types_hash: str = ""
+    renew_before: int = 0
+    """Workers that were ordered before this time are to be replaced."""
+    upgrade: str = ""
+    """How far an upgrade got, or why it was refused."""
+    started_at: int = 0
+    last_beat: int = 0
+
+
+class HostsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The hosts of a pool, silent ones too, and what is ordered of them, as of `now_ms`."""
+
+    now_ms: int
+    hosts: tuple[HostRecord, ...] = ()
+    orders: tuple[tuple[str, str, int], ...] = ()
+    """(worker, master, time ordered in ms) of the workers that are ordered or starting."""
+
+    def living(self, alive_ms: int) -> list[HostRecord]:
+        """Return the hosts whose masters beat less than so long ago."""
+        return [host for host in self.hosts if self.now_ms - host.last_beat < alive_ms]
+
+    def uncounted(self) -> dict[str, int]:
+        """Return by master how many workers were ordered since it last counted its own."""
+        beats = {host.master: host.last_beat for host in self.hosts}
+        late = [master for _, master, at in self.orders if at >= beats.get(master, 0)]
+        return {master: late.count(master) for master in late}
 
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +252,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """Tenants whose tasks by type may be taken."""
     next_due_ms: int
     """Time until the next timer is due; -1 without one."""
+    master_beat: int = 0
+    """Last beat of the worker's master, in Redis ms; 0 when none is known."""
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +309,10 @@ class PoolInfo(msgspec.Struct, frozen=True, kw_only=True):
     leader: str = ""
     fence: int = 0
     schema: int = 0
+    schema_min: int = 0
+    """Oldest schema whose releases may take part."""
+    renewing: str = ""
+    """1 while workers are replaced one by one, for which there may be one above `max_workers`."""
     release: str = ""
     types_hash: str = ""
     status: str = ""

@@ -62,6 +62,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int = 10
     heartbeat_interval: float = 1.0
     heartbeat_timeout: float = 10.0
+    orphan_timeout: float = 0.0
     block_timeout: float = 30.0
     start_timeout: float = 30.0
     agent_start_timeout: float = 30.0
@@ -128,6 +129,8 @@ class Ready(_FromZygote, frozen=True):
 
     types: tuple[TypeInfo, ...]
     warning: str = ""
+    release: str = ""
+    """Of what was imported: the master that runs may be of another one."""
 
 
 class Failed(_FromZygote, frozen=True):

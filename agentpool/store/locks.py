@@ -23,6 +23,8 @@ class Lead(msgspec.Struct, frozen=True):
     token: str
     leader: str
     newly: bool = False
+    lease_ms: int = 0
+    """For a follower: how long the leader's lease lasts unless it is renewed."""
 
 
 class Locks:
@@ -38,7 +40,7 @@ class Locks:
             case ["leads", token, newly]:
                 return Lead(token, master, newly == "1")
             case _:
-                return Lead("", answer[1].partition(" ")[2])
+                return Lead("", answer[1].partition(" ")[2], lease_ms=max(0, int(answer[2])))
 
     async def leader(self, pool: str) -> str:
         """Return the master that leads the pool now, or ''."""

@@ -5,14 +5,15 @@ from typing import Any
 
 import msgspec
 
-from agentpool.errors import ConfigError, UnknownPool
+from agentpool.errors import UnknownPool
 from agentpool.policy.stats import sum_up
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.events import EventName
 from agentpool.protocol.records import PoolInfo, PoolStats, PoolView, TypeInfo, WorkerRecord, decode_hash
 from agentpool.protocol.refusals import refusal
 from agentpool.store.connection import Connection
-from agentpool.version import SCHEMA_VERSION, __version__
+from agentpool.store.hosts import too_old
+from agentpool.version import SCHEMA_OLDEST, SCHEMA_VERSION, __version__
 
 __all__ = ["Pools"]
 
@@ -33,6 +34,18 @@ class Pools:
             return str(await redis.get(key))
 
         return await self._connection.repeat(read)
+
+    async def check_release(self, pools: Iterable[str] = (), *, timeout: float | None = None) -> None:
+        """Raise `ConfigError` if this release is too old for one of these pools, or of all when none are named."""
+        connection, keys = self._connection, self._keys
+        names = tuple(pools) or sorted(await connection.ask("SMEMBERS", keys.pools(), timeout=timeout))
+        if not names:
+            return
+        fields = ("schema_min", "release")
+        found = await connection.ask_all([("HMGET", keys.pool(name), *fields) for name in names])
+        for name, (oldest, release) in zip(names, found, strict=True):
+            if int(oldest or 0) > SCHEMA_VERSION:
+                raise too_old(name, oldest, release)
 
     async def names(self) -> list[str]:
         """Return the names of the pools, sorted."""
@@ -71,12 +84,11 @@ class Pools:
         labels = {f"labels:{info.name}": "+".join(sorted(info.labels)) for info in types}
         values = {**settings, **labels, "release": __version__, "status": "active"}
         words = [word for pair in values.items() for word in pair]
-        answer = await self._connection.call("apply_pool", pool, token, SCHEMA_VERSION, len(pairs) // 2, *pairs, *words)
-        if answer[0] == "newer":
-            raise ConfigError(
-                f'Pool "{pool}" was written by a newer release (schema {answer[1]}, this one knows {SCHEMA_VERSION}). '
-                "Install that release or a later one."
-            )
+        answer = await self._connection.call(
+            "apply_pool", pool, token, SCHEMA_VERSION, SCHEMA_OLDEST, len(pairs) // 2, *pairs, *words
+        )
+        if answer[0] == "too_old":
+            raise too_old(pool, answer[1], answer[2])
         if answer[0] == "ok":
             await self._connection.repeat(lambda: self._connection.redis.sadd(self._keys.pools(), pool))
         return bool(answer[0] == "ok")
@@ -90,16 +102,6 @@ class Pools:
         """Record one of the leader's decisions; False when its token is no longer held."""
         answer = await self._connection.call("update_pool", pool, token, field, value, event)
         return bool(answer[0] == "ok")
-
-    async def offer_labels(self, pool: str, host_id: str, labels: Iterable[str]) -> None:
-        """Say which labels the workers of a host have."""
-        key, words = self._keys.labels(pool), " ".join(sorted(labels))
-        await self._connection.repeat(lambda: self._connection.redis.hset(key, host_id, words))
-
-    async def withdraw_labels(self, pool: str, host_id: str) -> None:
-        """A host has no workers of the pool any more."""
-        key = self._keys.labels(pool)
-        await self._connection.repeat(lambda: self._connection.redis.hdel(key, host_id))
 
     async def scale(self, pool: str, workers: int) -> None:
         """Set floor and wanted size; raises `UnknownPool`, or `InvalidInput` outside the pool's bounds."""

@@ -6,6 +6,7 @@ from agentpool.store.agents import Agents
 from agentpool.store.audit import Audit
 from agentpool.store.connection import Connection
 from agentpool.store.events import Events
+from agentpool.store.hosts import Hosts
 from agentpool.store.letters import Letters
 from agentpool.store.locks import Locks
 from agentpool.store.pools import Pools
@@ -29,6 +30,7 @@ class Store:
         self.tenants = Tenants(connection)
         self.audit = Audit(connection)
         self.pools = Pools(connection)
+        self.hosts = Hosts(connection)
         self.locks = Locks(connection)
         self.events = Events(connection)
 

@@ -44,8 +44,13 @@ def beat_worker(
     answer = connection.call("beat_worker", pool, worker, *figures, warm, int(listens))
     if answer[0] == "gone":
         return None
+    _, version, status, turns, next_due_ms, master_beat = answer
     return Beat(
-        version=int(answer[1]), status=WorkerStatus(answer[2]), turns=int(answer[3]), next_due_ms=int(answer[4])
+        version=int(version),
+        status=WorkerStatus(status),
+        turns=int(turns),
+        next_due_ms=int(next_due_ms),
+        master_beat=int(master_beat),
     )
 
 
@@ -90,13 +95,16 @@ class Workers:
             agents=tuple(_desired(pool, row) for row in rows if row[1]),
         )
 
-    async def drain(self, pool: str, worker: str, *, reason: str, only_idle: bool = False) -> bool:
-        """Have a worker finish and hand over; with `only_idle`, False when something is on it."""
-        answer = await self._connection.call("drain_worker", pool, worker, reason, int(only_idle))
+    async def drain(self, pool: str, worker: str, *, reason: str, only_idle: bool = False, leader: str = "") -> bool:
+        """Have a worker finish and hand over; with `only_idle`, False when something is on it.
+
+        With the token of a leader that decided it, False also when that is no longer held.
+        """
+        answer = await self._connection.call("drain_worker", pool, worker, reason, int(only_idle), leader)
         match answer[0]:
             case "ok":
                 return True
-            case "busy":
+            case "busy" | "fenced":
                 return False
             case word:
                 raise refusal(pool, worker, ["unknown_worker"] if word == "unknown" else answer)
@@ -151,18 +159,22 @@ class Workers:
         records = decode_hashes(WorkerRecord, await self._connection.repeat(read))
         return sorted(records, key=lambda record: (record.ordered_at, record.process_id))
 
-    async def silent(self, pool: str, older_than_ms: int) -> list[tuple[str, bool]]:
-        """Return (worker, is starting) of at most 100 whose last beat or order is older than this Redis time."""
+    async def silent(self, pool: str, older_than_ms: int) -> list[WorkerRecord]:
+        """Return at most 100 workers whose last beat or order is older than this Redis time."""
         redis, keys = self._connection.redis, self._keys
 
-        async def read() -> Any:
-            async with redis.pipeline(transaction=False) as pipe:
-                pipe.zrangebyscore(keys.workers(pool), "-inf", older_than_ms, start=0, num=100)
-                pipe.zrange(keys.starting(pool), 0, -1)
-                return await pipe.execute()
+        async def read() -> list[Any]:
+            return await self._read(
+                await redis.zrange(keys.workers(pool), "-inf", older_than_ms, byscore=True, offset=0, num=100)
+            )
 
-        silent, starting = await self._connection.repeat(read)
-        return [(worker, worker in starting) for worker in silent]
+        return decode_hashes(WorkerRecord, await self._connection.repeat(read))
+
+    async def record(self, worker: str) -> WorkerRecord | None:
+        """Return one worker, or None when it is not registered."""
+        return next(
+            iter(decode_hashes(WorkerRecord, await self._connection.repeat(lambda: self._read([worker])))), None
+        )
 
     async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, dict[str, tuple[int, int, str]]]:
         """Return Redis time in ms, and for each registered worker its last beat, loop lag in ms, and status."""

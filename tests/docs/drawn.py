@@ -12,6 +12,7 @@ __all__ = ["diagram", "key_rows"]
 PLACEHOLDERS = {
     "pool": "<p>",
     "worker_id": "<w>",
+    "master_id": "<m>",
     "name": "<n>",
     "type": "<type>",
     "tenant": "<t>",

@@ -21,7 +21,7 @@ from support.wait import wait_until
 from agentpool.errors import ConfigError, InvalidInput, UnknownPool
 from agentpool.protocol.records import TypeInfo
 from agentpool.store import Store
-from agentpool.version import SCHEMA_VERSION
+from agentpool.version import SCHEMA_OLDEST, SCHEMA_VERSION
 
 R = TypeInfo(name="R", module="tests", labels=("gpu",), start_timeout=1.5)
 
@@ -83,11 +83,20 @@ async def test_apply_is_refused_to_a_past_leader(store: Store) -> None:
 
 async def test_apply_is_refused_when_a_newer_release_wrote(store: Store) -> None:
     token = await seed_pool(store)
-    await store.connection.redis.hset(store.keys.pool("p"), "schema", SCHEMA_VERSION + 1)
-    with pytest.raises(ConfigError, match="newer release"):
+    newer = {"schema_min": SCHEMA_VERSION + 1, "release": "99.0"}
+    await store.connection.redis.hset(store.keys.pool("p"), mapping=newer)
+    with pytest.raises(ConfigError, match=r"too old. Install release 99\.0 or a later one"):
         await store.pools.apply("p", token, [], SETTINGS | {"max_workers": 1})
     assert (await store.pools.info("p")).max_workers == 100
     assert len(await store.pools.types("p")) == 1
+
+
+async def test_a_release_beside_a_newer_one_does_not_take_back_what_that_wrote(store: Store) -> None:
+    token = await seed_pool(store)
+    await store.connection.redis.hset(store.keys.pool("p"), mapping={"schema": SCHEMA_VERSION + 1})
+    assert await store.pools.apply("p", token, [R], SETTINGS)
+    info = await store.pools.info("p")
+    assert (info.schema, info.schema_min) == (SCHEMA_VERSION + 1, SCHEMA_OLDEST)
 
 
 # -- update_pool ------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from support.seeds import (
     finish,
     new_store,
     seed_agent,
+    seed_host,
     seed_leader,
     seed_lease,
     seed_order,
@@ -135,8 +136,16 @@ LIFE: dict[str, Step] = {
     "release": lambda store: store.agents.release("p", "w2", "a1", 2, "{}"),
     "retire": lambda store: store.workers.retire("p", "w2", reason="test"),
     "place pending": _place_pending,
+    "report a host": lambda store: seed_host(store),
+    "take an order": lambda store: _take_order(store),
+    "forget a host": lambda store: store.hosts.forget("p", "h1"),
     "resign": lambda store: _resign(store),
 }
+
+
+async def _take_order(store: Store) -> None:
+    await seed_order(store, "w3")
+    assert await store.hosts.take_order("p", "w3", MASTER, "another secret") == "ok"
 
 
 async def _resign(store: Store) -> None:

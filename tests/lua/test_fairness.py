@@ -17,6 +17,7 @@ from support.seeds import (
     finish,
     header,
     ids,
+    seed_host,
     seed_lease,
     seed_pool,
     seed_running_agent,
@@ -272,7 +273,7 @@ async def test_nothing_long_is_taken_ahead_of_others(store: Store) -> None:
 
 async def test_a_worker_takes_what_it_has_the_labels_for(store: Store) -> None:
     await seed_pool(store)
-    await store.pools.offer_labels("p", "h1", ["gpu"])
+    await seed_host(store, "h1", ["gpu"])
     await seed_worker(store, "w1")
     await seed_worker(store, "w2", labels="gpu ssd")
     await seed_task(store, "t1", lane="normal+gpu")
@@ -285,7 +286,7 @@ async def test_a_worker_takes_what_it_has_the_labels_for(store: Store) -> None:
 async def test_a_worker_with_labels_serves_the_others_fairly(store: Store) -> None:
     """A tenant has one finish tag for all lanes, so that labels do not count twice."""
     await seed_pool(store)
-    await store.pools.offer_labels("p", "h1", ["gpu"])
+    await seed_host(store, "h1", ["gpu"])
     await seed_worker(store, labels="gpu", capacity=4)
     game = Play(store, 4, {"a": 10, "b": 10})
     await seed_many(store, "a", 500)

@@ -15,6 +15,7 @@ from support.seeds import (
     read_replies,
     read_texts,
     seed_agent,
+    seed_host,
     seed_lease,
     seed_pool,
     seed_running_agent,
@@ -155,7 +156,7 @@ async def test_timers_end_with_their_task(store: Store, end: str) -> None:
 
 async def test_a_batch_task_that_waited_long_enough_keeps_its_time(store: Store) -> None:
     await seed_pool(store)
-    await store.pools.offer_labels("p", "h1", ["gpu"])
+    await seed_host(store, "h1", ["gpu"])
     await seed_task(store, "b", lane="batch+gpu", batch=True)
     await seed_task(store, "t", lane="normal+gpu")
     await pass_time(store, "promote p/b")

@@ -25,6 +25,7 @@ from support.seeds import (
     failure,
     outcome,
     seed_agent,
+    seed_host,
     seed_leader,
     seed_pool,
     seed_running_agent,
@@ -159,7 +160,7 @@ class Machine(RuleBasedStateMachine):
 
         async def seed() -> None:
             self.token = await seed_pool(self.store, types=["Q", "R"], **SMALL, placement=placement)
-            await self.store.pools.offer_labels("p", "h1", ["gpu"])
+            await seed_host(self.store, "h1", ["gpu"])
             if deaths:
                 await seed_task(self.store, "killer", tenant=TENANTS[1])
             for number in range(deaths):

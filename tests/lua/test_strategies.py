@@ -6,6 +6,7 @@ from support.seeds import (
     listening,
     read_commands,
     seed_agent,
+    seed_host,
     seed_pool,
     seed_task,
     seed_worker,
@@ -51,14 +52,14 @@ async def test_an_agent_goes_only_where_its_labels_are(store: Store) -> None:
     await store.pools.apply("p", token, [TypeInfo(name="R", module="tests", labels=("gpu", "ssd"))], {})
     with pytest.raises(Unplaceable, match="gpu"):
         await seed_agent(store, "a1")
-    await store.pools.offer_labels("p", "h1", ["gpu", "ssd", "other"])
+    await seed_host(store, "h1", ["gpu", "ssd", "other"])
     await seed_worker(store, "plain")
     await seed_worker(store, "half", labels="gpu")
     assert await seed_agent(store, "a1") is None, "a worker with its labels may come"
     await seed_worker(store, "right", labels="gpu other ssd")
     assert (await store.agents.get("p/a1")).process_id == "right"
     assert await seed_agent(store, "a2") == "right"
-    await store.pools.withdraw_labels("p", "h1")
+    await store.hosts.forget("p", "h1")
     with pytest.raises(Unplaceable):
         await seed_task(store)
 

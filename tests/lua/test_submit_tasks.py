@@ -18,6 +18,7 @@ from support.seeds import (
     read_outcome,
     read_texts,
     seed_agent,
+    seed_host,
     seed_lease,
     seed_pool,
     seed_running_agent,
@@ -296,12 +297,12 @@ async def test_labels_that_no_host_has_are_refused_by_name(store: Store) -> None
     await seed_pool(store)
     with pytest.raises(Unplaceable, match="gpu"):
         await seed_task(store, lane="normal+gpu")
-    await store.pools.offer_labels("p", "h1", ["gpu"])
-    await store.pools.offer_labels("p", "h2", ["ssd"])
+    await seed_host(store, "h1", ["gpu"])
+    await seed_host(store, "h2", ["ssd"])
     await seed_task(store, lane="normal+gpu")
     with pytest.raises(Unplaceable):
         await seed_task(store, "t2", lane="normal+gpu+ssd")
-    await store.pools.withdraw_labels("p", "h1")
+    await store.hosts.forget("p", "h1")
     with pytest.raises(Unplaceable):
         await seed_task(store, "t3", lane="normal+gpu")
 
@@ -312,7 +313,7 @@ async def test_the_labels_of_a_type_and_of_a_task_are_one_lane(store: Store) -> 
     assert await store.pools.apply(
         "p", token, infos, {"max_input_bytes": 1000, "max_queued": 10, "max_workers": 9, "min_workers": 0}
     )
-    await store.pools.offer_labels("p", "h1", ["gpu", "ssd"])
+    await seed_host(store, "h1", ["gpu", "ssd"])
     await seed_task(store, "t1")
     await seed_task(store, "t2", lane="normal+ssd")
     await seed_task(store, "t3", lane="normal+gpu+ssd")
@@ -330,7 +331,7 @@ async def test_a_task_with_many_long_labels_lives_like_others(store: Store) -> N
     """Scripts read the beginning of a record: all of its header must be there."""
     await seed_pool(store)
     labels = [f"{n:02}" + "x" * 60 for n in range(20)]
-    await store.pools.offer_labels("p", "h1", labels)
+    await seed_host(store, "h1", labels)
     await seed_worker(store, labels=" ".join(labels))
     await seed_task(store, lane="+".join(["normal", *labels]), key="k" * 32, digest="d" * 32)
     assert ids(await exchange(store, room=1)) == ["p/t1"]
@@ -341,7 +342,7 @@ async def test_a_task_with_many_long_labels_lives_like_others(store: Store) -> N
 async def test_a_header_that_scripts_could_not_read_is_refused(store: Store) -> None:
     await seed_pool(store)
     labels = [f"{n:02}" + "x" * 60 for n in range(40)]
-    await store.pools.offer_labels("p", "h1", labels)
+    await seed_host(store, "h1", labels)
     with pytest.raises(InputTooLarge):
         await seed_task(store, lane="+".join(["normal", *labels]))
 

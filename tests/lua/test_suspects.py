@@ -12,6 +12,7 @@ from support.seeds import (
     read_hash,
     read_outcome,
     read_replies,
+    seed_host,
     seed_lease,
     seed_pool,
     seed_running_agent,
@@ -154,7 +155,7 @@ async def test_another_is_cleared_when_the_first_cannot_be(store: Store, how: st
 
 async def test_suspects_keep_to_labels_and_limits(store: Store) -> None:
     await seed_pool(store)
-    await store.pools.offer_labels("p", "h1", ["gpu"])
+    await seed_host(store, "h1", ["gpu"])
     await seed_worker(store, "w0", labels="gpu")
     await seed_lease(store, worker="w0", lane="normal+gpu")
     await crash(store, "w0", t1="suspect")

@@ -116,12 +116,6 @@ def test_one_change_at_a_time(busy: dict[str, int]) -> None:
     assert plan_shrinking(limits(), info(desired=2), view(2, **busy), workers) == []
 
 
-def test_workers_with_outdated_types_leave_one_by_one() -> None:
-    workers = [worker("a", types_hash="new"), worker("b", types_hash="old", used=3), worker("c", types_hash="old")]
-    actions = plan_shrinking(limits(), info(desired=3, types_hash="new"), view(3), workers)
-    assert actions == [DrainWorker("b", "its agent types are no longer the pool's")]
-
-
 def test_a_step_down_takes_the_emptiest() -> None:
     workers = [worker("a", used=2), worker("b", used=1), worker("c", used=3)]
     actions = plan_shrinking(limits(), info(desired=3), view(3), workers, step=-1)

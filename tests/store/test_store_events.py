@@ -97,13 +97,14 @@ async def test_workers_are_listed_once_and_in_order(store: Store) -> None:
     assert [worker.process_id for worker in await store.workers.all("p")] == ["w3", "w1", "w2"]
 
 
-async def test_silent_workers_are_told_with_whether_they_are_starting(store: Store) -> None:
+async def test_silent_workers_are_told_with_their_status(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store, "w1")
     await seed_order(store, "w2")
     now = (await store.pools.observe("p")).now_ms
     assert await store.workers.silent("p", now - 10_000) == []
-    assert sorted(await store.workers.silent("p", now + 10_000)) == [("w1", False), ("w2", True)]
+    silent = await store.workers.silent("p", now + 10_000)
+    assert sorted((worker.process_id, str(worker.status)) for worker in silent) == [("w1", "ready"), ("w2", "ordered")]
 
 
 async def test_what_is_not_there_is_unknown(store: Store) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.seeds import seed_host
 from support.worker_harness import APPS, POOL, Master, mastering
 
 from agentpool import connect
@@ -75,7 +76,7 @@ async def _prepare(master: Master) -> None:
     times = {f"{name}_ms": int(1000 * value) for name, value in TIMES.items()}
     store = master.store
     await store.connection.redis.hset(store.keys.pool(POOL), mapping={**OTHER, **times, "tenant_limits": limits})
-    await store.pools.offer_labels(POOL, "h1", LABELS)
+    await seed_host(store, "h1", LABELS, POOL)
     await master.fork()
 
 

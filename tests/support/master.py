@@ -67,10 +67,15 @@ class Master:
 
     # -- life ---------------------------------------------------------------------------------------------------
 
-    def start(self, *, wait: bool = True, **environ: str) -> "Master":
+    def start(self, *, wait: bool = True, die_at: str = "", **environ: str) -> "Master":
+        """Start it; with `die_at` it kills itself before or after it calls a script, see `dying_master.py`."""
+        program = [str(BIN / "agentpool-master")]
+        if die_at:
+            program = [sys.executable, str(Path(__file__).parent / "dying_master.py")]
+            environ = {**environ, "DIE_AT": die_at}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(BIN / "agentpool-master"), "run", "--config", str(self.config), "--log-level", "debug"],
+                [*program, "run", "--config", str(self.config), "--log-level", "debug"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

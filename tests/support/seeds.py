@@ -43,6 +43,7 @@ __all__ = [
     "read_texts",
     "read_worker",
     "seed_agent",
+    "seed_host",
     "seed_leader",
     "seed_lease",
     "seed_order",
@@ -124,6 +125,13 @@ async def seed_worker(
     )
     assert answer[0] == "ok"
     return worker
+
+
+async def seed_host(
+    store: Store, host: str = "h1", labels: Iterable[str] = (), pool: str = "p", *, session: str = "s", **fields: object
+) -> None:
+    """Let a master report that it lives, under the name of its host."""
+    await store.hosts.report(pool, host, session, host_id=host, labels=labels, fields={"host": host, **fields})
 
 
 async def seed_agent(

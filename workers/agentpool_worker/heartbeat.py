@@ -40,10 +40,10 @@ MASTER_LATE = 2.0
 
 
 class Heartbeat:
-    """`on_beat(beat)` and, when Redis was away for nearly the lease, `on_cut_off()` are called in this thread, as are:
-    `who_runs()`, which names what the event loop is busy with, `warm()`, for which tasks it has agents, and
-    `listens()`, whether commands reach it.
-    """  # fmt: skip
+    """`on_beat(beat)`, `on_cut_off()` when Redis was away for nearly the lease, and `on_orphaned()` when the master is
+    gone for too long, are called in this thread, as are: `who_runs()`, which names what the event loop is busy with,
+    `warm()`, for which tasks it has agents, and `listens()`, whether commands reach it.
+    """
 
     def __init__(
         self,
@@ -54,13 +54,14 @@ class Heartbeat:
         *,
         on_beat: Callable[[Beat], None],
         on_cut_off: Callable[[], None],
+        on_orphaned: Callable[[], None],
         who_runs: Callable[[], str],
         warm: Callable[[], str],
         listens: Callable[[], bool],
     ) -> None:
         self._settings, self._worker_id, self._connection = settings, worker_id, connection
         self._turns, self._who_runs, self._warm, self._listens = turns, who_runs, warm, listens
-        self._on_beat, self._on_cut_off = on_beat, on_cut_off
+        self._on_beat, self._on_cut_off, self._on_orphaned = on_beat, on_cut_off, on_orphaned
         self._stopped = self._retiring = False
         self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
         self._blocked = self._overdue = False
@@ -68,6 +69,7 @@ class Heartbeat:
         self._answered = self._looked = boottime()
         # One beat before the lease ends, so that what must not run twice has stopped by then.
         self._cut_off_after = max(settings.heartbeat_timeout - 2 * settings.heartbeat_interval, 0.0)
+        self._orphanhood = Orphanhood(settings)
         self._memory_due = 0.0
         self._cpu = (time.process_time(), monotonic())
         context = contextvars.copy_context()
@@ -135,6 +137,8 @@ class Heartbeat:
     def _act_on(self, beat: Beat | None) -> None:
         if beat:
             self._on_beat(beat)
+            if self._orphanhood.is_over(beat.master_beat, monotonic()):
+                self._on_orphaned()
         elif not self._retiring:
             log.error("worker.given_up")
             leave(Exit.GIVEN_UP, flush=False)
@@ -190,6 +194,28 @@ class Heartbeat:
             add_event(self._connection, self._settings.pool, name, process_id=self._worker_id, detail=detail)
         except RedisUnavailable as error:
             self._note_failure(error)
+
+
+class Orphanhood:
+    """How long this worker has been without its master, by the beats of both in Redis.
+
+    Only time in which this worker itself got answers counts, and after a gap it counts anew: while Redis is away,
+    nobody beats.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._timeout = settings.orphan_timeout
+        self._step_max = 2 * settings.heartbeat_interval
+        self._beat, self._asked_at, self._alone = 0, 0.0, 0.0
+
+    def is_over(self, master_beat: int, now: float) -> bool:
+        """Take the master's last beat, as of now in s; tells whether the master has been gone for too long."""
+        step, self._asked_at = now - self._asked_at, now
+        if master_beat != self._beat or step > self._step_max:
+            self._beat, self._alone = master_beat, 0.0
+        else:
+            self._alone += step
+        return 0 < self._timeout <= self._alone
 
 
 def main_stack() -> str:

@@ -36,7 +36,7 @@ from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
 from agentpool.store.subscription import Subscription
 from agentpool.store.workers import register_worker
-from agentpool.version import __version__
+from agentpool.version import SCHEMA_VERSION, __version__
 from agentpool_worker.by_type import RunByType
 from agentpool_worker.drain import Drain
 from agentpool_worker.exec_worker import read_order
@@ -98,6 +98,7 @@ def _identity(settings: WorkerSettings, fork: Fork) -> dict[str, object]:
         "pid_ns": settings.pid_ns,
         "master": fork.master,
         "release": __version__,
+        "schema": SCHEMA_VERSION,
         "types_hash": settings.types_hash,
         "labels": " ".join(settings.labels),
     }
@@ -206,6 +207,7 @@ class _Worker:
             turns,
             on_beat=lambda beat: self._pass_on(loop, beat),
             on_cut_off=lambda: self._in_loop(loop, self._cut_off),
+            on_orphaned=lambda: self._in_loop(loop, self._orphaned),
             who_runs=lambda: _task_name(loop),
             warm=lambda: " ".join(self._host.by_type.warm),
             listens=lambda: self._listener.is_up,
@@ -263,6 +265,10 @@ class _Worker:
         if left <= 0:
             self._cut_off()
         asyncio.get_running_loop().call_later(max(left, self._settings.heartbeat_interval), self._watch_lease)
+
+    def _orphaned(self) -> None:
+        """Nobody has looked after this worker for long: it hands over what it has and goes."""
+        self._leave(f"its master has been gone for {self._settings.orphan_timeout:g} s", known=False)
 
     # -- its end ------------------------------------------------------------------------------------------------
 

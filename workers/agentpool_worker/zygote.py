@@ -41,6 +41,7 @@ from agentpool.protocol.zygote import (
     decode_from_master,
     encode,
 )
+from agentpool.version import __version__
 from agentpool_worker.exec_worker import exec_worker
 from agentpool_worker.preload import warm
 from agentpool_worker.process import become_worker, close_quietly, leave, start_time_of, thread_count, zygote_title
@@ -99,7 +100,9 @@ class Zygote:
         # What is alive now is never freed: left out of collections, its pages stay shared with the workers.
         gc.collect()
         gc.freeze()
-        self._send(Ready(types=tuple(loaded.info() for loaded in self._types.values()), warning=warning))
+        self._send(
+            Ready(types=tuple(loaded.info() for loaded in self._types.values()), warning=warning, release=__version__)
+        )
         return True
 
     def _check_threads(self) -> str:

@@ -4,27 +4,30 @@
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  token        of the leader
 -- ARGV[5]  schema       version of what this release writes
--- ARGV[6]  types        number of agent types that follow
--- ARGV[7…] type, JSON   pairs; then field, value pairs of settings, of which `=<tenant>` are limits of that tenant
+-- ARGV[6]  schema_min   oldest schema whose releases may take part beside this one
+-- ARGV[7]  types        number of agent types that follow
+-- ARGV[8…] type, JSON   pairs; then field, value pairs of settings, of which `=<tenant>` are limits of that tenant
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:limits  pool:{p}:events  pool:{p}:held  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:tenants  tenant:{p}:{t}:mail  agent:{p}/{n}
 --          pool:{p}:processes  pool:{p}:due  process:{w}
--- RETURNS  {"ok"} | {"fenced"} | {"newer", schema}
+-- RETURNS  {"ok"} | {"fenced"} | {"too_old", oldest schema that may take part, release of the pool}
 -- AGAIN    the same
 
 if not holds('leader', ARGV[4]) then
   return {'fenced'}
 end
-local schema = tonumber(redis.call('HGET', POOL, 'schema')) or 0
-if schema > tonumber(ARGV[5]) then
-  return {'newer', schema}
+local schema, schema_min, release = unpack(redis.call('HMGET', POOL, 'schema', 'schema_min', 'release'))
+schema, schema_min = tonumber(schema) or 0, tonumber(schema_min) or 0
+if schema_min > tonumber(ARGV[5]) then
+  return {'too_old', schema_min, release or ''}
 end
-local last_type = 6 + 2 * ARGV[6]
+local last_type = 7 + 2 * ARGV[7]
 redis.call('DEL', POOL .. ':types')
-for i = 7, last_type, 2 do
+for i = 8, last_type, 2 do
   redis.call('HSET', POOL .. ':types', ARGV[i], ARGV[i + 1])
 end
-redis.call('HSET', POOL, 'pool_name', pool, 'schema', ARGV[5])
+redis.call('HSET', POOL, 'pool_name', pool, 'schema', math.max(schema, tonumber(ARGV[5])),
+  'schema_min', math.max(schema_min, tonumber(ARGV[6])))
 for _, field in ipairs(redis.call('HKEYS', POOL .. ':limits')) do
   if string.sub(field, 1, 1) == '=' then
     redis.call('HDEL', POOL .. ':limits', field)

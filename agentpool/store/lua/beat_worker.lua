@@ -9,12 +9,12 @@
 -- ARGV[7]  cpu_percent    of one core
 -- ARGV[8]  warm           `<type>/<tenant>` words of its warm agents
 -- ARGV[9]  listens        1 while commands reach it, else 0
--- BUILDS   process:{w}    pool:{p}:workers  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:suspects  pool:{p}:due
--- RETURNS  {"ok", version, status, tenants with a turn, ms until the next timer or -1} | {"gone"} when it was given up: it must exit
+-- BUILDS   process:{w}    pool:{p}:workers  pool:{p}:hosts  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:suspects  pool:{p}:due
+-- RETURNS  {"ok", version, status, tenants with a turn, ms until the next timer or -1, last beat of its master or 0} | {"gone"} when it was given up: it must exit
 -- AGAIN    the same, with a later time
 
 local key = prefix .. 'process:' .. ARGV[4]
-local status, version = unpack(redis.call('HMGET', key, 'status', 'version'))
+local status, version, master = unpack(redis.call('HMGET', key, 'status', 'version', 'master'))
 if not status or status == 'lost' then
   return {'gone'}
 end
@@ -29,4 +29,6 @@ for _, lane in ipairs(redis.call('SMEMBERS', POOL .. ':lanes')) do
   turns = turns + redis.call('ZCARD', POOL .. ':turns:' .. lane)
 end
 local next_due = redis.call('ZRANGE', POOL .. ':due', 0, 0, 'WITHSCORES')[2]
-return {'ok', tonumber(version), status, turns, next_due and math.max(0, math.ceil(next_due - now)) or -1}
+local master_beat = redis.call('ZSCORE', POOL .. ':hosts', master or '')
+return {'ok', tonumber(version), status, turns, next_due and math.max(0, math.ceil(next_due - now)) or -1,
+  tonumber(master_beat) or 0}

@@ -6,11 +6,15 @@
 -- ARGV[4]  worker
 -- ARGV[5]  reason         for the record
 -- ARGV[6]  idle           "1": only if nothing is on it, and the wanted size goes down by one; else "0"
--- BUILDS   process:{w}    pool:{p}:processes  pool:{p}:draining  pool:{p}:worker:{w}:agents
+-- ARGV[7]  token          of the leader that decided it; empty: someone asked for it
+-- BUILDS   lock:pool:{p}:leader  process:{w}    pool:{p}:processes  pool:{p}:draining  pool:{p}:worker:{w}:agents
 --          pool:{p}:worker:{w}:tasks  pool:{p}:events
--- RETURNS  {"ok"} | {"unknown"} | {"starting"} | {"busy"}
+-- RETURNS  {"ok"} | {"unknown"} | {"starting"} | {"busy"} | {"fenced"}
 -- AGAIN    "ok"; a second command is published, nothing else changes
 
+if ARGV[7] ~= '' and not holds('leader', ARGV[7]) then
+  return {'fenced'}
+end
 local worker = ARGV[4]
 local key = process_key(worker)
 local status = redis.call('HGET', key, 'status')

@@ -9,7 +9,7 @@
 -- ARGV[6]  gap_ms       time without a turn of any master that sets the hold
 -- ARGV[7]  hold_ms      how long the hold lasts
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:events
--- RETURNS  {"leads", token, "1" when newly} | {"follows", token of the leader}
+-- RETURNS  {"leads", token, "1" when newly} | {"follows", token of the leader, ms until its lease ends}
 -- AGAIN    the leader keeps its token and gets a new lease
 
 local tick = tonumber(redis.call('HGET', POOL, 'tick')) or 0
@@ -20,7 +20,7 @@ redis.call('HSET', POOL, 'tick', now)
 local before = redis.call('GET', prefix .. 'lock:pool:' .. pool .. ':leader')
 local token, other = take('leader', ARGV[4], ARGV[5])
 if not token then
-  return {'follows', other}
+  return {'follows', other, redis.call('PTTL', prefix .. 'lock:pool:' .. pool .. ':leader')}
 end
 if token ~= before then
   redis.call('HSET', POOL, 'leader', ARGV[4])

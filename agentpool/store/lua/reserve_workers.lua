@@ -17,8 +17,9 @@ if not (holds('leader', ARGV[4]) and holds('placement', ARGV[5])) then
   return {'fenced'}
 end
 local max_workers = tonumber(redis.call('HGET', POOL, 'max_workers'))
-if redis.call('EXISTS', POOL .. ':draining') == 1 then
-  -- One above the bound, so that what a draining worker gives up need not wait for its end.
+if redis.call('EXISTS', POOL .. ':draining') == 1 or redis.call('HGET', POOL, 'renewing') == '1' then
+  -- One above the bound, so that what a draining worker gives up need not wait for its end, and a worker that is to be
+  -- replaced need not leave before the other is there.
   max_workers = max_workers + 1
 end
 local ordered = {'ok'}
@@ -38,5 +39,8 @@ for i = 8, #ARGV, 2 do
     note('worker.ordered', '', worker)
   end
   ordered[#ordered + 1] = worker
+end
+if #ordered > 1 then
+  tell_leader('start ' .. ARGV[6])
 end
 return ordered

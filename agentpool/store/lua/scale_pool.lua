@@ -16,7 +16,7 @@ local wanted = tonumber(ARGV[4])
 if wanted < tonumber(low) or wanted > tonumber(high) then
   return {'outside', tonumber(low), tonumber(high)}
 end
-redis.call('HSET', POOL, 'floor', wanted, 'desired', wanted, 'restarts', '')
+redis.call('HSET', POOL, 'floor', wanted, 'desired', wanted, 'restarts', '', 'scaled_at', now)
 note('pool.scaled', '', '', 'to ' .. wanted .. ' workers')
 tell_leader('scaled')
 return {'ok'}

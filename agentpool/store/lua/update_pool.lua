@@ -4,7 +4,7 @@
 -- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  token        of the leader
--- ARGV[5]  field        desired, restarts or status
+-- ARGV[5]  field        desired, restarts, renewing or status
 -- ARGV[6]  value
 -- ARGV[7]  event        to note, or empty
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:events
