@@ -194,7 +194,7 @@ class Master:
                 case StartWorkers(count=count):
                     locked_out = yield from self._start(count)
                 case DrainWorker(process_id=worker, only_idle=only_idle):
-                    yield Call("drain_worker", worker, only_idle)
+                    yield Call("drain_worker", worker, only_idle, self.token)
         if locked_out:
             return 20
         waits = [self.times.turn, *([next_due + 1] if next_due >= 0 else [])]

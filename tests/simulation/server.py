@@ -182,7 +182,9 @@ class Server:
         agents = {name: self.agents[name]["incarnation"] for name in sorted(fields["agents"])}
         return "ok", fields["version"], fields["status"], agents
 
-    def drain_worker(self, worker: str, only_idle: bool) -> tuple[str, ...]:
+    def drain_worker(self, worker: str, only_idle: bool, leader: str = "") -> tuple[str, ...]:
+        if leader and not self._holds("leader", leader):
+            return ("fenced",)
         fields = self._alive(worker)
         if not fields:
             return ("unknown",)

@@ -110,8 +110,8 @@ class Real:
         agents = {row[0]: int(row[2]) for row in answer[3:] if len(row) > 5}
         return [*answer[:3], agents]
 
-    def drain_worker(self, worker: str, only_idle: bool) -> list[Any]:
-        return self.call("drain_worker", worker, "test", int(only_idle))
+    def drain_worker(self, worker: str, only_idle: bool, leader: str = "") -> list[Any]:
+        return self.call("drain_worker", worker, "test", int(only_idle), leader)
 
     def retire_worker(self, worker: str) -> list[Any]:
         return self.call("retire_worker", worker, "test")[:1]
@@ -251,7 +251,7 @@ class Caller:
                 *[("register_worker", *chance.choice([*ids, ("w0", "s")]), chance.choice([1, 2, 3]))] * 2,
                 ("beat_worker", worker),
                 ("read_worker", worker),
-                ("drain_worker", worker, chance.random() < 0.5),
+                ("drain_worker", worker, chance.random() < 0.5, chance.choice(["", self.token()])),
                 ("retire_worker", worker),
                 *[("reap_worker", worker, proof, authority, 3000, chance.choice([1, 1, 100]), START_BACKOFF_MS)] * 2,
                 *[("place_agent", name, known or f"o{self.count}")] * 3,
