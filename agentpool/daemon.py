@@ -244,13 +244,20 @@ class Daemon:
     async def _check_successor(self) -> None:
         try:
             await self.supervisor.note_upgrade("checking what is installed")
-            problem = await successor_problem(self._flags)
+            problem = self._moved() or await successor_problem(self._flags)
             await self.supervisor.note_upgrade(f"refused: {problem}" if problem else "under way", renew=not problem)
         except (AgentPoolError, OSError) as error:
             problem = str(error)
         if problem:
             log.error("upgrade.refused", error=problem)
         self.is_succeeded = not problem
+
+    def _moved(self) -> str:
+        """Say what has changed that a successor could not adopt its workers with, or ''."""
+        loaded, settings = self._load().settings, self.settings
+        fixed = ("redis", "data_dir", "host_id")
+        changed = [name for name in fixed if getattr(loaded, name) != getattr(settings, name)]
+        return f"{' and '.join(changed)} changed, which needs a restart of the master" if changed else ""
 
     async def _hand_over(self) -> None:
         """Leave everything as it is for the successor, which adopts it."""

@@ -16,6 +16,7 @@ from agentpool.master.boots import Boots
 from agentpool.master.scope import PoolScope
 from agentpool.master.starter import Order
 from agentpool.policy.actions import Action, DrainWorker, SetDesired, SetRenewing, StartWorkers
+from agentpool.policy.labelled import plan_labelled_growth
 from agentpool.policy.reconcile import plan_growth, plan_shrinking, threshold
 from agentpool.policy.renewal import plan_renewal
 from agentpool.policy.spreading import open_hosts, spread
@@ -66,7 +67,7 @@ class Autoscaler:
 
     async def _plan(self, info: PoolInfo, view: PoolView) -> list[Action]:
         limits = self._scope.limits()
-        growth = plan_growth(limits, info, view)
+        growth = await self._growth(info, view)
         if growth or (not info.renewing and monotonic() - self._shrunk_at < INTERVAL):
             return growth
         self._shrunk_at = monotonic()
@@ -83,14 +84,23 @@ class Autoscaler:
             return plan_growth(limits, info, view, step=step)
         return plan_shrinking(limits, info, view, workers, step=step)
 
+    async def _growth(self, info: PoolInfo, view: PoolView) -> list[Action]:
+        """Plan what waits; each worker is looked at only if some of that needs labels."""
+        limits = self._scope.limits()
+        demand = await self._store.pools.demand(self._pool) if view.due or view.runnable_tasks else {}
+        if not demand:
+            return plan_growth(limits, info, view)
+        workers, hosts = await self._store.workers.all(self._pool), await self._store.hosts.view(self._pool)
+        return plan_labelled_growth(limits, info, view, demand, workers, hosts)
+
     async def _act(self, action: Action) -> None:
         match action:
             case SetDesired(workers=count):
                 await self._store.pools.update(self._pool, self._scope.token, "desired", count)
             case SetRenewing(on=on):
                 await self._store.pools.update(self._pool, self._scope.token, "renewing", "1" if on else "")
-            case StartWorkers(count=count, master=master):
-                await self._start(count, master)
+            case StartWorkers():
+                await self._start(action)
             case DrainWorker(process_id=worker, reason=reason, only_idle=only_idle):
                 await self._drain(worker, reason, only_idle)
             case _:
@@ -113,14 +123,14 @@ class Autoscaler:
 
     # -- starting -----------------------------------------------------------------------------------------------
 
-    async def _start(self, count: int, preferred: str) -> None:
+    async def _start(self, action: StartWorkers) -> None:
         """Order workers of the hosts with most room, under the placement lock, and start those of this host; what could
         not be ordered now is planned again.
         """
         view = await self._store.hosts.view(self._pool)
-        able = [host for host in open_hosts(view, ALIVE_MS) if self._may_start(host)]
-        count = min(count, self._scope.settings.max_starting)
-        near = [host for host in able if host.master == preferred]
+        able = [host for host in open_hosts(view, ALIVE_MS, action.labels) if self._may_start(host)]
+        count = min(action.count, self._scope.settings.max_starting)
+        near = [host for host in able if host.master == action.master]
         masters = spread(near, count, view.uncounted()) or spread(able, count, view.uncounted())
         self._note_room(bool(masters) or not able)
         if not masters:

@@ -5,11 +5,13 @@ master is silent for `orphan_timeout` leave. Two masters may not have one identi
 the second is refused, unless the first is known to be gone.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 
 import structlog
 
+from agentpool.clock import monotonic
 from agentpool.errors import ConfigError
 from agentpool.master.boots import Boots
 from agentpool.master.host import start_time
@@ -25,6 +27,7 @@ __all__ = ["INTERVAL", "Reporter"]
 log = structlog.get_logger("reporter")
 
 INTERVAL = 1.0
+RETRY_DELAY = 0.25
 
 SESSION = new_id()
 """Of this process: another master under the same id has another one."""
@@ -56,12 +59,22 @@ class Reporter:
             )
 
     async def join(self) -> None:
-        """Report for the first time; raises `ConfigError` when another process has this master's id."""
+        """Report for the first time; raises `ConfigError` when another process has this master's id and beats on."""
         scope = self._scope
         before = await scope.store.hosts.one(scope.pool, scope.master)
         if before and _is_gone(before, scope):
             self._replaces = before.session
-        await self.report_once()
+        deadline = monotonic() + ALIVE_MS / 1000 + 2 * RETRY_DELAY
+        while True:
+            try:
+                await self.report_once()
+            except ConfigError:
+                # It may have died in another container or boot, where its process cannot be looked for.
+                if monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_DELAY)
+            else:
+                return
 
     async def report_once(self) -> None:
         """Beat, and say what room there is; begin to start workers again when somebody scaled the pool."""

@@ -12,10 +12,11 @@ class SetDesired(msgspec.Struct, frozen=True):
 
 
 class StartWorkers(msgspec.Struct, frozen=True):
-    """Order this many workers, of this master if its host has room."""
+    """Order this many workers, of this master if its host has room, on hosts with these labels."""
 
     count: int
     master: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class SetRenewing(msgspec.Struct, frozen=True):

@@ -114,6 +114,10 @@ class Pools:
         answer = await self._connection.call("observe_pool", pool)
         return PoolView(**dict(zip(PoolView.__struct_fields__, map(int, answer), strict=True)))
 
+    async def demand(self, pool: str) -> dict[str, int]:
+        """Return what waits for hosts with labels, by these, joined with `+`."""
+        return {str(labels): int(count) for labels, count in await self._connection.call("observe_labels", pool)}
+
     async def stats(self, pool: str, workers: Iterable[WorkerRecord]) -> PoolStats:
         """Return the pool in numbers; raises `UnknownPool`."""
         fields = await self._fields(pool)

@@ -118,6 +118,17 @@ async def test_a_replay_is_another_task(store: Store) -> None:
     assert await letters(store) == []
 
 
+async def test_the_timer_of_a_replayed_batch_task_goes_with_it(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await bury(store, lane="batch", batch=True)
+    again = await store.letters.replay("p/t1")
+    assert await store.connection.ask("ZSCORE", store.keys.due("p"), f"promote {again}")
+    assert ids(await exchange(store, room=1)) == [again]
+    await finish(store, again)
+    assert await store.connection.ask("ZCARD", store.keys.due("p")) == 0
+
+
 async def test_fifty_replays_make_one_task(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)

@@ -138,6 +138,7 @@ LIFE: dict[str, Step] = {
     "place pending": _place_pending,
     "report a host": lambda store: seed_host(store),
     "take an order": lambda store: _take_order(store),
+    "demand": lambda store: store.pools.demand("p"),
     "forget a host": lambda store: store.hosts.forget("p", "h1"),
     "resign": lambda store: _resign(store),
 }

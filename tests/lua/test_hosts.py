@@ -6,10 +6,12 @@ from support.seeds import (
     read_events,
     read_hash,
     read_worker,
+    seed_agent,
     seed_host,
     seed_leader,
     seed_order,
     seed_pool,
+    seed_task,
     seed_worker,
 )
 from support.wait import wait_until
@@ -160,3 +162,17 @@ async def test_a_beat_tells_when_the_workers_master_beat_last(store: Store, redi
     assert host
     assert master_beat() == host.last_beat
     thread.close()
+
+
+async def test_what_waits_for_labels_is_told_by_labels(store: Store) -> None:
+    await seed_pool(store, types=["R"])
+    await seed_host(store, "h1", ["gpu", "ssd"])
+    assert await store.pools.demand("p") == {}
+    await seed_task(store, "t1")
+    await seed_task(store, "t2", lane="normal+gpu")
+    await seed_task(store, "t3", lane="urgent+gpu", tenant="acme")
+    await seed_task(store, "t4", lane="normal+gpu+ssd")
+    await store.connection.redis.hset(store.keys.pool("p"), "labels:R", "ssd")
+    for name in ("a1", "a2"):
+        assert await seed_agent(store, name) is None
+    assert await store.pools.demand("p") == {"gpu": 2, "gpu+ssd": 1, "ssd": 2}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import msgspec
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from support.seeds import (
     SETTINGS,
     ended,
     failure,
+    header,
     outcome,
     seed_agent,
     seed_host,
@@ -35,7 +37,7 @@ from support.seeds import (
 
 from agentpool.doctor import examine
 from agentpool.errors import AgentPoolError, RedisUnavailable
-from agentpool.protocol.records import TypeInfo
+from agentpool.protocol.records import TaskEnvelope, TypeInfo
 from agentpool.protocol.states import (
     AGENT_MOVES,
     TASK_MOVES,
@@ -46,7 +48,7 @@ from agentpool.protocol.states import (
     check_move,
 )
 from agentpool.store import Store
-from agentpool.store.tasks import EndedTask
+from agentpool.store.tasks import EndedTask, SubmitOptions, TaskGroup
 
 NAMES = ["a", "b", "c", "d", "e"]
 TENANTS = ["t1", "t2"]
@@ -231,6 +233,20 @@ class Machine(RuleBasedStateMachine):
         self.call(lambda: seed_task(self.store, id, agent=name or "", tenant=tenant, lane=lane, **options))
         if not waits:
             self.exchange(n, self.now.agents[name]["process_id"] if name else "")
+
+    @rule(tenants=st.lists(st.sampled_from(TENANTS), min_size=1, max_size=4), n=pick, listens=st.booleans())
+    def submit_together(self, tenants: list[str], n: int, listens: bool) -> None:
+        for worker in self.workers("ready") if listens else []:
+            self.script("beat_worker", worker, 0, "", 0, "", 1)
+        groups = [
+            TaskGroup(
+                header(tenant=tenant, lane=LANES[(n + place) % len(LANES)]),
+                SubmitOptions(delay=0 if (n // 4 + place) % 5 else LONG_MS),
+                [(f"p/g{self.number()}", TaskEnvelope(msgspec.Raw(b"null"))) for _ in range(1 + (n + place) % 3)],
+            )
+            for place, tenant in enumerate(tenants)
+        ]
+        self.call(lambda: self.store.tasks.submit_groups(groups))
 
     @rule(
         n=st.integers(0, 3),

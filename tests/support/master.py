@@ -51,6 +51,8 @@ class Master:
         self.config = folder / "agentpool.toml"
         self.log = folder / "master.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.within: list[str] = []
+        """The beginning of its command line, when it is to run somewhere else, as in a namespace."""
         self.write_config(pools or {"developer_pool": {}}, **top)
 
     # -- configuration ------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ class Master:
             environ = {**environ, "DIE_AT": die_at}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*program, "run", "--config", str(self.config), "--log-level", "debug"],
+                [*self.within, *program, "run", "--config", str(self.config), "--log-level", "debug"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,6 +1,7 @@
 """Several masters on one Redis, each with a data directory and so a host identity of its own."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.command import PROGRAM
 from support.door import door_to
@@ -21,7 +23,7 @@ from agentpool import connect
 from agentpool.client import Client
 from agentpool.doctor import examine
 from agentpool.errors import UnknownPool
-from agentpool.protocol.records import HostRecord
+from agentpool.protocol.records import HostRecord, WorkerRecord
 
 NewMaster = Callable[..., Master]
 POOL = "developer_pool"
@@ -43,6 +45,10 @@ def id_of(master: Master) -> str:
 async def by_master(client: Client) -> Counter[str]:
     """How many ready workers each master has."""
     return Counter(worker.master for worker in await client.pool(POOL).workers() if worker.status == "ready")
+
+
+async def of_master(client: Client, master: str) -> list[WorkerRecord]:
+    return [worker for worker in await client.pool(POOL).workers() if worker.master == master]
 
 
 async def leader(client: Client) -> str:
@@ -70,7 +76,11 @@ async def test_workers_are_spread_and_who_stops_hands_over_at_once(new_master: N
             settings(min_workers=4, max_workers=8), redis={"url": redis_url}, labels=["gpu"], max_host_workers=5
         ).start()
         one, two = id_of(first), id_of(second)
+        pool = client.pool(POOL)
         assert await leader(client) == one
+        labelled = await pool.submit("Napper", 0.0, requires=["gpu"])
+        assert (await labelled.result(10))["pid"] in {worker.pid for worker in await of_master(client, two)}
+        assert await by_master(client) == Counter({one: 4, two: 1}), "only there was one of use"
         await client.pool(POOL).scale(8)
         await wait_until(lambda: has(client, **{one: 4, two: 4}), message=second.output)
         handles = await asyncio.gather(*(client.pool(POOL).spawn("Counter") for _ in range(16)))
@@ -270,7 +280,11 @@ async def test_a_master_that_dies_while_it_starts_workers_is_picked_up(
 
 
 def worker_pids(master: Master) -> set[int]:
-    return {process.pid for process in master.children() if "agentpool-worker" in " ".join(process.cmdline())}
+    found = set()
+    for process in master.children():
+        with contextlib.suppress(psutil.Error):
+            found |= {process.pid} if "agentpool-worker" in " ".join(process.cmdline()) else set()
+    return found
 
 
 @pytest.mark.parametrize("die_at", ["drain_worker:after", "update_pool:before", "forget_host:after"])
@@ -298,3 +312,15 @@ async def test_a_master_that_dies_while_it_removes_a_pool_is_picked_up(
 
 async def _is_empty(client: Client, pool: str) -> bool:
     return await client.store.workers.all(pool) == [] and await client.store.pools.names() == [POOL]
+
+
+async def test_two_masters_with_one_identity_are_refused(new_master: NewMaster, redis_url: str) -> None:
+    first = new_master(settings(), redis={"url": redis_url}, host_id="copied").start()
+    second = new_master(settings(), redis={"url": redis_url}, host_id="copied").start(wait=False)
+    assert second.process
+    assert await asyncio.to_thread(second.process.wait, 20) == 1
+    assert "two need two identities" in second.output()
+    async with connect(redis_url) as client:
+        assert await client.pool(POOL).run("Echo", 1) == 1
+        assert await by_master(client) == Counter({id_of(first): 1})
+    assert second.children() == []

@@ -25,12 +25,14 @@ if head.agent ~= '-' and not status then
   return {'unknown_agent'}
 end
 -- Nobody waits for it, its key is spent, and its parent has gone on.
-record = string.gsub(record, '^task %S+ (%S+ %S+ %S+ %S+ %d+) %S+', 'task - %1 replays=' .. id, 1)
+local is_batch = string.sub(head.lane, 1, 5) == 'batch'
+local options = 'replays=' .. id .. (is_batch and ',batch=1' or '')
+record = string.gsub(record, '^task %S+ (%S+ %S+ %S+ %S+ %d+) %S+', 'task - %1 ' .. options, 1)
 redis.call('SET', task_key(again), record)
 redis.call('ZREM', POOL .. ':dead', id)
 redis.call('DEL', letter)
 enqueue(again, parse_head(record))
-if string.sub(head.lane, 1, 5) == 'batch' then
+if is_batch then
   promote_later(again, 0)
 end
 if head.agent == '-' then
