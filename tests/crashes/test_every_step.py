@@ -305,7 +305,8 @@ class Submit(Operation):
             await client.close()
 
     async def recover(self, world: World) -> None:
-        await self.act(world, Store.open(world.store.connection.url))
+        async with new_store(world.store.connection.url) as another:
+            await self.act(world, another)
 
     async def check(self, world: World) -> None:
         assert len(self.tasks) == self.count
