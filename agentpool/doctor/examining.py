@@ -42,8 +42,8 @@ CHECKS = (
 async def examine(store: Store, *, local: bool = True, settle: float | None = None) -> list[Violation]:
     """Check all invariants and return what does not hold, by number; changes nothing.
 
-    What is under way is no fault: it counts only when it is there at each of several looks within `settle` s, 0.6 unless
-    given. With `local`, processes of this host are compared with the registry.
+    What is under way is no fault: it counts only when it is there at each of several looks within `settle` s, 0.6
+    unless given. With `local`, processes of this host are compared with the registry.
     """
     unit = PAUSE_S if settle is None else settle / sum(PAUSES)
     before = await take_surveys(store)

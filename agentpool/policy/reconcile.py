@@ -79,7 +79,9 @@ def _not_missed(limits: Limits, ready: Sequence[WorkerRecord]) -> int:
     """Return how many workers may leave so that utilization does not at once ask for them again."""
     if limits.thresholds.up >= 1.0:
         return len(ready)
-    used, total = (sum(numbers) for numbers in zip(*((w.capacity - w.available, w.capacity) for w in ready), strict=True))
+    used, total = (
+        sum(numbers) for numbers in zip(*((w.capacity - w.available, w.capacity) for w in ready), strict=True)
+    )
     return int((total - used / limits.thresholds.up) / limits.agents_per_worker - 1e-9) if used else len(ready)
 
 

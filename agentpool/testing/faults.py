@@ -18,7 +18,7 @@ def worker_pid(process_id: str) -> int:
         try:
             words = " ".join(process.cmdline()).split()
             if words[:1] == ["agentpool-worker"] and process_id in words and process.status() != psutil.STATUS_ZOMBIE:
-                return process.pid
+                return int(process.pid)
         except psutil.Error:
             continue
     raise LookupError(f"no worker {process_id} runs on this host; list them with: agentpool workers")

@@ -1,4 +1,4 @@
-"""A real agentpool-master in a folder of its own, with its server, zygotes and workers: started, asked, broken, stopped."""
+"""A real agentpool-master in a folder of its own, with server, zygotes and workers: started, asked, broken, stopped."""
 
 import inspect
 import json
@@ -213,7 +213,7 @@ def live_pool(
     """Run a real master with one pool for the block: an embedded server, a zygote, worker processes.
 
     `agents` are classes of a module that can be imported, or `module:Class` with the folder of the module as `app_dir`;
-    `settings` are the pool's. At the end of a block that went well doctor must find nothing; then everything is stopped.
+    `settings` are the pool's. At the end of a block that went well doctor must find nothing; then all is stopped.
     """
     words = [agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}" for agent in agents]
     classes = [agent for agent in agents if not isinstance(agent, str)]

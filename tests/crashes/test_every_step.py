@@ -3,8 +3,8 @@
 How many steps there are is counted: the actor does its work once through a door that counts its calls. Then, for each
 number of calls, everything begins anew, the door closes for good after so many, and the actor's coroutine is cancelled:
 what it had not yet asked for never happens. Reads change nothing, so to die before or after one is the same, and so
-it is with what only says again that its caller lives. A fresh actor, with nothing but what stands in Redis, then completes the
-work or undoes it, and doctor finds nothing. (The same with real masters that die by SIGKILL is in tests/system.)
+it is with what only says again that its caller lives. A fresh actor, with nothing but what stands in Redis, then
+completes the work or undoes it, and doctor finds nothing. (Real masters die by SIGKILL in tests/system.)
 """
 
 import asyncio
@@ -462,7 +462,8 @@ class Spawn(Operation):
 
 
 OPERATIONS = [
-    StartWorkers, ReplaceTypes, Drain, Reap, Terminate, Lead, Remove, Submit, SubmitChunks, Exchange, Timers, Audit, Purge, Spawn,
+    StartWorkers, ReplaceTypes, Drain, Reap, Terminate, Lead, Remove, Submit, SubmitChunks, Exchange, Timers, Audit,
+    Purge, Spawn,
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from agentpool.doctor.processes import LocalWorker, check_processes, local_worke
 from agentpool.doctor.survey import PAGE, Survey, take_surveys
 from agentpool.protocol.records import TaskEnvelope, TaskHeader
 from agentpool.store import Store
-from agentpool.store.tasks import EndedTask, SubmitOptions
+from agentpool.store.tasks import EndedTask
 
 INSTALL = "abcdefghijklmnopqrstuv"
 

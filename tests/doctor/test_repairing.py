@@ -1,4 +1,4 @@
-"""Redis is spoilt, doctor names it and mends it; then nothing is wrong, nothing is lost, and the pool goes on working."""
+"""Redis is spoilt, doctor names it and mends it; then nothing is wrong, nothing is lost, and the pool is at work."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -120,7 +120,7 @@ async def test_what_is_spoilt_is_mended(pool: TinyPool, name: str) -> None:
 
 
 async def everything_goes_on(pool: TinyPool, lost: set[str]) -> None:
-    """The worker dies, another comes: all that was accepted is done, whoever waits has a place, and nothing is wrong."""
+    """The worker dies, another comes: all that was accepted is done, who waits has a place, and nothing is wrong."""
     store = pool.store
     for worker in await store.workers.lost(POOL):
         await store.workers.reap(POOL, worker, proof="lost", authority=pool.token, reason="test")

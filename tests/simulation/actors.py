@@ -5,11 +5,11 @@ What decides is the product's: `plan_growth`, `plan_shrinking`, `threshold`, `ne
 without their I/O. A `Policy` holds the decisions, so that a test can put a broken one in.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from agentpool_worker.plan import Held, StartAgent, Step, StopAgent, diff, next_step
 from simulation.server import START_BACKOFF_MS, Command
 from simulation.world import Actor, Away, Bell, Call, Process, Sleep, Wait, World
 
@@ -20,6 +20,7 @@ from agentpool.policy.restarts import next_restart
 from agentpool.policy.scaling import Thresholds
 from agentpool.protocol.records import DesiredAgent, PoolInfo, PoolView, WorkerRecord, WorkerView
 from agentpool.protocol.states import WorkerStatus
+from agentpool_worker.plan import Held, StartAgent, Step, StopAgent, diff, next_step
 
 __all__ = ["Client", "Master", "Policy", "Times", "Town", "Worker"]
 
@@ -143,10 +144,8 @@ class Master:
         name = verb.__name__.split("_")[1]
         while True:
             rest = interval
-            try:
+            with contextlib.suppress(Away):
                 rest = (yield from verb()) or interval
-            except Away:
-                pass
             yield Wait(self.bells[name], rest)
 
     def _adopt(self, worker: "Worker") -> None:
@@ -243,10 +242,8 @@ class Master:
         worker = Worker(self.town, id, secret, self.process.host)
         self.crew[id] = worker
         worker.process.on_end.append(lambda: self._note_death(id))
-        try:
+        with contextlib.suppress(Away):
             yield Call("start_worker", id, secret)
-        except Away:
-            pass
 
     # -- reaping ------------------------------------------------------------------------------------------------
 
@@ -266,14 +263,18 @@ class Master:
             for id in (yield Call("lost_workers")):
                 yield from self._reap(id, "lost", self.token)
             now = (yield Call("observe_pool"))["now_ms"]
-            for id, starting in (yield Call("silent", now - min(self.times.heartbeat_timeout, self.times.start_timeout))):
+            for id, starting in (
+                yield Call("silent", now - min(self.times.heartbeat_timeout, self.times.start_timeout))
+            ):
                 if id not in self.crew and id not in self.dead:
                     timeout = self.times.start_timeout if starting else self.times.heartbeat_timeout
                     yield from self._reap(id, "unstarted" if starting else "stale", self.token, timeout)
 
     def _reap(self, id: str, proof: str, authority: str, timeout: int = 0) -> Any:
         limit = 1 + self.world.random.randrange(3)  # small, so that a reaping is often left half done
-        while (answer := (yield Call("reap_worker", id, proof, authority, timeout, limit, START_BACKOFF_MS)))[0] == "more":
+        while (answer := (yield Call("reap_worker", id, proof, authority, timeout, limit, START_BACKOFF_MS)))[
+            0
+        ] == "more":
             pass
         return answer[0]
 
@@ -313,9 +314,7 @@ class Master:
                 if self.world.time - worker.draining_since > self.times.drain_timeout + 5000:
                     worker.process.end("it did not finish draining")
                     continue
-            sign = Sign(
-                silence_ms=now - fields["beat"], loop_lag_ms=0, stopped=worker.process.paused, cpu_busy=False
-            )
+            sign = Sign(silence_ms=now - fields["beat"], loop_lag_ms=0, stopped=worker.process.paused, cpu_busy=False)
             if self.world.time >= self._trust_from and self.policy.judge(sign, deadlines) is not Verdict.WELL:
                 self.town.on_frozen(worker.id)
                 worker.process.end("frozen")

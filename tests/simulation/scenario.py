@@ -1,4 +1,4 @@
-"""One seed: how many hosts and clients, which faults, for how long; then rest, and everything must be as it shall be."""
+"""One seed: how many hosts and clients, which faults, for how long; then rest, and all must be as it shall be."""
 
 import os
 import random
@@ -35,8 +35,8 @@ class Run:
         self.random = chance = random.Random(f"faults {seed}")
         some = tuple(kind for kind in kinds if chance.random() < 0.5)
         faults = Faults(
-            lost=chance.choice([0, 0, 0.02, 0.15]), twice=chance.choice([0, 0, 0.1]), late=chance.choice([0, 0.01, 0.1]),
-            every_ms=chance.choice([300, 1000, 3000]), kinds=some,
+            lost=chance.choice([0, 0, 0.02, 0.15]), twice=chance.choice([0, 0, 0.1]),
+            late=chance.choice([0, 0.01, 0.1]), every_ms=chance.choice([300, 1000, 3000]), kinds=some,
         )  # fmt: skip
         settings = {"min_workers": chance.choice([0, 1, 2]), "max_workers": chance.choice([3, 5])}
         self.world = World(seed, faults, **settings)
@@ -82,7 +82,7 @@ class Run:
     def _do(self, kind: str) -> None:
         world, chance, time = self.world, self.random, self.world.time
         world.note(kind)
-        workers = [worker for worker in self.town.living()]
+        workers = list(self.town.living())
         masters = [master for master in self.town.masters.values() if master.process.alive]
         host = chance.choice(sorted(self.town.masters))
         match kind:

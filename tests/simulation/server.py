@@ -119,7 +119,10 @@ class Server:
         }
 
     def all_workers(self) -> dict[str, dict[str, Any]]:
-        return {id: {**fields, "free": self.free(id), "agents": set(fields["agents"])} for id, fields in self.workers.items()}
+        return {
+            id: {**fields, "free": self.free(id), "agents": set(fields["agents"])}
+            for id, fields in self.workers.items()
+        }
 
     def named(self, *statuses: str) -> list[str]:
         return [id for id, fields in self.workers.items() if fields["status"] in statuses]

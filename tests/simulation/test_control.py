@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from agentpool_worker.plan import StartAgent, Step, diff
 from simulation.actors import Policy, Town
 from simulation.laws import Broken, Laws
 from simulation.scenario import Run, run_seed, seeds
@@ -17,6 +16,7 @@ from simulation.world import Call, Faults, Process, World
 from agentpool.policy.actions import DrainWorker, StartWorkers
 from agentpool.policy.liveness import Verdict
 from agentpool.policy.reconcile import plan_growth, threshold
+from agentpool_worker.plan import StartAgent, Step, diff
 
 PARTS = 4
 """The seeds are shared out among so many tests, which may run at the same time."""

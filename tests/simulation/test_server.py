@@ -116,9 +116,7 @@ class Real:
     def retire_worker(self, worker: str) -> list[Any]:
         return self.call("retire_worker", worker, "test")[:1]
 
-    def reap_worker(
-        self, worker: str, proof: str, authority: str, timeout: int, limit: int, backoff: int
-    ) -> list[Any]:
+    def reap_worker(self, worker: str, proof: str, authority: str, timeout: int, limit: int, backoff: int) -> list[Any]:
         return self.call("reap_worker", worker, proof, authority, timeout, "test", limit, 5, backoff)
 
     def place_agent(self, name: str, operation: str) -> list[Any]:
@@ -185,7 +183,9 @@ def real_state(real: Real) -> dict[str, Any]:
         "fences": {"leader": int(pool.get("fence", 0)), "placement": int(pool.get("placement_fence", 0))},
         "workers": {
             id: (status, master, int(version), sorted(held), int(idle or 0))
-            for id, (status, master, version, idle), held in zip(workers, of_workers[::2], of_workers[1::2], strict=True)
+            for id, (status, master, version, idle), held in zip(
+                workers, of_workers[::2], of_workers[1::2], strict=True
+            )
         },
         "free": dict(free),
         "agents": {
@@ -222,7 +222,14 @@ class Caller:
         if not server.workers and not server.token("placement"):
             return ("take_lock", "placement", "m1", LEASE_MS)
         if not server.workers and server.token("placement"):
-            return ("reserve_workers", server.token("leader"), server.token("placement"), "m1", 2, [(f"w{self.count}", "s")])
+            return (
+                "reserve_workers",
+                server.token("leader"),
+                server.token("placement"),
+                "m1",
+                2,
+                [(f"w{self.count}", "s")],
+            )
         for worker in server.named("ordered", "starting"):
             return ("register_worker", worker, server.workers[worker]["secret"], 2)
         return None

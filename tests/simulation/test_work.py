@@ -1,4 +1,4 @@
-"""Tasks in many worlds: each ends once, tries are bounded, neighbours of what kills are never blamed, shares are fair."""
+"""Tasks in many worlds: each ends once, tries are bounded, neighbours of what kills are not blamed, shares are fair."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Tasks: taken in the turns of their tenants, run, tried again, given back when a worker dies, set aside when they kill.
+"""Tasks: taken in the turns of their tenants, run, tried again, given back when a worker dies, set aside if they kill.
 
 What decides is the product's: `FairQueue`, `next_retry`, `blame`, and the marks by which the dead tell what they ran.
 The rest does in a few lines what the scripts of the task path do with it.

@@ -15,7 +15,7 @@ __all__ = ["healthy_pool", "spawn", "submit"]
 
 @asynccontextmanager
 async def healthy_pool(url: str) -> AsyncIterator[TinyPool]:
-    """Agents a and b run on w1, where a has mail and b works; a task by type waits, another runs; c waits for a place."""
+    """Agents a and b run on w1, where a has mail and b works; one task by type waits, one runs; c waits for a place."""
     async with tiny_pool(url) as pool:
         await pool.add_worker("w1", capacity=3, works=False)
         for name in ("a", "b"):

@@ -50,9 +50,7 @@ class Processes:
             "master": order.master,
         }  # fmt: skip
         words = [word for pair in fields.items() for word in pair]
-        await self.store.connection.call(
-            "register_worker", POOL, order.worker_id, order.secret, self.capacity, *words
-        )
+        await self.store.connection.call("register_worker", POOL, order.worker_id, order.secret, self.capacity, *words)
 
     async def leave(self, worker: str) -> None:
         """Drain as a worker does that has been told to."""

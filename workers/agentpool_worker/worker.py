@@ -247,8 +247,8 @@ class _Worker:
             log.warning("redis.unavailable", doing="timers", error=str(error))
 
     def _cut_off(self) -> None:
-        """The lease is about to end unseen: agents that may not run twice stop. They come back with the next beat that is
-        answered, and not before: whatever else gets through does not renew the lease.
+        """The lease is about to end unseen: agents that may not run twice stop. They come back with the next beat that
+        is answered, and not before: whatever else gets through does not renew the lease.
         """
         if self._is_cut_off:
             return
