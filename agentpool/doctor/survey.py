@@ -4,9 +4,9 @@ First one SCAN finds which keys there are; then each pool is read in one transac
 one moment. What is read may name ids that the scan did not find, new ones or broken ones: then the pool is read again,
 with them.
 
-Of finished tasks and dead letters there may be very many, and nothing about them changes together with anything else.
-So they are looked at page by page: an outcome is final, and is read again only where something names it as a task; a
-dead letter only has to agree with its own place in the index.
+Of tasks and dead letters there may be very many, so these are looked at page by page beside the transaction, which
+holds the server up for a moment. A task's header never changes, and an outcome is final: what has ended in between, or
+has come, is told by the next reading. A dead letter only has to agree with its own place in the index.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
 
 MARK = "\0"
 """Stands for an id in a key that is taken apart: no id holds it."""
-HEADER_BYTES_MAX = 2500
+HEADER_BYTES_MAX = 2501
 PAGE = 500
 """Of what is looked at beside the transaction."""
 ROUNDS_MAX = 5
@@ -155,11 +155,13 @@ async def _find(store: Store, listed: Iterable[str]) -> dict[str, _Found]:
         scan = partial(redis.scan, cursor or 0, match=pattern, count=1000)
         cursor, page = await store.connection.repeat(scan)
         every += page
-    found = {pool: _Found() for pool in (*listed, *_pools_in(keys, every))}
-    _sort_by_id(keys, every, found)
+    found = {pool: _Found() for pool in listed}
+    others = _sort_by_id(keys, every, found)
+    for pool in _pools_in(keys, others):
+        found.setdefault(pool, _Found())
     for pool, ids in found.items():
-        _sort_by_pool(keys, pool, every, ids)
-    await _sort_workers(store, every, found)
+        _sort_by_pool(keys, pool, others, ids)
+    await _sort_workers(store, others, found)
     return found
 
 
@@ -169,13 +171,19 @@ def _pools_in(keys: Keys, every: Iterable[str]) -> list[str]:
     return [name for name in names if name and ":" not in name]
 
 
-def _sort_by_id(keys: Keys, every: Iterable[str], found: dict[str, _Found]) -> None:
+def _sort_by_id(keys: Keys, every: Iterable[str], found: dict[str, _Found]) -> list[str]:
+    """Sort the keys whose ids name their pool; returns the others."""
+    others = []
+    of_task, of_agent = keys.task(MARK), keys.agent(MARK)
     for key in every:
-        if agent := _between(key, keys.agent(MARK)):
+        if task := _between(key, of_task):
+            found.setdefault(pool_of(task), _Found()).tasks.add(task)
+        elif agent := _between(key, of_agent):
             pool, name = split_id(agent)
             found.setdefault(pool, _Found()).agents.add(name)
-        elif task := _between(key, keys.task(MARK)):
-            found.setdefault(pool_of(task), _Found()).tasks.add(task)
+        else:
+            others.append(key)
+    return others
 
 
 def _sort_by_pool(keys: Keys, pool: str, every: Iterable[str], ids: _Found) -> None:
@@ -253,11 +261,18 @@ async def _read_letters(store: Store, pool: str, ids: Iterable[str]) -> tuple[fr
 
 async def _finished(store: Store, ids: Iterable[str]) -> set[str]:
     """Return which of these tasks have their outcome."""
+    return {id for id, first in (await _first_bytes(store, ids, 1)).items() if first == "{"}
 
-    def ask(pipe: Any, id: str) -> None:
-        pipe.getrange(store.keys.task(id), 0, 0)
 
-    return {id async for id, (first,) in _in_pages(store, ids, ask) if first == "{"}
+async def _first_bytes(store: Store, ids: Iterable[str], count: int) -> dict[str, str]:
+    """Return what the records of these tasks begin with, of those that there are."""
+    found: dict[str, str] = {}
+    rest = iter(ids)
+    while page := list(islice(rest, PAGE)):
+        asked = [("GETRANGE", store.keys.task(id), 0, count - 1) for id in page]
+        answers = await store.connection.ask_all(asked)
+        found.update((id, text) for id, text in zip(page, answers, strict=True) if text)
+    return found
 
 
 async def _in_pages(
@@ -284,9 +299,14 @@ async def _in_pages(
 
 
 async def _read(store: Store, pool: str, ids: _Found) -> Survey:
+    tasks: dict[str, TaskRow] = {}
     for _ in range(ROUNDS_MAX):
         survey = await _read_once(store, pool, ids)
-        if not ids.add(_ids_named_in(survey)):
+        has_more = ids.add(_ids_named_in(survey))
+        new = await _first_bytes(store, ids.tasks - tasks.keys(), HEADER_BYTES_MAX)
+        tasks.update((id, _task_row(text)) for id, text in new.items())
+        survey = msgspec.structs.replace(survey, tasks=tasks)
+        if not (ids.add(_ids_named_in(survey)) or has_more):
             break
     return survey
 
@@ -339,7 +359,7 @@ class _Plan:
 
     def __init__(self, keys: Keys, pool: str, ids: _Found) -> None:
         self._keys, self._pool = keys, pool
-        self._workers, self._agents, self._tasks = sorted(ids.workers), sorted(ids.agents), sorted(ids.tasks)
+        self._workers, self._agents = sorted(ids.workers), sorted(ids.agents)
         self._mailboxes, self._queues, self._tenants = sorted(ids.mailboxes), sorted(ids.queues), sorted(ids.tenants)
         self._lanes = sorted(ids.lanes)
 
@@ -377,8 +397,6 @@ class _Plan:
             pipe.smembers(keys.tenant_tasks(pool, tenant))
             pipe.smembers(keys.tenant_waits(pool, tenant))
             pipe.smembers(keys.tenant_delayed(pool, tenant))
-        for task in self._tasks:
-            pipe.getrange(keys.task(task), 0, HEADER_BYTES_MAX)
 
     def survey(self, answers: list[Any]) -> Survey:
         """Read the answers."""
@@ -428,7 +446,7 @@ class _Plan:
             tenant_tasks=of_tenants[1],
             tenant_waits=of_tenants[2],
             tenant_delayed=of_tenants[3],
-            tasks=_named(self._tasks, rest, _task_row),
+            tasks={},
         )
 
     def _read_workers(self, rest: Any) -> tuple[dict[str, dict[str, str]], dict[str, Held]]:

@@ -101,13 +101,19 @@ class PoolKeeper:
     async def start(self) -> None:
         """Adopt what an earlier master left, and begin to supervise."""
         await self._reporter.join()
-        for record in await self.scope.store.workers.all(self.scope.pool):
-            # An order without a process is the starter's: it may have one that is not written down.
-            if record.master == self.scope.master and (record.pid or record.status is not WorkerStatus.ORDERED):
-                self.crew.adopt(record, self.scope.host)
+        await self._adopt_all()
         await self.leadership.lead_once()
         for loop in self.loops:
             loop.start()
+
+    async def _adopt_all(self) -> None:
+        """Take over every worker of this master that is not held yet."""
+        for record in await self.scope.store.workers.all(self.scope.pool):
+            is_held = record.process_id in self.crew.processes or record.process_id in self.crew.dead
+            # An order without a process is the starter's: it may have one that is not written down.
+            is_order = not record.pid and record.status is WorkerStatus.ORDERED
+            if record.master == self.scope.master and not is_held and not is_order:
+                self.crew.adopt(record, self.scope.host)
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -150,6 +156,7 @@ class PoolKeeper:
                 await self._remove()
             await self._reporter.leave()
             await self._starter.give_up_orders()
+            await self._adopt_all()  # what was forked while the loops were stopped
             await self.leadership.resign()
             await self._drain_all(hurry)
         except AgentPoolError as error:

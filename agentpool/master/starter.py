@@ -6,7 +6,8 @@ forked for it before cannot register any more, and what has registered already i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 
@@ -46,7 +47,7 @@ class Starter:
 
     async def start_once(self) -> float | None:
         """Take every order that names this master; returns when it wants to run again."""
-        if self._boots.delay() > 0:
+        if self._boots.delay() > 0 and not self._boots.given_up:
             return self._boots.delay()
         orders = [worker for worker in await self._waiting() if not self._is_known(worker)]
         await asyncio.gather(*(self._take(worker) for worker in orders))
@@ -63,9 +64,15 @@ class Starter:
         worker_id, secret = order
         if self._is_known(worker_id):
             return
+        with self._going_about(worker_id):
+            await self._start(worker_id, secret)
+
+    @contextlib.contextmanager
+    def _going_about(self, worker_id: str) -> Iterator[None]:
+        """Nobody else here goes about an order at the same time."""
         self.under_way.add(worker_id)
         try:
-            await self._start(worker_id, secret)
+            yield
         finally:
             self.under_way.discard(worker_id)
 
@@ -81,13 +88,18 @@ class Starter:
             self._crew.lose(worker_id, self._boots.given_up)
             return
         secret = new_id()
-        match await self._store.hosts.take_order(self._pool, worker_id, self._scope.master, secret):
-            case "ok":
-                await self.carry_out((worker_id, secret))
-            case "begun":
-                record = await self._store.workers.record(worker_id)
-                if record and record.pid and not self._is_known(worker_id):
-                    self._crew.adopt(record, self._scope.host)
+        with self._going_about(worker_id):
+            match await self._store.hosts.take_order(self._pool, worker_id, self._scope.master, secret):
+                case "ok":
+                    await self._start(worker_id, secret)
+                case "begun":
+                    await self._adopt(worker_id)
+
+    async def _adopt(self, worker_id: str) -> None:
+        """Take over what an earlier process of this master forked and what registered by itself."""
+        record = await self._store.workers.record(worker_id)
+        if record and record.pid and worker_id not in self._crew.processes:
+            self._crew.adopt(record, self._scope.host)
 
     async def _start(self, worker_id: str, secret: str) -> None:
         scope, host = self._scope, self._scope.host

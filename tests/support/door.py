@@ -51,14 +51,17 @@ class Door:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.01)  # in which what was closed comes to its end
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._open.wait()
-        there, to_there = await asyncio.open_unix_connection(self._target)
-        with contextlib.suppress(OSError):
+        writers = [writer]
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await self._open.wait()
+            there, to_there = await asyncio.open_unix_connection(self._target)
+            writers.append(to_there)
             await asyncio.gather(self._pass(reader, to_there), self._pass(there, writer))
-        for each in (writer, to_there):
-            each.close()
+        for each in writers:
+            each.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
