@@ -22,6 +22,8 @@ class Cutter:
         self.calls: list[str] = []
         """What was called, in order."""
         self.is_shut = False
+        self.swallowed: set[str] = set()
+        """Scripts whose calls go nowhere, and are never answered."""
         self.on_cut: Callable[[], None] = lambda: None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -44,7 +46,8 @@ class Cutter:
                     self._cut()
                     break
                 self.calls.append(_name_of(command))
-                there_writer.write(command)
+                if self.calls[-1] not in self.swallowed:
+                    there_writer.write(command)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:

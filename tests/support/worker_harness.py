@@ -208,7 +208,7 @@ class Master:
 
 
 @asynccontextmanager
-async def mastering(redis_url: str, folder: Path, **options: Any) -> AsyncIterator[Master]:
+async def mastering(redis_url: str, folder: Path, /, **options: Any) -> AsyncIterator[Master]:
     """Yield a master; everything it started is ended afterwards."""
     values = {
         "pool": POOL, "redis_url": redis_url, "install": "test1234", "host": "here", "host_id": "h1",
