@@ -20,7 +20,7 @@ START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 LEASE_MS = 5000
 MASTERS, NAMES = ("m1", "m2"), ("a1", "a2", "a3", "a4", "a5")
-SEEDS, CALLS = 15, 110
+SEEDS, CALLS = 10, 110
 POOL = {"min_workers": 0, "max_workers": 3, "max_pending": 3}
 
 IN_ORDER = """

@@ -37,7 +37,7 @@ def play(seed: int, policy: WorkPolicy | None = None) -> None:
     world.after(chance.choice([30, 5000]), kill)
     world.after(1000, lambda: setattr(world, "faults", Faults()))
     world.run_until(1000)
-    while world.time < 12_000 and not all(job.outcomes for job in jobs):
+    while world.time < 6_000 and not all(job.outcomes for job in jobs):
         world.run_until(world.time + 500)
     world.run_until(world.time + 500)
     for job in jobs:
@@ -61,7 +61,7 @@ def run(seed: int, policy: WorkPolicy | None = None) -> None:
 
 
 def test_each_task_ends_once_as_it_must() -> None:
-    for seed in seeds(120):
+    for seed in seeds(50):
         run(seed)
 
 
@@ -89,7 +89,7 @@ def shares(seed: int, policy: WorkPolicy | None = None) -> tuple[float, float]:
 
 
 def test_shares_are_fair() -> None:
-    for seed in seeds(40):
+    for seed in seeds(20):
         apart, allowed = shares(seed)
         assert apart <= allowed, f"AGENTPOOL_SIM_SEED={seed}: tenants are {apart:.0f} ms apart"
 
