@@ -8,7 +8,7 @@ DATA_DIR ?= .agentpool
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks chaos soak clean
+.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks durability chaos soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -70,6 +70,9 @@ bench-pool: $(VENV)/.peers ## Figures of the in-process pool, against a queue an
 
 bench-tasks: $(VENV)/.peers ## Figures of the task path, against its peers in the same run
 	@$(CLEAN) $(BIN)/python scripts/bench_tasks.py
+
+durability: install ## What a server loses of what it acknowledged, killed in each mode
+	@$(CLEAN) $(BIN)/python scripts/durability.py
 
 chaos: install ## Long runs that kill things at random
 	@$(CLEAN) $(BIN)/python -m pytest -q -m chaos

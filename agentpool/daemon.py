@@ -124,6 +124,12 @@ class Daemon:
                 log.warning("redis.warning", detail=warning)
         redis = self.settings.redis
         findings = await asyncio.to_thread(check_server, self.url, redis.connect_timeout, namespace=redis.namespace)
+        log.info(
+            "redis.durability",
+            appendonly=findings.facts.get("appendonly"),
+            appendfsync=findings.facts.get("appendfsync"),
+            durability=findings.facts.get("durability", "unknown: the server does not say"),
+        )
         for warning in findings.warnings:
             log.warning("redis.warning", detail=warning)
         if findings.errors:

@@ -25,11 +25,21 @@ from redis.retry import Retry
 from agentpool.config import redact_url, url_problem
 from agentpool.protocol.keys import Keys
 
-__all__ = ["Findings", "check_server", "judge"]
+__all__ = ["DURABILITY", "Findings", "check_server", "judge"]
 
 T = TypeVar("T")
 
 VERSION_MIN = (7, 0)
+SETTINGS = ("appendfsync", "save", "no-appendfsync-on-rewrite")
+
+DURABILITY = {
+    "always": "an acknowledged write is on the disk: only the loss of the disk loses it",
+    "everysec": "a kill of the server loses nothing while its disk keeps up; a failure of its machine loses up to 2 s",
+    "no": "a kill of the server loses nothing; a failure of its machine loses up to 30 s, as the kernel writes",
+    "snapshots": "every end of the server without a save loses what came since the last snapshot",
+    "none": "every end of the server loses everything",
+}
+"""What acknowledged writes survive, by `appendfsync`, or without an append-only file by whether there are snapshots."""
 
 
 @dataclass(slots=True)
@@ -37,7 +47,7 @@ class Findings:
     """What was found, a line each: errors forbid a start, warnings do not; facts are what the server said.
 
     Facts, as far as known: product, version, role, cluster, maxmemory_bytes, maxmemory_policy, appendonly, appendfsync,
-    save.
+    fsync_pauses (no-appendfsync-on-rewrite), save, durability (what acknowledged writes survive, in words).
     """
 
     errors: list[str] = field(default_factory=list)
@@ -87,7 +97,7 @@ def judge(facts: Mapping[str, object]) -> Findings:
 def _ask(client: Any, findings: Findings, namespace: str | None) -> None:
     _permitted(client.ping, findings, "")
     info = _permitted(client.info, findings, "INFO: version, role, memory and persistence")
-    config = _permitted(lambda: client.config_get("appendfsync", "save"), findings, "CONFIG: appendfsync and save")
+    config = _permitted(lambda: client.config_get(*SETTINGS), findings, f"CONFIG: {', '.join(SETTINGS)}")
     judged = judge(_facts(info or {}, config or {}))
     findings.facts = judged.facts
     findings.errors += judged.errors
@@ -132,6 +142,8 @@ def _facts(info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, obje
     for name, source in (("maxmemory_policy", info), ("appendfsync", config), ("save", config)):
         if name in source:
             facts[name] = source[name]
+    if "no-appendfsync-on-rewrite" in config:
+        facts["fsync_pauses"] = config["no-appendfsync-on-rewrite"] == "yes"
     return facts
 
 
@@ -150,8 +162,9 @@ def _try_write(client: Any, findings: Findings, namespace: str | None) -> None:
     except ReadOnlyError:
         findings.errors.append("The server takes no writes. Point the URL at the primary.")
     except OutOfMemoryError:
-        findings.errors.append(
-            "The server is out of memory and takes no writes. Raise maxmemory, or remove what else is stored there."
+        findings.warnings.append(
+            "The server is out of memory: new work is refused, and what it has goes on and makes room. "
+            "Raise maxmemory, or remove what else is stored there."
         )
     except ResponseError as error:
         if "WRONGTYPE" not in str(error):
@@ -216,6 +229,14 @@ def _judge_memory(findings: Findings) -> None:
 
 def _judge_persistence(findings: Findings) -> None:
     facts = findings.facts
+    if mode := _mode(facts):
+        facts["durability"] = DURABILITY[mode]
+    if facts.get("fsync_pauses") and mode in ("always", "everysec"):
+        findings.warnings.append(
+            f"no-appendfsync-on-rewrite is yes: while the server rewrites its file, appendfsync {mode} does not hold, "
+            "and a failure of its machine loses up to 30 s. "
+            "Run: CONFIG SET no-appendfsync-on-rewrite no, and set it in the server's configuration."
+        )
     if facts.get("appendonly") is False:
         lost = "everything" if facts.get("save") == "" else "everything since the last snapshot"
         findings.warnings.append(
@@ -227,3 +248,11 @@ def _judge_persistence(findings: Findings) -> None:
             "appendfsync is no: when its machine fails, about the last 30 s of agents, tasks and results are lost. "
             "Run: CONFIG SET appendfsync everysec, and set it in the server's configuration."
         )
+
+
+def _mode(facts: Mapping[str, object]) -> str:
+    """Return the key of `DURABILITY`, or '' where it is not known."""
+    if facts.get("appendonly") is False:
+        return "none" if facts.get("save") == "" else "snapshots"
+    fsync = str(facts.get("appendfsync", ""))
+    return fsync if facts.get("appendonly") and fsync in DURABILITY else ""

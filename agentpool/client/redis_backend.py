@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from agentpool.client.cleanup import Cleanup
+from agentpool.client.recovering import Recovery
 from agentpool.client.redis_spawning import RedisSpawning
 from agentpool.client.redis_tasks import RedisTasks
 from agentpool.client.replies import Replies
@@ -38,10 +39,13 @@ class RedisBackend:
         self._closing = asyncio.Event()
         self._spawning = RedisSpawning(store, self.replies, cleanup)
         self._tasks = RedisTasks(store, self.replies, cleanup)
+        self._recovery = Recovery(store, self._tasks.hand_in, self._spawning.place, self.replies.refuse)
+        self.replies.recovery = self._recovery
 
     async def open(self) -> None:
         """Raise `RedisUnavailable` unless the server answers, `ConfigError` if this release is too old for a pool."""
         await self.store.pools.check_release(timeout=OPEN_TIMEOUT)
+        await self._recovery.begin(OPEN_TIMEOUT)
 
     async def close(self) -> None:
         """Stop listening, which begins again when something waits; close the store unless it is someone else's."""
@@ -55,24 +59,24 @@ class RedisBackend:
     # -- agents -------------------------------------------------------------------------------------------------
 
     async def spawn(self, request: Spawn, timeout: float | None) -> None:
-        await self._spawning.spawn(request, timeout)
+        await self._recovery.insist(lambda: self._spawning.spawn(request, timeout))
 
     async def agent(self, agent_id: str) -> AgentRecord:
-        return await self.store.agents.get(agent_id)
+        return await self._recovery.insist(lambda: self.store.agents.get(agent_id))
 
     async def agents(self, pool: str) -> list[AgentRecord]:
         return await self.store.agents.all(pool)
 
     async def terminate(self, agent_id: str, reason: str) -> None:
-        await self.store.agents.terminate(agent_id, detail=reason)
+        await self._recovery.insist(lambda: self.store.agents.terminate(agent_id, detail=reason))
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
     async def submit(self, requests: Sequence[Request]) -> list[str]:
-        return await self._tasks.submit(requests)
+        return await self._recovery.insist(lambda: self._tasks.submit(requests))
 
     async def run(self, request: Request) -> Outcome:
-        return await self._tasks.run(request)
+        return await self._recovery.insist(lambda: self._tasks.run(request))
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         return self._tasks.watch(task_id)
@@ -120,7 +124,7 @@ class RedisBackend:
         return await self.store.pools.names()
 
     async def pool_info(self, pool: str) -> PoolInfo:
-        return await self.store.pools.info(pool)
+        return await self._recovery.insist(lambda: self.store.pools.info(pool))
 
     async def types(self, pool: str) -> list[TypeInfo]:
         return await self.store.pools.types(pool)

@@ -28,9 +28,10 @@ class RedisSpawning:
         """Return when the agent's `start()` has finished; withdrawn by cancellation, timeout or the client's end."""
         deadline = math.inf if timeout is None else monotonic() + timeout
         future = self._replies.agent(request.agent_id)
-        placing = asyncio.ensure_future(self._place(request, timeout))
+        placing = asyncio.ensure_future(self.place(request, timeout))
         try:
             await asyncio.shield(placing)
+            self._replies.recovery.wait_for(request.agent_id, request)
             self._replies.accept(request.agent_id)
             left = None if timeout is None else max(deadline - monotonic(), 0)
             answer = await self._wait_or_withdraw(request, future, left)
@@ -42,6 +43,7 @@ class RedisSpawning:
             self._cleanup.start(lambda: self._undo(request, placing))
             raise
         finally:
+            self._replies.recovery.leave(request.agent_id)
             self._replies.leave(request.agent_id, future)
         if isinstance(answer, AgentEnded):
             raise request.ended_early(answer.status, answer.detail)
@@ -58,7 +60,8 @@ class RedisSpawning:
             await self._withdraw(request)
             return None
 
-    async def _place(self, request: Spawn, timeout: float | None) -> None:
+    async def place(self, request: Spawn, timeout: float | None = None) -> None:
+        """Ask for the agent; may be repeated."""
         pool, name = split_id(request.agent_id)
         await self._store.agents.place(
             pool,

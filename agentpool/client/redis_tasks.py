@@ -45,9 +45,14 @@ class RedisTasks:
             if len(requests) > 1 or isinstance(error, RedisUnavailable):
                 self._cleanup.start(lambda: self._withdraw(requests))
             raise
+        self._replies.recovery.keep(requests)
         if not requests[0].key:
             self._replies.sent(ids)
         return ids
+
+    async def hand_in(self, request: Request) -> None:
+        """Submit a task; what Redis knows already it passes over."""
+        await self._send([request])
 
     async def run(self, request: Request) -> Outcome:
         """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
@@ -56,6 +61,7 @@ class RedisTasks:
             (task_id,) = await self._send([request])
             if task_id != request.task_id:
                 return await self.outcome(task_id, request.patience)  # another asked for it with the same key
+            self._replies.recovery.wait_for(task_id, request)
             self._replies.accept(task_id)
             return await self._wait_or_stop(request, future)
         except (asyncio.CancelledError, PoolClosed):
@@ -66,6 +72,7 @@ class RedisTasks:
             self._cleanup.start(lambda: self._store.tasks.cancel(request.task_id))
             raise
         finally:
+            self._replies.recovery.leave(request.task_id)
             self._replies.leave(request.task_id, future)
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":

@@ -3,7 +3,8 @@
 Theory of operation. Every request names the client's channel, and one subscription on it serves all that wait. But a
 publication may be lost (Redis was away, the user may not subscribe), so nothing depends on one: what waits is also
 looked up in Redis, together and in few commands: in turn at every tick, and all of it right after each
-(re)subscription. While there is no subscription the ticks come faster, and look at all.
+(re)subscription. While there is no subscription the ticks come faster, and look at all. What Redis knows nothing of may
+have been lost with the server's latest writes, which `recovering.py` finds out.
 
 A waiter is registered before its request is sent, so that an early reply is not lost, and looked up only once the
 request was accepted: before, there is nothing to find.
@@ -13,14 +14,15 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from agentpool.client.cleanup import CLOSE_WAITS_S
+from agentpool.client.recovering import Recovery
 from agentpool.clock import monotonic
-from agentpool.errors import PoolClosed, RedisUnavailable
+from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.periodic import Periodic
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.commands import AgentEnded, AgentReady, TasksDone, decode_reply
@@ -83,6 +85,9 @@ class Replies:
         )
         self._lookups = Periodic("client.replies", self.look_up, TICK_S)
         self._started = False
+        self._subscribed_anew = False
+        self.recovery: Recovery
+        """To be set before anything waits."""
 
     def task(self, task_id: str) -> "asyncio.Future[Outcome]":
         """Wait for the outcome of a task that is yet to be sent: the future of it, to be cancelled by who waits no
@@ -99,6 +104,10 @@ class Replies:
         self._unsent.pop(id, None)
         if not self._subscription.is_up:
             self._look_at(id)
+
+    def refuse(self, id: str, error: AgentPoolError) -> None:
+        """What is waited for was refused."""
+        self._settle_all([id], error)
 
     def leave(self, id: str, future: "asyncio.Future[Any]") -> None:
         """Wait no more for what was sent, or came to nothing before it was."""
@@ -233,6 +242,7 @@ class Replies:
 
     def _look_at_all(self) -> None:
         self._sent.clear()  # replies may have been lost meanwhile
+        self._subscribed_anew = True
         self._due.update(self._tasks, self._agents)
         self._lookups.wake()
 
@@ -250,6 +260,11 @@ class Replies:
             self._next_tick = now + tick * random.uniform(0.8, 1.2)  # noqa: S311 (jitter, no secret)
         due -= self._unsent.keys()
         try:
+            if self._subscribed_anew:
+                await self.recovery.look()
+                self._subscribed_anew = False
+            elif self.recovery.is_behind:
+                await self.recovery.hand_in_again()
             await self._look_up_tasks([id for id in due if id in self._tasks])
             await self._look_up_agents([id for id in due if id in self._agents])
             self._outage = None
@@ -277,18 +292,40 @@ class Replies:
 
     async def _look_up_tasks(self, ids: list[str]) -> None:
         settled = await self._store.tasks.settled(ids)
+        unknown: dict[str, Exception] = {}
         for id, answer in (await self._store.tasks.outcomes(settled)).items():
-            _settle(self._tasks, id, answer)
+            if isinstance(answer, UnknownTask):
+                unknown[id] = answer
+            else:
+                _settle(self._tasks, id, answer)
+        await self._settle_unknown(self._tasks, unknown)
+
+    async def _settle_unknown(self, waiters: Waiters, unknown: Mapping[str, Answer | Exception]) -> None:
+        """Tell those who wait for what Redis does not know, unless it was lost with the server's latest writes."""
+        if not unknown:
+            return
+        if await self.recovery.look():
+            self._due.update(unknown)
+            return
+        for id, answer in unknown.items():
+            if not self.recovery.expects(id):
+                _settle(waiters, id, answer)
 
     async def _look_up_agents(self, ids: list[str]) -> None:
         records = {record.agent_id: record for record in await self._store.agents.several(ids)}
+        unknown: dict[str, Answer] = {}
         for id in ids:
             record = records.get(id)
             if record is None:
                 status, detail = await self._store.agents.ended(id)
-                _settle(self._agents, id, AgentEnded(agent_id=id, status=status, detail=detail))
+                ended = AgentEnded(agent_id=id, status=status, detail=detail)
+                if detail:
+                    _settle(self._agents, id, ended)
+                else:
+                    unknown[id] = ended
             elif record.status in _STARTED:
                 _settle(self._agents, id, AgentReady(agent_id=id, process_id=record.process_id))
+        await self._settle_unknown(self._agents, unknown)
 
 
 def _settle(waiters: Waiters, id: str, answer: Answer | Exception) -> bool:

@@ -25,6 +25,7 @@ from agentpool.pool.calls import brief, describe
 from agentpool.pool.instance import Instance
 from agentpool.protocol.events import EventName
 from agentpool.protocol.keys import split_id
+from agentpool.protocol.marks import agent_mark
 from agentpool.protocol.records import DesiredAgent
 
 __all__ = ["Phase", "Pinned"]
@@ -166,11 +167,12 @@ class Pinned:
 
     async def _serve_one(self, type: AgentType) -> str:
         desired, broke = self.desired, asyncio.Event()
+        mark, make = self._place.marks.begin(agent_mark(self.name)), self._place.context
         instance = self.instance = Instance(
             type,
             self._settings.agents,
             self.id,
-            partial(self._place.context, tenant=desired.tenant, project=desired.project, fence=self.incarnation),
+            partial(make, tenant=desired.tenant, project=desired.project, fence=self.incarnation, mark=mark),
             lambda _: broke.set(),
         )
         try:
@@ -182,6 +184,7 @@ class Pinned:
             if self.phase is not Phase.LEAVING:
                 self.phase = Phase.RESTARTING
             await self._close(instance)
+            self._place.marks.end(mark)
 
     async def _serve_started(self, instance: Instance, broke: asyncio.Event) -> str:
         waiting = await self._place.registry.confirm(self.name, self.incarnation)

@@ -104,7 +104,8 @@ class Marks:
     """Where it is marked which tasks have begun. This one marks nothing: who shares the process dies with it."""
 
     def begin(self, task_id: str, deadline: float = 0.0) -> int:
-        """A task begins, or an agent is made for it; returns the number of its mark, 0 for none.
+        """A task begins, or an agent is made for it, or, by `agent_mark`, a pinned agent; returns the number of its
+        mark, 0 for none.
 
         `deadline` is by the monotonic clock, 0 for none.
         """
@@ -141,7 +142,14 @@ class Place:
             raise UnknownAgentType(name, sorted(self.types)) from None
 
     def context(
-        self, agent_id: str, task_id: str | None = None, *, tenant: str, project: str = "", fence: int = 0
+        self,
+        agent_id: str,
+        task_id: str | None = None,
+        *,
+        tenant: str,
+        project: str = "",
+        fence: int = 0,
+        mark: int = 0,
     ) -> Context:
         """Return what an agent is told of itself for its life."""
         return Context(
@@ -151,6 +159,7 @@ class Place:
             project=project or None,
             task_id=task_id,
             fence=fence,
+            mark=mark,
             run=self._run_by_type,
         )
 

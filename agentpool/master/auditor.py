@@ -6,6 +6,7 @@ and is never missing. Files are `<seconds since 1970>-<master>.jsonl`; a full on
 
 import asyncio
 import os
+from io import FileIO
 from pathlib import Path
 
 import structlog
@@ -51,12 +52,22 @@ class Auditor:
         if self._path is None or not self._path.exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path = folder / f"{wall_ms() // 1000:010d}-{self._scope.master}.jsonl"
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fdatasync(file.fileno())
+        with self._path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                _write_all(file, text.encode())
+                os.fdatasync(file.fileno())
+            except OSError:
+                file.truncate(before)  # else what is written next would go on in the middle of a line
+                raise
             size = file.tell()
         if size >= settings.audit_file_mb * 1e6:
             self._path = None
             for old in sorted(folder.glob("*.jsonl"))[: -settings.audit_files or None]:
                 old.unlink(missing_ok=True)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

@@ -11,7 +11,7 @@ from typing import assert_never
 import structlog
 
 from agentpool.clock import monotonic
-from agentpool.errors import UnknownWorker
+from agentpool.errors import UnknownPool, UnknownWorker
 from agentpool.master.boots import Boots
 from agentpool.master.scope import PoolScope
 from agentpool.master.starter import Order
@@ -23,7 +23,6 @@ from agentpool.policy.spreading import open_hosts, spread
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.events import EventName
 from agentpool.protocol.records import HostRecord, HostsView, PoolInfo, PoolView, WorkerRecord
-from agentpool.store.hosts import ALIVE_MS
 
 __all__ = ["Autoscaler"]
 
@@ -53,7 +52,12 @@ class Autoscaler:
         if not self._scope.token:
             return None
         _, _, next_due_ms = await self._store.agents.place_pending(self._pool, self._scope.token)
-        info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
+        if (unsettled := self._scope.settled_at - monotonic()) > 0:
+            return min(INTERVAL, unsettled)
+        try:
+            info, view = await self._store.pools.info(self._pool), await self._store.pools.observe(self._pool)
+        except UnknownPool:
+            return None  # a server that came back empty: the next turn at leading writes the pool again
         await self._stop_or_resume_restarts(info)
         self._is_locked_out = False
         for action in await self._plan(info, view):
@@ -73,7 +77,7 @@ class Autoscaler:
         self._shrunk_at = monotonic()
         workers, hosts = await self._store.workers.all(self._pool), await self._store.hosts.view(self._pool)
         await self._forget_silent_hosts(hosts, workers)
-        renewal = plan_renewal(info, view, workers, hosts, ALIVE_MS)
+        renewal = plan_renewal(info, view, workers, hosts, self._scope.alive_ms)
         if renewal is not None:
             return renewal
         since_ms = int((monotonic() - self._scaled_at) * 1000)
@@ -128,7 +132,7 @@ class Autoscaler:
         not be ordered now is planned again.
         """
         view = await self._store.hosts.view(self._pool)
-        able = [host for host in open_hosts(view, ALIVE_MS, action.labels) if self._may_start(host)]
+        able = [host for host in open_hosts(view, self._scope.alive_ms, action.labels) if self._may_start(host)]
         count = min(action.count, self._scope.settings.max_starting)
         near = [host for host in able if host.master == action.master]
         masters = spread(near, count, view.uncounted()) or spread(able, count, view.uncounted())
@@ -179,7 +183,7 @@ class Autoscaler:
             return
         others = [
             host
-            for host in open_hosts(await self._store.hosts.view(self._pool), ALIVE_MS)
+            for host in open_hosts(await self._store.hosts.view(self._pool), self._scope.alive_ms)
             if host.master != self._scope.master
         ]
         if others and self._boots.told and info.restarts:

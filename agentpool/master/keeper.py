@@ -15,7 +15,7 @@ import structlog
 from agentpool.clock import monotonic
 from agentpool.config import PoolSettings
 from agentpool.errors import AgentPoolError, ConfigError, UnknownWorker
-from agentpool.master import auditor, reporter, starter, timekeeper
+from agentpool.master import auditor, starter, timekeeper
 from agentpool.master.auditor import Auditor
 from agentpool.master.autoscaler import INTERVAL, Autoscaler
 from agentpool.master.boots import Boots
@@ -32,7 +32,6 @@ from agentpool.master.zygotes import Zygote
 from agentpool.periodic import Periodic
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Fork, Prepare
-from agentpool.store.hosts import ALIVE_MS
 
 __all__ = ["PoolKeeper"]
 
@@ -40,6 +39,8 @@ log = structlog.get_logger("keeper")
 
 LEAD_INTERVAL = 1.0
 WATCH_INTERVAL = 1.0
+SETTLE_MARGIN = 1.0
+"""Seconds beside two heartbeats in which workers tell a server that started anew what they have."""
 
 
 class PoolKeeper:
@@ -54,13 +55,13 @@ class PoolKeeper:
             backoff_max=settings.boot_backoff_max,
         )
         self.crew = Crew(scope.pool, self._on_death)
-        self.leadership = Leadership(scope, self._on_election)
+        self.leadership = Leadership(scope, self._on_election, self._on_restart)
         self._zygote = Zygote(scope.pool, self.crew.note_status)
         self._mending = asyncio.Lock()
         """One zygote is started in place of one that died, however many orders wait for it."""
         self._reporter = Reporter(scope, self.boots, workers)
         self._starter = Starter(scope, self.crew, self.boots, self._fork)
-        self._reporting = Periodic(f"host {scope.pool}", self._reporter.report_once, reporter.INTERVAL)
+        self._reporting = Periodic(f"host {scope.pool}", self._reporter.report_once, self._reporter.interval)
         self._starting = Periodic(f"starts {scope.pool}", self._starter.start_once, starter.INTERVAL)
         self._leading = Periodic(f"leadership {scope.pool}", self.leadership.lead_once, LEAD_INTERVAL)
         self._scaling = Periodic(
@@ -120,6 +121,11 @@ class PoolKeeper:
         self._reaping.wake()
         self._scaling.wake()
 
+    def wake_all(self) -> None:
+        """Redis may have been away: let no loop wait longer."""
+        for loop in self.loops:
+            loop.wake()
+
     def wake_timers(self) -> None:
         """A timer was set that is due before all others."""
         self._timing.wake()
@@ -171,7 +177,7 @@ class PoolKeeper:
     async def _remove(self) -> None:
         """Take the pool out of service, unless masters of other hosts go on with it."""
         scope = self.scope
-        hosts = (await scope.store.hosts.view(scope.pool)).living(ALIVE_MS)
+        hosts = (await scope.store.hosts.view(scope.pool)).living(scope.alive_ms)
         if scope.token and all(host.master == scope.master for host in hosts):
             await scope.store.pools.remove(scope.pool, scope.token)
 
@@ -191,6 +197,22 @@ class PoolKeeper:
     async def _on_election(self, token: str) -> None:
         await self._write_settings(token)
         self._scaling.wake()
+
+    async def _on_restart(self, token: str) -> None:
+        """The server has started anew: what this master wrote is written again, as it may be lost; the numbers are not
+        trusted until the workers had time to do the same.
+        """
+        scope = self.scope
+        scope.settled_at = monotonic() + 2 * scope.settings.heartbeat_interval + SETTLE_MARGIN
+        await scope.store.pools.keep_install_id(scope.install)
+        if token:
+            await self._write_settings(token)
+        for record in await scope.store.workers.all(scope.pool):
+            # What had left by then may stand there again.
+            is_known = record.process_id in self.crew.processes or record.process_id in self.crew.dead
+            if record.master == scope.master and record.pid and not is_known:
+                self.crew.adopt(record, scope.host)
+        self.wake()
 
     async def _write_settings(self, token: str) -> None:
         await self.scope.store.pools.apply(self.scope.pool, token, self._zygote.types, self.scope.applied())

@@ -21,10 +21,18 @@ AFTER_LEASE_MS = 10
 
 
 class Leadership:
-    """One master's turn at one pool. `on_election` is awaited before the first turn as leader counts."""
+    """One master's turn at one pool. `on_election` is awaited before the first turn as leader counts, `on_restart` when
+    the server has started anew, and may lack its latest writes.
+    """
 
-    def __init__(self, scope: PoolScope, on_election: Callable[[str], Awaitable[None]]) -> None:
-        self._scope, self._on_election = scope, on_election
+    def __init__(
+        self,
+        scope: PoolScope,
+        on_election: Callable[[str], Awaitable[None]],
+        on_restart: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._scope, self._on_election, self._on_restart = scope, on_election, on_restart
+        self._run = ""
 
     async def lead_once(self) -> float | None:
         """Lead the pool if nobody else does, or go on leading it; returns when a follower wants to try again, in s."""
@@ -36,6 +44,10 @@ class Leadership:
             gap_ms=GAP_MS,
             hold_ms=int(scope.settings.heartbeat_timeout * 1000),
         )
+        if self._run and lead.run != self._run:
+            log.warning(EventName.SERVER_RESTARTED, pool=scope.pool, master=scope.master)
+            await self._on_restart(lead.token)
+        self._run = lead.run
         if lead.token and lead.token != scope.token:
             log.info(EventName.LEADER_ELECTED, pool=scope.pool, master=scope.master, token=lead.token)
             await self._on_election(lead.token)

@@ -18,6 +18,7 @@ from agentpool.master.scope import PoolScope
 from agentpool.protocol.deaths import Death, Exited, Silent, by_itself, was_stopped
 from agentpool.protocol.events import EventName
 from agentpool.protocol.marks import blame, mark_path, read_marks
+from agentpool.protocol.records import HostsView
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Exit
 from agentpool.store.workers import Proof
@@ -44,7 +45,9 @@ class Reaper:
         if self._scope.token and monotonic() - self._scanned_at >= SCAN_INTERVAL:
             self._scanned_at = monotonic()
             await self.finish_lost_workers()
-            await self.reap_silent_workers()
+            view = await self._store.hosts.view(self._pool)
+            await self.take_back_orders(view)
+            await self.reap_silent_workers(view)
 
     async def bury_own_dead(self) -> None:
         """Give back what processes of this host held that ended; repeated until Redis has taken it."""
@@ -65,10 +68,19 @@ class Reaper:
         for worker_id in await self._store.workers.lost(self._pool):
             await self._reap(worker_id, "lost", self._scope.token, "its reaping was taken over")
 
-    async def reap_silent_workers(self) -> None:
+    async def take_back_orders(self, view: HostsView) -> None:
+        """Give up orders that nobody has begun to carry out, because the master that they name is gone."""
+        alive_ms = self._scope.alive_ms
+        living = {host.master for host in view.living(alive_ms)}
+        for order in view.orders:
+            if order.is_begun or order.master in living or view.now_ms - order.at < alive_ms:
+                continue
+            why = f"the master {order.master} is gone"
+            await self._reap(order.worker, "unstarted", self._scope.token, why, alive_ms / 1000)
+
+    async def reap_silent_workers(self, view: HostsView) -> None:
         """Reap by time those whose processes this master does not hold."""
         settings = self._scope.settings
-        view = await self._store.hosts.view(self._pool)
         shortest = min(settings.heartbeat_timeout, settings.start_timeout)
         living = {host.master for host in view.living(int(settings.heartbeat_timeout * 1000))}
         for worker in await self._store.workers.silent(self._pool, view.now_ms - int(shortest * 1000)):

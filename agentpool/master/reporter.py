@@ -22,7 +22,7 @@ from agentpool.protocol.records import HostRecord
 from agentpool.store.hosts import ALIVE_MS
 from agentpool.version import SCHEMA_OLDEST, __version__
 
-__all__ = ["INTERVAL", "Reporter"]
+__all__ = ["Reporter"]
 
 log = structlog.get_logger("reporter")
 
@@ -40,6 +40,11 @@ class Reporter:
         self._scope, self._boots, self._workers = scope, boots, workers
         self._replaces = ""
         self._scaled_at = -1
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two beats: three in the time in which a master counts as alive."""
+        return min(INTERVAL, self._scope.alive_ms / 3000)
 
     async def check(self) -> None:
         """Raise `ConfigError` unless this release can take part in the pool, beside everyone who does now."""

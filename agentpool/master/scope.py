@@ -12,6 +12,7 @@ from agentpool.policy.scaling import Thresholds
 from agentpool.protocol.limits import encode_limits
 from agentpool.protocol.zygote import WorkerSettings
 from agentpool.store import Store
+from agentpool.store.hosts import ALIVE_MS
 
 __all__ = ["PoolScope"]
 
@@ -29,11 +30,19 @@ class PoolScope:
         """The leader's token, or '' while another leads. Scripts check it themselves; here it only saves calls."""
         self.types_hash = self.release = ""
         """Of the workers that this host starts now."""
+        self.settled_at = 0.0
+        """When, by this host's monotonic clock, workers have told again what a server that started anew may have lost.
+        """
 
     @property
     def master(self) -> str:
         """The id of this master."""
         return self.host.master_id
+
+    @property
+    def alive_ms(self) -> int:
+        """Time after its last beat in which a master counts as alive: no longer than a worker would."""
+        return min(ALIVE_MS, int(self.settings.heartbeat_timeout * 1000))
 
     @property
     def stack_dir(self) -> str:

@@ -78,7 +78,7 @@ class Starter:
 
     async def _waiting(self) -> list[str]:
         orders = (await self._store.hosts.view(self._pool)).orders
-        return [worker for worker, master, _ in orders if master == self._scope.master]
+        return [order.worker for order in orders if order.master == self._scope.master]
 
     def _is_known(self, worker_id: str) -> bool:
         return worker_id in self.under_way or worker_id in self._crew.processes or worker_id in self._crew.dead

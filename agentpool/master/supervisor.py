@@ -195,4 +195,4 @@ class Supervisor:
 
     def _on_ready(self) -> None:
         for keeper in self.keepers.values():
-            keeper.wake()
+            keeper.wake_all()

@@ -10,7 +10,7 @@ from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
 from agentpool.master.scope import PoolScope
 from agentpool.master.worker_process import WorkerProcess
-from agentpool.policy.liveness import Look, Sign, Verdict, judge, proves_silence
+from agentpool.policy.liveness import Sign, Verdict, judge
 from agentpool.protocol.events import EventName
 from agentpool.protocol.states import WorkerStatus
 
@@ -19,9 +19,7 @@ __all__ = ["Watcher"]
 log = structlog.get_logger("watcher")
 
 GAP = 2.0
-"""Seconds without a look (Redis away, this master frozen), or by which the server's clock was set, after which silence
-proves nothing for a while.
-"""
+"""Seconds without a look (Redis away, this master frozen) after which silence proves nothing for a while."""
 DRAIN_MARGIN = 5.0
 
 
@@ -31,7 +29,7 @@ class Watcher:
     def __init__(self, scope: PoolScope, crew: Crew, boots: Boots) -> None:
         self._scope, self._crew, self._boots = scope, crew, boots
         self._store, self._pool = scope.store, scope.pool
-        self._looked: Look | None = None
+        self._looked_at = monotonic()
         # A master that starts knows nothing of what was before: Redis may have been away with everyone's beats.
         self._trust_from = monotonic() + scope.settings.heartbeat_timeout
 
@@ -39,39 +37,45 @@ class Watcher:
         """Look at each living process once."""
         processes = list(self._crew.processes.values())
         if not processes:
-            self._looked = None
+            self._looked_at = monotonic()
             return
-        now_ms, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
-        self._note_look(now_ms)
+        turn_ms, is_held, signs = await self._store.workers.signs(self._pool, [p.worker_id for p in processes])
+        self._note_look()
         for process in processes:
             sign = signs.get(process.worker_id)
             if sign is None:
-                self._check_unregistered(process)
+                self._check_unregistered(process, is_held)
                 continue
+            process.unregistered_since = None
             beat_ms, lag_ms, status = sign
             if status in (WorkerStatus.ORDERED, WorkerStatus.STARTING):
                 self._check_start(process)
                 continue
             self._note_registered(process.worker_id)
             self._check_drain(process, status)
-            await self._check_life(process, now_ms - beat_ms, lag_ms)
+            if not is_held:
+                await self._check_life(process, turn_ms - beat_ms, lag_ms)
 
-    def _note_look(self, now_ms: int) -> None:
-        look = Look(monotonic(), now_ms)
-        if not (self._looked and proves_silence(self._looked, look, GAP)):
-            self._trust_from = look.at + self._scope.settings.heartbeat_timeout
-        self._looked = look
+    def _note_look(self) -> None:
+        now = monotonic()
+        if now - self._looked_at > GAP:
+            self._trust_from = now + self._scope.settings.heartbeat_timeout
+        self._looked_at = now
 
     def _note_registered(self, worker_id: str) -> None:
         if worker_id not in self._crew.registered:
             self._crew.registered.add(worker_id)
             self._boots.reset()
 
-    def _check_unregistered(self, process: WorkerProcess) -> None:
-        """A process that Redis does not know was given up, or has just retired: it has a moment to leave."""
-        if process.draining_since is None:
-            process.draining_since = monotonic()
-        elif monotonic() - process.draining_since > DRAIN_MARGIN:
+    def _check_unregistered(self, process: WorkerProcess, is_held: bool) -> None:
+        """A process that Redis does not know was given up, or has just retired: it has a moment to leave. Or the server
+        has started anew and lost it: in the hold it tells of itself again.
+        """
+        if is_held:
+            process.unregistered_since = None
+        elif process.unregistered_since is None:
+            process.unregistered_since = monotonic()
+        elif monotonic() - process.unregistered_since > DRAIN_MARGIN:
             process.kill("it is not registered and did not leave")
 
     def _check_start(self, process: WorkerProcess) -> None:

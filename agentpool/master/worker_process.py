@@ -32,6 +32,7 @@ class WorkerProcess:
         self.ended = asyncio.Event()
         self.started_at = monotonic()
         self.draining_since: float | None = None
+        self.unregistered_since: float | None = None
         self._pidfd = pidfd
         self._on_end = on_end
         self._status: int | None = None

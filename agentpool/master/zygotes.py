@@ -51,14 +51,13 @@ class Zygote:
 
     async def start(self, prepare: wire.Prepare) -> None:
         """Start it and wait until everything is imported; raises `ConfigError` with the traceback if that fails."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 (vfork; returns within milliseconds)
-                [sys.executable, "-P", "-m", "agentpool_worker.zygote", "--control-fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        try:
+            ours, self._process = _exec()
+        except OSError as error:
+            raise ConfigError(
+                f'Pool "{self.pool}": no process can be started: {error.strerror}. Look at the limits of this service '
+                "(ulimit -a) and at the memory of its host."
+            ) from None
         ours.setblocking(False)
         self._socket, self.alive = ours, True
         log.debug("zygote.importing", pool=self.pool, agents=prepare.agents, pid=self._process.pid)
@@ -136,8 +135,11 @@ class Zygote:
                     self._prepared.set_result(message)
             case wire.Forked(worker_id=worker_id):
                 future = self._forks.get(worker_id)
-                if future and not future.done():
+                if future and not future.done() and fds:
                     future.set_result((message, fds[0]))
+                elif future and not future.done():
+                    # Nobody could watch it. It finds out when it is given up.
+                    future.set_exception(ZygoteGone("this master has no file descriptors left: raise its limit"))
                 else:
                     _abandon(fds)
             case wire.Exited(worker_id=worker_id, status=status):
@@ -157,6 +159,23 @@ class Zygote:
     def _exit_text(self) -> str:
         code = self._process.poll() if self._process else None
         return "" if code is None else f" with status {code}"
+
+
+def _exec() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """Start the program; returns this end of its socket, and its process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "agentpool_worker.zygote", "--control-fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            raise
+    return ours, process
 
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:

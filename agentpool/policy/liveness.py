@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["Deadlines", "Look", "Sign", "Verdict", "judge", "proves_silence"]
+__all__ = ["Deadlines", "Sign", "Verdict", "judge"]
 
 
 class Verdict(StrEnum):
@@ -36,23 +36,6 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel shows it as stopped or traced."""
     cpu_busy: bool
     """It used most of a core since it was last looked at."""
-
-
-class Look(msgspec.Struct, frozen=True):
-    """When workers were looked at: by this host's monotonic clock in s, and by the server's in ms."""
-
-    at: float
-    server_ms: int
-
-
-def proves_silence(before: Look, now: Look, gap: float) -> bool:
-    """Tell whether silence that was measured between two looks is that of the workers.
-
-    It is not when nobody looked for longer than `gap` s, as the server may have been away, nor when the server's clock
-    was set meanwhile, by which beats are told.
-    """
-    passed = now.at - before.at
-    return passed <= gap and abs((now.server_ms - before.server_ms) / 1000 - passed) <= gap
 
 
 def judge(sign: Sign, deadlines: Deadlines) -> Verdict:

@@ -192,7 +192,7 @@ class Instance:
     def _call(self, what: str, timeout: float | None, code: Code, *arguments: Any) -> Call:
         """Begin a call that is no task."""
         label, begin = f"{self.type.name}.{what} of {self.id}", partial(self._begin, None, code, *arguments)
-        call = Call(begin, label, timeout, self._config.cancel_grace, self.meter, tell=self._over)
+        call = Call(begin, label, timeout, self._config.cancel_grace, self.meter, self._context.mark, self._over)
         self._calls.add(call)
         return call
 

@@ -1,6 +1,7 @@
 """The file in which a worker marks what it runs: fixed slots, the first of them the number that has the CPU.
 
-A slot holds the task's deadline, by this host's monotonic clock and 0 for none, and its id.
+A slot holds the task's deadline, by this host's monotonic clock and 0 for none, and its id. A pinned agent has a slot
+for what it does beside its tasks: starting, `background()`, and so on.
 """
 
 import mmap
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["FILE_BYTES", "SLOTS", "SLOT_BYTES", "Begun", "blame", "mark_path", "read_marks", "write_mark"]
+__all__ = ["FILE_BYTES", "SLOTS", "SLOT_BYTES", "Begun", "agent_mark", "blame", "mark_path", "read_marks", "write_mark"]
 
 SLOT_BYTES = 96
 """A deadline takes 8. An id is a pool's name of at most 64 characters, a slash and 22 more."""
@@ -25,6 +26,11 @@ class Begun(msgspec.Struct, frozen=True):
 
     task_id: str
     deadline: float = 0.0
+
+
+def agent_mark(name: str) -> str:
+    """Return what stands for a pinned agent where tasks have their ids, and in what the reaper is told."""
+    return f"@{name}"
 
 
 def mark_path(folder: str, worker_id: str) -> Path:
@@ -55,8 +61,11 @@ def blame(begun: list[Begun], on_cpu: str, *, by_itself: bool, killed_at: float 
     of them started may have done it. A process that was killed from outside while its agents waited proves nothing
     against any of them. `killed_at` is given when it was ended because it was blocked or frozen: where the
     time of the one that had the CPU was over by then, it is overdue, which only the block kept from being told.
+
+    Of pinned agents, beside their tasks, only the one whose code had the CPU is named: there are always many.
     """
-    found = {task.task_id: "suspect" if by_itself and not on_cpu else "started" for task in begun}
+    tasks = [task for task in begun if not task.task_id.startswith("@")]
+    found = {task.task_id: "suspect" if by_itself and not on_cpu else "started" for task in tasks}
     for task in begun:
         if task.task_id == on_cpu:
             found[on_cpu] = "overdue" if 0 < task.deadline <= killed_at else "suspect"

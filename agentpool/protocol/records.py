@@ -41,6 +41,7 @@ __all__ = [
     "PoolInfo",
     "PoolStats",
     "PoolView",
+    "StartOrder",
     "TaskEnvelope",
     "TaskError",
     "TaskHeader",
@@ -159,13 +160,22 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_beat: int = 0
 
 
+class StartOrder(msgspec.Struct, frozen=True):
+    """A worker that is ordered or starting. `at` is when it was ordered, in Redis ms."""
+
+    worker: str
+    master: str
+    at: int
+    is_begun: bool = False
+    """Its process is known."""
+
+
 class HostsView(msgspec.Struct, frozen=True, kw_only=True):
     """The hosts of a pool, silent ones too, and what is ordered of them, as of `now_ms`."""
 
     now_ms: int
     hosts: tuple[HostRecord, ...] = ()
-    orders: tuple[tuple[str, str, int], ...] = ()
-    """(worker, master, time ordered in ms) of the workers that are ordered or starting."""
+    orders: tuple[StartOrder, ...] = ()
 
     def living(self, alive_ms: int) -> list[HostRecord]:
         """Return the hosts whose masters beat less than so long ago."""
@@ -174,7 +184,7 @@ class HostsView(msgspec.Struct, frozen=True, kw_only=True):
     def uncounted(self) -> dict[str, int]:
         """Return by master how many workers were ordered since it last counted its own."""
         beats = {host.master: host.last_beat for host in self.hosts}
-        late = [master for _, master, at in self.orders if at >= beats.get(master, 0)]
+        late = [order.master for order in self.orders if order.at >= beats.get(order.master, 0)]
         return {master: late.count(master) for master in late}
 
 
@@ -241,6 +251,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     cancels: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     """Ids of the tasks by type that it has."""
+    runs: tuple[str, ...] = ()
+    """Ids of the tasks from mailboxes that it has."""
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):

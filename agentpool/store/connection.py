@@ -40,6 +40,7 @@ __all__ = ["Connection", "SyncConnection", "translate"]
 T = TypeVar("T")
 
 RETRY_DELAY_MAX = 0.5
+OPEN_DELAY_MIN = 0.01
 CONNECTIONS_MAX = 64
 SILENT_PART = 0.5
 """A link from which nothing came for this part of the command timeout, while a caller gave up, is taken for dead."""
@@ -53,8 +54,16 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
         return RedisUnavailable(f"Redis at {place} refused the login: {text}. Check user and password in the URL.")
     if isinstance(error, NoPermissionError) or "NOPERM" in text:
         return RedisUnavailable(f"Redis at {place} does not permit this: {text}. Widen the user's ACL.")
+    if "Too many open files" in text:
+        return RedisUnavailable(
+            f"Redis at {place} cannot be reached: {text}. This process has no file descriptors left: close some, or "
+            "raise its limit (ulimit -n)."
+        )
     if isinstance(error, OutOfMemoryError):
-        return RedisUnavailable(f"Redis at {place} is out of memory and takes no writes. Raise maxmemory: {text}")
+        return RedisUnavailable(
+            f"Redis at {place} is out of memory and takes no new work; what it has goes on and makes room. Raise "
+            f"maxmemory, or wait: {text}"
+        )
     if isinstance(error, ReadOnlyError):
         return RedisUnavailable(f"Redis at {place} takes no writes: {text}. Point the URL at a writable primary.")
     if isinstance(error, ResponseError) and text.startswith(("MISCONF", "NOREPLICAS")):
@@ -64,6 +73,12 @@ def translate(error: Exception, url: str) -> RedisUnavailable:
     if isinstance(error, ResponseError):
         return RedisUnavailable(f"Redis at {place} refused a command: {text}. Run: agentpool-master check")
     return RedisUnavailable(f"Redis at {place} does not answer: {text}. Is it running? Run: agentpool-master check")
+
+
+def _run_in(info: str) -> str:
+    """Return the id of the run in what INFO says of the server."""
+    _, _, rest = info.partition("run_id:")
+    return rest.split(maxsplit=1)[0] if rest else ""
 
 
 def is_passing(error: Exception) -> bool:
@@ -114,6 +129,8 @@ class Connection:
         """For what is asked seldom: a command costs several times as much as with `ask`."""
         self._link: Link | None = None
         self._opening = asyncio.Lock()
+        self._unopened: tuple[float, float, str] | None = None
+        """Until when nobody tries to open a link again, the delay that this was, and why it failed last."""
         self._loading, self._loads = asyncio.Lock(), 0
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
@@ -189,9 +206,33 @@ class Connection:
 
     async def _open_link(self) -> Link:
         async with self._opening:
-            if self._link is None or not self._link.is_open:
-                self._link = Link(await self._opened())
-            return self._link
+            link = self._link
+            if link is None or not link.is_open:
+                link = self._link = await self._opened_for_all(link)
+            return link
+
+    async def _opened_for_all(self, before: Link | None) -> Link:
+        """Open a link for all who call. When that fails, or it ends before it answers, they share the failure: however
+        many wait for a server that is away, it is tried a few times in a second.
+        """
+        if before and before.was_answered:
+            self._unopened = None
+        elif before:
+            self._link = None
+            self._put_off(before.lost.result())
+        if self._unopened and monotonic() < self._unopened[0]:
+            raise ConnectionError(self._unopened[2])
+        try:
+            return Link(await self._opened())
+        except (RedisError, OSError) as error:
+            if is_passing(error):
+                self._put_off(error)
+            raise
+
+    def _put_off(self, error: Exception) -> None:
+        delay = min(2 * self._unopened[1], RETRY_DELAY_MAX) if self._unopened else OPEN_DELAY_MIN
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311 (no secret)
+        self._unopened = (monotonic() + delay * jitter, delay, str(error))
 
     async def listen(self, on_answer: Callable[[list[Any]], None]) -> Listener:
         """Return a connection of its own for a subscription."""
@@ -219,6 +260,19 @@ class Connection:
                     raise translate(error, self.url) from None
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
             delay = min(delay * 2, RETRY_DELAY_MAX)
+
+    async def server_run(self, timeout: float | None = None) -> str:
+        """Return the id of the server's run: another one than before means that it has started anew, and may lack its
+        latest writes. '' where the user may not read it.
+        """
+
+        async def once() -> str:
+            try:
+                return _run_in(await self._execute(("INFO", "server")))
+            except NoPermissionError:
+                return ""
+
+        return await self.repeat(once, timeout)
 
     async def now_ms(self) -> int:
         """Return Redis time in ms."""
@@ -287,6 +341,15 @@ class SyncConnection:
                 if not is_known_library(error):
                     raise
             return self._execute(words)
+        except (RedisError, OSError) as error:
+            raise translate(error, self.url) from None
+
+    def server_run(self) -> str:
+        """Return the id of the server's run, '' where the user may not read it; raises `RedisUnavailable`."""
+        try:
+            return _run_in(self._execute(("INFO", "server")))
+        except NoPermissionError:
+            return ""
         except (RedisError, OSError) as error:
             raise translate(error, self.url) from None
 

@@ -1,16 +1,20 @@
 """A pool's event stream, read once or followed."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import msgspec
 from redis.exceptions import RedisError
 
+from agentpool.errors import RedisUnavailable
 from agentpool.protocol.events import Event
 from agentpool.store.connection import Connection, SyncConnection, translate
 
 __all__ = ["Events", "add_event"]
+
+log = logging.getLogger(__name__)
 
 
 class Events:
@@ -21,11 +25,16 @@ class Events:
         self._keys = connection.keys
 
     async def add(self, pool: str, type: str, *, agent_id: str = "", process_id: str = "", detail: str = "") -> None:
-        """Add an event that goes with no change of state; changes note theirs in their scripts."""
+        """Add an event that goes with no change of state; changes note theirs in their scripts. It is passed over where
+        the server takes no writes: what goes on for all that must not end with it.
+        """
         redis, key = self._connection.redis, self._keys.events(pool)
         at = await self._connection.now_ms()
         fields = {"type": type, "at": at, "agent_id": agent_id, "process_id": process_id, "detail": detail}
-        await self._connection.repeat(lambda: redis.xadd(key, fields, maxlen=10_000))
+        try:
+            await self._connection.repeat(lambda: redis.xadd(key, fields, maxlen=10_000))
+        except RedisUnavailable as error:
+            log.warning("event.not_kept", extra={"event_type": type, "error": str(error)})
 
     async def read(self, pool: str, limit: int = 200) -> list[Event]:
         """Return the latest events, oldest first."""

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentpool.errors import ConfigError
-from agentpool.protocol.records import HostRecord, HostsView, decode_hashes
+from agentpool.protocol.records import HostRecord, HostsView, StartOrder, decode_hashes
+from agentpool.protocol.states import WorkerStatus
 from agentpool.store.connection import Connection
 from agentpool.version import SCHEMA_VERSION, __version__
 
@@ -77,14 +78,17 @@ class Hosts:
                 for master in masters:
                     pipe.hgetall(keys.host(pool, master))
                 for worker, _ in starting:
-                    pipe.hget(keys.process(worker), "master")
+                    pipe.hmget(keys.process(worker), "master", "status")
                 rows: list[Any] = await pipe.execute() if masters or starting else []
             hosts = decode_hashes(HostRecord, rows[: len(masters)])
             named = zip(starting, rows[len(masters) :], strict=True)
             return HostsView(
                 now_ms=seconds * 1000 + microseconds // 1000,
                 hosts=tuple(sorted(hosts, key=lambda host: (host.host, host.master))),
-                orders=tuple((worker, master or "", int(at)) for (worker, at), master in named),
+                orders=tuple(
+                    StartOrder(worker, master or "", int(at), is_begun=status != WorkerStatus.ORDERED)
+                    for (worker, at), (master, status) in named
+                ),
             )
 
         return await self._connection.repeat(read)

@@ -30,6 +30,8 @@ class Link(asyncio.Protocol):
         self._loop = self.lost.get_loop()
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._heard_at = monotonic()
+        self.was_answered = False
+        """Whether anything ever came."""
         self._reader = hiredis.Reader(
             replyError=opened._parser.parse_error,
             encoding=opened.encoder.encoding,
@@ -102,7 +104,7 @@ class Link(asyncio.Protocol):
     # -- what the loop calls ------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = monotonic()
+        self._heard_at, self.was_answered = monotonic(), True
         try:
             self._reader.feed(data)
             while (answer := self._reader.gets()) is not _NOTHING:

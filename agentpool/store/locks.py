@@ -23,6 +23,8 @@ class Lead(msgspec.Struct, frozen=True):
     token: str
     leader: str
     newly: bool = False
+    run: str = ""
+    """The id of the server's run; '' where the user may not read it."""
     lease_ms: int = 0
     """For a follower: how long the leader's lease lasts unless it is renewed."""
 
@@ -37,10 +39,10 @@ class Locks:
         """Lead the pool if nobody else does, or keep leading it."""
         answer = await self._connection.call("lead_pool", pool, master, lease_ms, gap_ms, hold_ms)
         match answer:
-            case ["leads", token, newly]:
-                return Lead(token, master, newly == "1")
+            case ["leads", token, newly, run]:
+                return Lead(token, master, newly == "1", run)
             case _:
-                return Lead("", answer[1].partition(" ")[2], lease_ms=max(0, int(answer[2])))
+                return Lead("", answer[1].partition(" ")[2], lease_ms=max(0, int(answer[2])), run=answer[3])
 
     async def leader(self, pool: str) -> str:
         """Return the master that leads the pool now, or ''."""

@@ -27,11 +27,18 @@ class Pools:
 
     async def install_id(self) -> str:
         """Return the id of this installation, made at first use."""
+        return await self.keep_install_id(new_id())
+
+    async def keep_install_id(self, install: str) -> str:
+        """Write the id of this installation where there is none; returns the one that is there."""
         redis, key = self._connection.redis, self._keys.install()
 
         async def read() -> str:
-            await redis.set(key, new_id(), nx=True)
-            return str(await redis.get(key))
+            known = await redis.get(key)  # first, as a full server refuses to write even what it has
+            if not known:
+                await redis.set(key, install, nx=True)
+                known = await redis.get(key)
+            return str(known)
 
         return await self._connection.repeat(read)
 
@@ -82,7 +89,8 @@ class Pools:
         types = tuple(types)
         pairs = [word for info in types for word in (info.name, msgspec.json.encode(info))]
         labels = {f"labels:{info.name}": "+".join(sorted(info.labels)) for info in types}
-        values = {**settings, **labels, "release": __version__, "status": "active"}
+        exclusive = {f"exclusive:{info.name}": int(info.on_redis_loss == "stop") for info in types}
+        values = {**settings, **labels, **exclusive, "release": __version__, "status": "active"}
         words = [word for pair in values.items() for word in pair]
         answer = await self._connection.call(
             "apply_pool", pool, token, SCHEMA_VERSION, SCHEMA_OLDEST, len(pairs) // 2, *pairs, *words
@@ -90,8 +98,13 @@ class Pools:
         if answer[0] == "too_old":
             raise too_old(pool, answer[1], answer[2])
         if answer[0] == "ok":
-            await self._connection.repeat(lambda: self._connection.redis.sadd(self._keys.pools(), pool))
+            await self._connection.repeat(lambda: self._enter(pool))
         return bool(answer[0] == "ok")
+
+    async def _enter(self, pool: str) -> None:
+        redis, key = self._connection.redis, self._keys.pools()
+        if not await redis.sismember(key, pool):  # a full server refuses to write even what it has
+            await redis.sadd(key, pool)
 
     async def remove(self, pool: str, token: str) -> None:
         """Take a pool out of service: nothing can be placed in it until it is applied again."""

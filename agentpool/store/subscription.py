@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL = 15.0
 PONG_TIMEOUT = 5.0
-DELAY_MIN, DELAY_MAX = 0.05, 2.0
+DELAY_MIN, DELAY_MAX = 0.05, 1.0
 FORBIDDEN_DELAY = 30.0
 
 

@@ -1,6 +1,6 @@
 """Tasks in Redis: submitted, exchanged with workers, cancelled, followed, read."""
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ BYTES_PER_CALL = 262_144
 """Of what is submitted by one call, unless it is a single task."""
 OUTCOMES_PER_CALL = 100
 TIMERS_PER_CALL = 100
+RESTORED_PER_CALL = 50
 TRAIL_WAITS_MS = 500
 
 
@@ -297,6 +298,15 @@ class Tasks:
         tasks = claimed_tasks(rest)
         waiting = {name: int(count) for name, count in zip(mail[::2], mail[1::2], strict=True)}
         return Exchange(tasks, int(turns), tuple(stale), waiting)
+
+    async def restore(self, pool: str, worker: str, tasks: Mapping[str, bytes]) -> None:
+        """After the server started anew, tell again which tasks a worker has, by id with their records as they were
+        submitted, or b'' for those that it has not although it should.
+        """
+        items = list(tasks.items())
+        for start in range(0, len(items), RESTORED_PER_CALL):
+            words = [word for item in items[start : start + RESTORED_PER_CALL] for word in item]
+            await self._connection.call("restore_tasks", pool, worker, *words)
 
     async def report(self, pool: str, worker: str, reports: Sequence[tuple[str, bytes]]) -> None:
         """Write down what running tasks report, as JSON; at most 50."""

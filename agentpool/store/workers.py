@@ -4,12 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from agentpool.errors import UnknownWorker
+from agentpool.protocol.keys import split_id
 from agentpool.protocol.records import Beat, DesiredAgent, WorkerRecord, WorkerView, decode_hashes
 from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import AgentStatus, WorkerStatus
 from agentpool.store.connection import Connection, SyncConnection
 
 __all__ = ["Proof", "Workers", "beat_worker", "register_worker"]
+
+RESTORED_PER_CALL = 50
+TURN_GAP_MS = 2000
+"""Time without a turn of any master after which silence proves nothing, as `reap_worker` counts it."""
 
 Proof = Literal["owner", "stale", "unstarted", "lost"]
 """How the end of a worker is known: its master saw it, its beats stopped, it never registered, it is fenced."""
@@ -86,14 +91,33 @@ class Workers:
         answer = await self._connection.call("read_worker", pool, worker)
         if answer[0] == "gone":
             return None
-        _, version, status, cancels, tasks, *rows = answer
+        _, version, status, cancels, tasks, runs, *rows = answer
         return WorkerView(
             version=int(version),
             status=WorkerStatus(status),
             cancels=tuple(cancels),
             tasks=tuple(tasks),
+            runs=tuple(runs),
             agents=tuple(_desired(pool, row) for row in rows if row[1]),
         )
+
+    async def restore(
+        self, pool: str, worker: str, fields: Mapping[str, object], agents: Sequence[DesiredAgent], *, drains: bool
+    ) -> bool:
+        """After the server started anew, tell again who the worker is and which agents it has; False when it was given
+        up. Those with the status `pending` are not there although they should be. Raises `UnknownPool` as long as no
+        master has applied the pool's settings.
+        """
+        words = _pairs(fields)
+        for start in range(0, max(len(agents), 1), RESTORED_PER_CALL):
+            rows = [word for agent in agents[start : start + RESTORED_PER_CALL] for word in _row(agent)]
+            status = WorkerStatus.DRAINING if drains else WorkerStatus.READY
+            answer = await self._connection.call("restore_worker", pool, worker, status, len(words) // 2, *words, *rows)
+            if answer[0] == "unknown_pool":
+                raise refusal(pool, pool, answer)
+            if answer[0] == "gone":
+                return False
+        return True
 
     async def drain(self, pool: str, worker: str, *, reason: str, only_idle: bool = False, leader: str = "") -> bool:
         """Have a worker finish and hand over; with `only_idle`, False when something is on it.
@@ -176,26 +200,34 @@ class Workers:
             iter(decode_hashes(WorkerRecord, await self._connection.repeat(lambda: self._read([worker])))), None
         )
 
-    async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, dict[str, tuple[int, int, str]]]:
-        """Return Redis time in ms, and for each registered worker its last beat, loop lag in ms, and status."""
+    async def signs(self, pool: str, workers: Sequence[str]) -> tuple[int, bool, dict[str, tuple[int, int, str]]]:
+        """Return the Redis time in ms of a master's last turn, whether silence proves nothing now, and by worker its
+        last beat, its loop lag in ms, and its status.
+
+        Silence counts up to that turn: since then the server may have taken no writes, beats neither, though it can be
+        read. After a time without any turn there is a hold.
+        """
         redis, keys = self._connection.redis, self._keys
 
         async def read() -> list[Any]:
             async with redis.pipeline(transaction=False) as pipe:
                 pipe.time()
+                pipe.hmget(keys.pool(pool), "tick", "hold_until")
                 pipe.zmscore(keys.workers(pool), list(workers))
                 for worker in workers:
                     pipe.hmget(keys.process(worker), "loop_lag_ms", "status")
                 result: list[Any] = await pipe.execute()
                 return result
 
-        (seconds, microseconds), beats, *rows = await self._connection.repeat(read)
+        (seconds, microseconds), (tick, hold), beats, *rows = await self._connection.repeat(read)
+        now_ms = seconds * 1000 + microseconds // 1000
+        is_held = now_ms - int(tick or 0) > TURN_GAP_MS or now_ms < int(hold or 0)
         signs = {
             worker: (int(beat), int(lag or 0), status)
             for worker, beat, (lag, status) in zip(workers, beats, rows, strict=True)
             if beat is not None and status
         }
-        return seconds * 1000 + microseconds // 1000, signs
+        return int(tick or 0), is_held, signs
 
     async def status(self, worker: str) -> str:
         """Return a worker's status, or '' when it is not registered."""
@@ -213,6 +245,15 @@ class Workers:
                 pipe.hgetall(self._keys.process(worker))
             result: list[Any] = await pipe.execute()
             return result
+
+
+def _row(agent: DesiredAgent) -> list[object]:
+    """Return the words of an agent that a worker has, or, without a status, has not."""
+    status = "" if agent.status is AgentStatus.PENDING else agent.status
+    return [
+        split_id(agent.agent_id)[1], agent.agent_type, agent.incarnation, agent.tenant, agent.project,
+        agent.max_idle_ms, agent.heartbeat_ms, status,
+    ]  # fmt: skip
 
 
 def _desired(pool: str, row: Sequence[Any]) -> DesiredAgent:

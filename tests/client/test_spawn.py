@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.seeds import incarnation
 from support.tiny_pool import MASTER, POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
@@ -173,7 +174,9 @@ async def test_start_keeps_failing(client: Client, tiny: TinyPool) -> None:
     await tiny.add_worker("w1", works=False)
     spawning = asyncio.ensure_future(no_capacity(client, timeout=0.3))
     agent = await _first_agent(tiny)
-    await tiny.store.agents.fail(POOL, "w1", agent, 1, failures=1, error="ValueError: boom", final=False)
+    await tiny.store.agents.fail(
+        POOL, "w1", agent, await incarnation(tiny.store, agent, POOL), failures=1, error="ValueError: boom", final=False
+    )
     assert "ValueError: boom" in str(await spawning)
 
 
@@ -216,7 +219,15 @@ async def test_restarts_of_the_agent_were_given_up(client: Client, tiny: TinyPoo
     try:
         spawning = asyncio.ensure_future(client.pool(POOL).spawn("Echo", timeout=5))
         agent = await _first_agent(tiny)
-        await tiny.store.agents.fail(POOL, "w1", agent, 1, failures=5, error="ValueError: boom", final=True)
+        await tiny.store.agents.fail(
+            POOL,
+            "w1",
+            agent,
+            await incarnation(tiny.store, agent, POOL),
+            failures=5,
+            error="ValueError: boom",
+            final=True,
+        )
         with pytest.raises(AgentFailed, match="ValueError: boom"):
             await spawning
     finally:

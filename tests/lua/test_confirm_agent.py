@@ -5,6 +5,7 @@ from support.seeds import (
     at_once,
     exchange,
     finish,
+    incarnation,
     listening,
     read_agent,
     read_commands,
@@ -30,11 +31,12 @@ async def fail(
     *,
     final: bool = False,
     failures: int = 1,
-    incarnation: int = 1,
+    later: int = 0,
     worker: str = "w1",
     error: str = "ValueError: no",
 ) -> bool:
-    return await store.agents.fail("p", worker, "a1", incarnation, failures=failures, error=error, final=final)
+    number = await incarnation(store) + later
+    return await store.agents.fail("p", worker, "a1", number, failures=failures, error=error, final=final)
 
 
 # -- confirm_agent ----------------------------------------------------------------------------------------------
@@ -46,7 +48,7 @@ async def test_confirmed_agent_is_idle_and_its_client_is_told(store: Store) -> N
     await seed_agent(store)
     await seed_task(store, agent="a1")
     async with listening(store, store.keys.client_channel("c")) as heard:
-        assert await store.agents.confirm("p", "w1", "a1", 1) == 1
+        assert await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1")) == 1
         assert await read_replies(heard) == [AgentReady(agent_id="p/a1", process_id="w1")]
     agent = await read_agent(store)
     assert (agent["status"], agent["failures"], agent["crashes"]) == ("idle", "0", "0")
@@ -59,7 +61,8 @@ async def test_confirming_repeats_quietly(store: Store) -> None:
     await seed_worker(store)
     await seed_agent(store)
     async with listening(store, store.keys.client_channel("c")) as heard:
-        assert await at_once(50, lambda _: store.agents.confirm("p", "w1", "a1", 1)) == [0] * 50
+        number = await incarnation(store)
+        assert await at_once(50, lambda _: store.agents.confirm("p", "w1", "a1", number)) == [0] * 50
         assert len(await read_replies(heard)) == 1
     assert (await read_events(store)).count("agent.started") == 1
 
@@ -70,7 +73,7 @@ async def test_confirming_leaves_a_busy_agent_busy(store: Store) -> None:
     await seed_running_agent(store)
     await seed_task(store, agent="a1")
     await exchange(store, names=["a1"])
-    assert await store.agents.confirm("p", "w1", "a1", 1) == 0
+    assert await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1")) == 0
     assert (await read_agent(store))["status"] == "active"
 
 
@@ -78,8 +81,8 @@ async def test_confirming_what_is_anothers_now_is_stale(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)
     await seed_agent(store)
-    assert await store.agents.confirm("p", "w1", "a1", 2) is None
-    assert await store.agents.confirm("p", "w2", "a1", 1) is None
+    assert await store.agents.confirm("p", "w1", "a1", await incarnation(store) + 1) is None
+    assert await store.agents.confirm("p", "w2", "a1", await incarnation(store, "a1")) is None
     assert await store.agents.confirm("p", "w1", "unknown", 1) is None
     assert (await read_agent(store))["status"] == "placed"
 
@@ -97,7 +100,7 @@ async def test_failure_that_is_tried_again_keeps_the_place(store: Store) -> None
     assert (agent["status"], agent["process_id"], agent["failures"]) == ("placed", "w1", "1")
     assert agent["last_error"] == "ValueError: no"
     assert await read_free(store) == {"w1": 9}
-    assert await store.agents.confirm("p", "w1", "a1", 1) == 0
+    assert await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1")) == 0
     agent = await read_agent(store)
     assert (agent["failures"], agent["last_error"]) == ("0", "ValueError: no"), "why it failed can still be read"
     events = await read_events(store)
@@ -165,7 +168,7 @@ async def test_failure_of_what_is_anothers_now_is_stale(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)
     await seed_agent(store)
-    assert not await fail(store, incarnation=2, final=True)
+    assert not await fail(store, later=1, final=True)
     assert not await fail(store, worker="w2", final=True)
     assert (await read_agent(store))["failures"] == "0"
 

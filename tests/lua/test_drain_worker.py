@@ -5,6 +5,7 @@ from support.seeds import (
     at_once,
     exchange,
     finish,
+    incarnation,
     listening,
     read_agent,
     read_commands,
@@ -102,8 +103,9 @@ async def test_tasks_are_not_claimed_while_draining(store: Store) -> None:
 # -- release_agent ----------------------------------------------------------------------------------------------
 
 
-async def release(store: Store, worker: str = "w1", name: str = "a1", incarnation: int = 1, snapshot: str = "") -> str:
-    return await store.agents.release("p", worker, name, incarnation, snapshot)
+async def release(store: Store, worker: str = "w1", name: str = "a1", later: int = 0, snapshot: str = "") -> str:
+    number = await incarnation(store) + later
+    return await store.agents.release("p", worker, name, number, snapshot)
 
 
 async def test_agent_moves_with_its_snapshot_and_a_new_incarnation(store: Store) -> None:
@@ -112,13 +114,15 @@ async def test_agent_moves_with_its_snapshot_and_a_new_incarnation(store: Store)
     await seed_running_agent(store)
     await seed_worker(store, "w2")
     await drain(store)
+    before = await incarnation(store)
     async with listening(store, store.keys.worker_channel("w2")) as heard:
         assert await release(store, snapshot='{"n":1}') == "placed"
         (command,) = await read_commands(heard)
     assert isinstance(command, Spawn)
-    assert (command.agent_id, command.incarnation, command.process_id) == ("p/a1", 2, "w2")
+    assert (command.agent_id, command.process_id) == ("p/a1", "w2")
+    assert command.incarnation > before
     agent = await read_agent(store)
-    assert (agent["status"], agent["process_id"], agent["incarnation"]) == ("placed", "w2", "2")
+    assert (agent["status"], agent["process_id"], agent["incarnation"]) == ("placed", "w2", str(command.incarnation))
     assert await store.agents.snapshot("p", "a1") == '{"n":1}'
     assert (await read_worker(store, "w1"))["agent_count"] == "0"
     assert await read_free(store) == {"w2": 9}
@@ -155,7 +159,7 @@ async def test_release_of_another_incarnation_is_stale(store: Store) -> None:
     await seed_worker(store)
     await seed_running_agent(store)
     await drain(store)
-    assert await release(store, incarnation=2) == "stale"
+    assert await release(store, later=1) == "stale"
     assert (await read_agent(store))["status"] == "idle"
 
 

@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import redis
+from msgspec.structs import replace
 from support.dropping import dropping
 from support.invariants import take_picture, violations
 from support.seeds import (
@@ -21,6 +23,8 @@ from support.seeds import (
     exchange,
     failure,
     finish,
+    header,
+    incarnation,
     new_store,
     seed_agent,
     seed_host,
@@ -33,7 +37,8 @@ from support.seeds import (
 )
 from support.server import flush
 
-from agentpool.protocol.records import TypeInfo
+from agentpool.protocol.records import DesiredAgent, TaskEnvelope, TypeInfo, encode_task
+from agentpool.protocol.states import AgentStatus
 from agentpool.store import Store
 from agentpool.store.scripts import script
 
@@ -47,7 +52,31 @@ Step = Callable[[Store], Awaitable[Any]]
 async def _spawn_some(store: Store) -> None:
     for name in ("a1", "a2", "a3"):
         await seed_agent(store, name, operation=f"op-{name}")
-        await store.agents.confirm("p", "w1", name, 1)
+        await store.agents.confirm("p", "w1", name, await incarnation(store, name))
+
+
+async def _fail(store: Store, *, failures: int, final: bool) -> None:
+    number = await incarnation(store, "a3")
+    await store.agents.fail("p", "w1", "a3", number, failures=failures, error="no", final=final)
+
+
+async def _confirm(store: Store) -> None:
+    await store.agents.confirm("p", "w2", "a1", await incarnation(store))
+
+
+async def _release(store: Store) -> None:
+    await store.agents.release("p", "w2", "a1", await incarnation(store), "{}")
+
+
+async def _restore(store: Store) -> None:
+    """What the server lost: an agent, and a task that runs; `p/r2` is leased to the worker, which has not got it."""
+    here = DesiredAgent.of(await store.agents.get("p/a1"))
+    lost = DesiredAgent(agent_id="p/a9", agent_type="R", incarnation=5, status=AgentStatus.IDLE)
+    await store.workers.restore(
+        "p", "w2", {"capacity": 10}, [replace(here, status=AgentStatus.IDLE), lost], drains=False
+    )
+    record = encode_task(header(), TaskEnvelope(msgspec.Raw(b"1")))
+    await store.tasks.restore("p", "w2", {"p/r1": record, "p/r2": b""})
 
 
 async def _apply(store: Store) -> None:
@@ -123,17 +152,20 @@ LIFE: dict[str, Step] = {
     "timers": _timers,
     "take": lambda store: exchange(store, "w2", room=1),
     "cancel what runs": lambda store: store.tasks.cancel("p/soon"),
-    "fail": lambda store: store.agents.fail("p", "w1", "a3", 1, failures=1, error="no", final=False),
-    "fail for good": lambda store: store.agents.fail("p", "w1", "a3", 1, failures=9, error="no", final=True),
+    "fail": lambda store: _fail(store, failures=1, final=False),
+    "fail for good": lambda store: _fail(store, failures=9, final=True),
     "terminate": lambda store: store.agents.terminate("p/a2"),
     "mail": lambda store: seed_lease(store, "m2", "w1", agent="a1"),
     "crash": lambda store: store.workers.reap(
         "p", "w1", proof="owner", authority=MASTER, reason="killed", blame={"p/m2": "suspect"}
     ),
-    "confirm": lambda store: store.agents.confirm("p", "w2", "a1", 2),
+    "confirm": _confirm,
+    "restore": _restore,
+    "hand in what was restored": lambda store: exchange(store, "w2", ended=[ended("p/r1")]),
+    "end what was restored": lambda store: store.agents.terminate("p/a9"),
     "drain": lambda store: store.workers.drain("p", "w2", reason="test"),
     "hand in the last": lambda store: exchange(store, "w2", ended=[ended(task) for task in ("p/soon", "p/patient")]),
-    "release": lambda store: store.agents.release("p", "w2", "a1", 2, "{}"),
+    "release": _release,
     "retire": lambda store: store.workers.retire("p", "w2", reason="test"),
     "place pending": _place_pending,
     "report a host": lambda store: seed_host(store),

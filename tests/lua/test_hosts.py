@@ -90,13 +90,15 @@ async def test_a_host_leaves_by_itself_or_is_forgotten_by_the_leader_alone(store
 async def test_an_order_that_is_taken_has_a_new_secret(store: Store, redis_url: str) -> None:
     await seed_pool(store)
     await seed_order(store, "w1")
-    assert [(worker, master) for worker, master, _ in (await store.hosts.view("p")).orders] == [("w1", MASTER)]
+    order = (await store.hosts.view("p")).orders[0]
+    assert (order.worker, order.master, order.is_begun) == ("w1", MASTER, False)
     assert await store.hosts.take_order("p", "w1", "another", "new") == "gone"
     assert await store.hosts.take_order("p", "w1", MASTER, "new") == "ok"
     thread = SyncConnection(redis_url)
     assert register_worker(thread, "p", "w1", "secret of w1", 10, {"pid": 1}) is None, "what was forked for it before"
     assert await store.workers.start("p", "w1", "new", {"pid": 2})
     assert await store.hosts.take_order("p", "w1", MASTER, "newer") == "begun"
+    assert (await store.hosts.view("p")).orders[0].is_begun
     assert register_worker(thread, "p", "w1", "new", 10, {"pid": 2}) is not None
     assert (await read_worker(store))["status"] == "ready"
     assert await store.hosts.take_order("p", "w1", MASTER, "newer") == "begun"

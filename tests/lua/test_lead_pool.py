@@ -37,6 +37,7 @@ async def test_another_follows(store: Store) -> None:
     turn = await lead(store, "m2", lease_ms=60_000)
     assert (turn.token, turn.leader) == ("", "m1")
     assert 0 < turn.lease_ms <= 60_000, "when to try again"
+    assert turn.run == (await store.connection.redis.info("server"))["run_id"]
 
 
 async def test_lapsed_lead_goes_to_the_next_with_a_higher_fence(store: Store) -> None:

@@ -7,6 +7,7 @@ from support.seeds import (
     LONG_MS,
     MASTER,
     at_once,
+    incarnation,
     listening,
     read_agent,
     read_commands,
@@ -52,7 +53,7 @@ async def test_placed_agent_has_record_slot_and_command(store: Store) -> None:
         version=1,
         agent_id="p/a1",
         agent_type="R",
-        incarnation=1,
+        incarnation=await incarnation(store),
         tenant="acme",
         project="x y",
         max_idle_ms=2**40,
@@ -60,7 +61,7 @@ async def test_placed_agent_has_record_slot_and_command(store: Store) -> None:
     )
     assert commands == [spawn, spawn]
     record = await store.agents.get("p/a1")
-    assert (record.status, record.process_id, record.incarnation) == (AgentStatus.PLACED, "w1", 1)
+    assert (record.status, record.process_id) == (AgentStatus.PLACED, "w1")
     assert (record.pool_name, record.tenant, record.max_idle_ms) == ("p", "acme", 2**40)
     assert await read_free(store) == {"w1": 9}
     assert (await read_worker(store))["agent_count"] == "1"
@@ -130,7 +131,7 @@ async def test_name_of_a_live_agent_is_refused(store: Store) -> None:
     assert await read_agent(store) == before
     await store.agents.terminate("p/a1")
     assert await seed_agent(store, operation="o3") == "w1", "free again after its end"
-    assert (await read_agent(store))["incarnation"] == "2", "no worker takes it for the one before"
+    assert await incarnation(store) > int(before["incarnation"]), "no worker takes it for the one before"
 
 
 async def test_waiting_agents_are_bounded(store: Store) -> None:
@@ -161,7 +162,7 @@ async def test_repeat_after_the_end_makes_no_second_agent(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)
     await seed_agent(store, operation="o1")
-    await store.agents.fail("p", "w1", "a1", 1, failures=5, error="boom", final=True)
+    await store.agents.fail("p", "w1", "a1", await incarnation(store, "a1"), failures=5, error="boom", final=True)
     with pytest.raises(AgentTerminated, match="failed boom"):
         await seed_agent(store, operation="o1")
     assert await read_free(store) == {"w1": 10}
@@ -197,7 +198,7 @@ async def test_fifty_repeats_of_one_spawn_are_one_agent(store: Store) -> None:
     answers = await at_once(50, lambda _: seed_agent(store, operation="o1"))
     assert answers == ["w1"] * 50
     assert await read_free(store) == {"w1": 9}
-    assert (await read_agent(store))["incarnation"] == "1"
+    assert (await read_worker(store))["version"] == "1", "it was placed once"
 
 
 async def test_fifty_callers_of_one_name_make_one_agent(store: Store) -> None:
@@ -273,7 +274,7 @@ async def test_fifty_leaders_turns_place_each_once(store: Store) -> None:
     assert sum(placed for placed, _, _ in answers) == 30
     assert await read_free(store) == {"w1": 0}
     agents = await store.agents.all("p")
-    assert sorted(agent.incarnation for agent in agents) == [0] * 10 + [1] * 30
+    assert sorted(agent.incarnation > 0 for agent in agents) == [False] * 10 + [True] * 30
 
 
 async def test_operation_and_master_stay_out_of_view(store: Store) -> None:
@@ -281,6 +282,6 @@ async def test_operation_and_master_stay_out_of_view(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)
     await seed_agent(store)
-    await store.agents.confirm("p", "w1", "a1", 1)
+    await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1"))
     assert (await read_agent(store))["reply_to"] == ""
     assert (await read_hash(store, store.keys.pool("p")))["leader"] == MASTER

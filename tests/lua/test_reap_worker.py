@@ -11,6 +11,7 @@ from support.seeds import (
     ended,
     exchange,
     ids,
+    incarnation,
     listening,
     read_agent,
     read_commands,
@@ -64,12 +65,14 @@ async def test_agents_are_placed_again_and_tasks_go_back_to_where_they_waited(st
     await exchange(store, room=1, names=["busy"])
     await seed_task(store, "t4")
     await seed_worker(store, "w2")
+    before = {name: await incarnation(store, name) for name in ("idle", "busy")}
     async with listening(store, store.keys.worker_channel("w1")) as heard:
         assert await reap(store) == "done"
         assert await read_commands(heard) == [Shutdown(process_id="w1")]
     for name in ("idle", "busy"):
         agent = await read_agent(store, name)
-        assert (agent["status"], agent["process_id"], agent["incarnation"]) == ("placed", "w2", "2")
+        assert (agent["status"], agent["process_id"]) == ("placed", "w2")
+        assert int(agent["incarnation"]) > before[name]
         assert (agent["task_id"], agent["crashes"]) == ("", "0")
     redis, keys = store.connection.redis, store.keys
     assert await redis.zrange(keys.mailbox("p", "busy"), 0, -1) == ["p/t1", "p/t3"], "it is the first again"
@@ -164,10 +167,11 @@ async def test_fifty_reapers_move_everything_once(store: Store) -> None:
     for i in range(40):
         await seed_running_agent(store, f"a{i}")
     await seed_worker(store, "w2", capacity=100)
+    before = {agent.agent_id: agent.incarnation for agent in await store.agents.all("p")}
     answers = await at_once(50, lambda _: reap_some(store, 7))
     assert sorted({answer[0] for answer in answers}) == ["done", "gone", "more"]
     agents = await store.agents.all("p")
-    assert [agent.incarnation for agent in agents] == [2] * 40
+    assert all(agent.incarnation > before[agent.agent_id] for agent in agents)
     assert await read_free(store) == {"w2": 60}
 
 
@@ -177,13 +181,14 @@ async def test_reaped_worker_that_wakes_up_is_refused_everywhere(store: Store) -
     await seed_running_agent(store)
     await seed_task(store, agent="a1")
     await exchange(store, names=["a1"])
+    old = await incarnation(store)
     await reap(store)
     await seed_worker(store, "w2")
     assert await store.tasks.exchange("p", "w1", 9999, room=5, ended=[ended("p/t1", "a1")], names=["a1"]) is None
     assert await read_outcome(store) == "", "what it hands in late is not taken"
-    assert await store.agents.confirm("p", "w1", "a1", 1) is None
-    assert not await store.agents.fail("p", "w1", "a1", 1, failures=1, error="late", final=True)
-    assert await store.agents.release("p", "w1", "a1", 1) == "stale"
+    assert await store.agents.confirm("p", "w1", "a1", old) is None
+    assert not await store.agents.fail("p", "w1", "a1", old, failures=1, error="late", final=True)
+    assert await store.agents.release("p", "w1", "a1", old) == "stale"
     assert await store.workers.view("p", "w1") is None
     assert await store.workers.retire("p", "w1", reason="late")
     assert (await read_agent(store))["process_id"] == "w2"
@@ -281,7 +286,7 @@ async def test_an_agent_that_ran_counts_no_crash(store: Store) -> None:
         await seed_worker(store, f"w{turn}")
         if turn == 0:
             await seed_agent(store)
-        assert await store.agents.confirm("p", f"w{turn}", "a1", turn + 1) is not None
+        assert await store.agents.confirm("p", f"w{turn}", "a1", await incarnation(store)) is not None
         await reap(store, f"w{turn}", crashes_max=1)
     assert (await read_agent(store))["crashes"] == "0"
 

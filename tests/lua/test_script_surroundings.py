@@ -14,6 +14,7 @@ from support.seeds import (
     failure,
     finish,
     ids,
+    incarnation,
     listening,
     new_store,
     read_agent,
@@ -50,7 +51,7 @@ async def live(store: Store) -> None:
     for name in ("a1", "a2", "a3", "a4"):
         await seed_agent(store, name)
     for name in ("a1", "a2", "a3"):
-        assert await store.agents.confirm("p", "w1", name, 1) == 0
+        assert await store.agents.confirm("p", "w1", name, await incarnation(store, name)) == 0
     await seed_task(store, "t1", agent="a1")
     await seed_task(store, "t2", agent="a2")
     claim = await exchange(store, room=5, names=["a1", "a2"])
@@ -60,14 +61,14 @@ async def live(store: Store) -> None:
     await store.agents.beat("p", "w1", ["a1"])
     await store.agents.terminate("p/a1")
     assert (await read_agent(store, "a4"))["process_id"] == "w1"
-    assert await store.agents.fail("p", "w1", "a4", 1, failures=9, error="no", final=True)
+    assert await store.agents.fail("p", "w1", "a4", await incarnation(store, "a4"), failures=9, error="no", final=True)
     await seed_worker(store, "w2", capacity=2)
     await seed_task(store, "t3")
     claim = await exchange(store, "w2", room=5)
     assert [task.id for task in claim.tasks] == ["p/t3"]
     await finish(store, "p/t3", worker="w2", result=failure())
     await store.workers.drain("p", "w1", reason="test")
-    assert await store.agents.release("p", "w1", "a3", 1, "{}") == "placed"
+    assert await store.agents.release("p", "w1", "a3", await incarnation(store, "a3"), "{}") == "placed"
     assert await store.workers.reap("p", "w1", proof="owner", authority=MASTER, reason="test") == "done"
     assert (await store.tasks.info("p/t2"))["status"] == "queued"
     assert await store.agents.place_pending("p", token) == (0, 0, -1)
@@ -248,13 +249,15 @@ async def test_when_memory_is_full_work_ends_but_none_begins(tmp_path: Path, has
             assert await store.tasks.cancel("p/t2") == "cancelled"
             await store.agents.terminate("p/a1")
             holder = (await store.agents.get("p/a2")).process_id
-            assert await store.agents.fail("p", holder, "a2", 1, failures=1, error="no", final=True)
+            assert await store.agents.fail(
+                "p", holder, "a2", await incarnation(store, "a2"), failures=1, error="no", final=True
+            )
             connection = SyncConnection(server.url)
             assert beat_worker(connection, "p", "w1", loop_lag_ms=0, memory_bytes=1, cpu_percent=0.0)
             connection.close()
             holder = (await store.agents.get("p/a3")).process_id
             await store.workers.drain("p", holder, reason="test")
-            assert await store.agents.release("p", holder, "a3", 1, "{}") == "placed"
+            assert await store.agents.release("p", holder, "a3", await incarnation(store, "a3"), "{}") == "placed"
             for worker in ("w1", "w2"):
                 assert await store.workers.reap("p", worker, proof="owner", authority=MASTER, reason="x") == "done"
             assert (await store.pools.observe("p")).pending == 2

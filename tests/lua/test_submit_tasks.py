@@ -13,6 +13,7 @@ from support.seeds import (
     finish,
     header,
     ids,
+    incarnation,
     listening,
     read_commands,
     read_outcome,
@@ -63,7 +64,7 @@ async def test_task_for_an_agent_that_waits_or_works_just_waits(store: Store) ->
     await seed_agent(store)
     await seed_task(store, "t1", agent="a1")
     await seed_worker(store)
-    await store.agents.confirm("p", "w1", "a1", 1)
+    await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1"))
     await exchange(store, names=["a1"])
     async with listening(store, store.keys.worker_channel("w1")) as heard:
         await seed_task(store, "t2", agent="a1")

@@ -8,6 +8,7 @@ from support.seeds import (
     exchange,
     finish,
     ids,
+    incarnation,
     listening,
     read_hash,
     read_outcome,
@@ -187,7 +188,7 @@ async def test_a_suspect_of_a_pinned_agent_waits_in_its_mailbox_until_nothing_el
     await seed_lease(store, agent="a1")
     await seed_worker(store, "w2")
     await crash(store, "w1", t1="suspect")
-    await store.agents.confirm("p", "w2", "a1", 2)
+    await store.agents.confirm("p", "w2", "a1", await incarnation(store, "a1"))
     await seed_running_agent(store, "a2")
     await seed_lease(store, "busy", "w2")
     await seed_task(store, "t2")
@@ -205,7 +206,7 @@ async def test_what_is_passed_over_of_an_agent_that_ends_holds_nothing_up(store:
     await seed_lease(store, agent="a1")
     await seed_worker(store, "w2")
     await crash(store, "w1", t1="suspect")
-    await store.agents.confirm("p", "w2", "a1", 2)
+    await store.agents.confirm("p", "w2", "a1", await incarnation(store, "a1"))
     await seed_lease(store, "busy", "w2")
     assert ids(await exchange(store, "w2", room=9, names=["a1"])) == []
     await store.agents.terminate("p/a1")
@@ -220,7 +221,7 @@ async def test_a_worker_goes_on_when_its_suspect_ends_by_another_hand(store: Sto
     await seed_lease(store, agent="a1")
     await seed_worker(store, "w2")
     await crash(store, "w1", t1="suspect")
-    await store.agents.confirm("p", "w2", "a1", 2)
+    await store.agents.confirm("p", "w2", "a1", await incarnation(store, "a1"))
     assert ids(await exchange(store, "w2", names=["a1"])) == ["p/t1"]
     await store.agents.terminate("p/a1")
     await seed_task(store, "t2")

@@ -5,6 +5,7 @@ from support.seeds import (
     at_once,
     exchange,
     finish,
+    incarnation,
     listening,
     read_agent,
     read_commands,
@@ -136,7 +137,7 @@ async def test_agent_that_is_needed_is_not_retired(store: Store) -> None:
     await seed_agent(store)
     since = await last_used(store)
     assert not await store.agents.retire_idle("p/a1", since), "it is starting"
-    await store.agents.confirm("p", "w1", "a1", 1)
+    await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1"))
     assert not await store.agents.retire_idle("p/a1", since - 1), "it was used in the meantime"
     await seed_task(store, agent="a1")
     assert not await store.agents.retire_idle("p/a1", since), "it has mail"

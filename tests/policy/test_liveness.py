@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentpool.policy.liveness import Deadlines, Look, Sign, Verdict, judge, proves_silence
+from agentpool.policy.liveness import Deadlines, Sign, Verdict, judge
 
 DEADLINES = Deadlines(heartbeat_timeout_ms=10_000, block_timeout_ms=30_000)
 
@@ -24,19 +24,3 @@ DEADLINES = Deadlines(heartbeat_timeout_ms=10_000, block_timeout_ms=30_000)
 def test_verdicts(silence: int, lag: int, stopped: bool, busy: bool, verdict: Verdict) -> None:
     sign = Sign(silence_ms=silence, loop_lag_ms=lag, stopped=stopped, cpu_busy=busy)
     assert judge(sign, DEADLINES) is verdict
-
-
-@pytest.mark.parametrize(
-    ("at", "server_ms", "proves"),
-    [
-        (11.0, 51_000, True),
-        (12.0, 52_000, True),
-        (12.1, 52_100, False),  # nobody looked
-        (11.0, 53_500, False),  # the server's clock was set forward
-        (11.0, 3_651_000, False),
-        (11.0, 48_000, False),  # or back
-        (11.0, 52_500, True),
-    ],
-)
-def test_silence_proves_something_while_looks_and_clocks_go_on(at: float, server_ms: int, proves: bool) -> None:
-    assert proves_silence(Look(10.0, 50_000), Look(at, server_ms), 2.0) is proves

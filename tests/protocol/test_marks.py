@@ -1,6 +1,6 @@
 """What a worker's file of marks says when the process has died, and who is blamed."""
 
-from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, Begun, blame, mark_path, read_marks, write_mark
+from agentpool.protocol.marks import FILE_BYTES, SLOT_BYTES, Begun, agent_mark, blame, mark_path, read_marks, write_mark
 
 LONGEST = "p" * 64 + "/" + "t" * 22
 
@@ -34,6 +34,15 @@ def test_where_none_had_it_all_are_or_none() -> None:
     assert blame(begun, "", by_itself=True) == dict.fromkeys(("p/a", "p/b"), "suspect")
     assert blame(begun, "", by_itself=False) == dict.fromkeys(("p/a", "p/b"), "started")
     assert blame([], "", by_itself=True) == {}
+
+
+def test_of_agents_only_the_one_that_had_the_cpu_is_named() -> None:
+    begun = [Begun("p/a"), Begun(agent_mark("one")), Begun(agent_mark("n" * 64))]
+    assert blame(begun, agent_mark("one"), by_itself=True) == {"p/a": "started", "@one": "suspect"}
+    assert blame(begun, agent_mark("one"), by_itself=False, killed_at=9.5)["@one"] == "suspect", "it has no deadline"
+    assert blame(begun, "p/a", by_itself=True) == {"p/a": "suspect"}
+    assert blame(begun, "", by_itself=True) == {"p/a": "suspect"}
+    assert read_marks(file_of((agent_mark("n" * 64), 0.0), on_cpu=1))[1] == agent_mark("n" * 64)
 
 
 def test_who_blocked_past_its_own_time_is_overdue() -> None:

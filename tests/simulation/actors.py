@@ -14,7 +14,7 @@ from simulation.server import START_BACKOFF_MS, Command
 from simulation.world import Actor, Away, Bell, Call, Process, Sleep, Wait, World
 
 from agentpool.policy.actions import DrainWorker, SetDesired, StartWorkers
-from agentpool.policy.liveness import Deadlines, Look, Sign, Verdict, judge, proves_silence
+from agentpool.policy.liveness import Deadlines, Sign, Verdict, judge
 from agentpool.policy.reconcile import Limits, plan_growth, plan_shrinking, threshold
 from agentpool.policy.restarts import next_restart
 from agentpool.policy.scaling import Thresholds
@@ -33,7 +33,6 @@ class Policy(msgspec.Struct, kw_only=True):
     threshold: Callable[..., int] = threshold
     next_restart: Callable[..., float | None] = next_restart
     judge: Callable[..., Verdict] = judge
-    proves_silence: Callable[..., bool] = proves_silence
     diff: Callable[..., Any] = diff
     next_step: Callable[[int, int], Step] = next_step
     hold_ms: int = -1
@@ -113,7 +112,7 @@ class Master:
         self.registered: set[str] = set()
         self._failures, self._not_before = 0, 0.0
         self._shrunk_at = self._scaled_at = self.world.time
-        self._looked: Look | None = None
+        self._looked_at = self.world.time
         self._trust_from = self.world.time + self.times.heartbeat_timeout
         self.process.run(self._open())
 
@@ -283,38 +282,39 @@ class Master:
     def _watch_once(self) -> Actor:
         crew = list(self.crew.values())
         if not crew:
-            self._looked = None
+            self._looked_at = self.world.time
             return
-        now, seen = (yield Call("observe_pool"))["now_ms"], (yield Call("all_workers"))
-        look = Look(self.world.time / 1000, now)
-        if not (self._looked and self.policy.proves_silence(self._looked, look, self.times.gap / 1000)):
+        turn, is_held, seen = yield Call("signs")
+        if self.world.time - self._looked_at > self.times.gap:
             self._trust_from = self.world.time + self.times.heartbeat_timeout
-        self._looked = look
+        self._looked_at = self.world.time
         deadlines = Deadlines(
             heartbeat_timeout_ms=self.times.heartbeat_timeout, block_timeout_ms=self.times.block_timeout
         )
         for worker in crew:
-            fields = seen.get(worker.id)
+            beat, status = seen.get(worker.id, (0, "lost"))
             if not worker.process.alive:
                 continue
-            if not fields or fields["status"] == "lost":
+            if status == "lost":
                 worker.unknown_for += 1
                 if worker.unknown_for > 5:
                     worker.process.end("it is not registered and did not leave")
                 continue
-            if fields["status"] in ("ordered", "starting"):
+            if status in ("ordered", "starting"):
                 if self.world.time - worker.forked_at > self.times.start_timeout:
                     worker.process.end("it did not register")
                 continue
             if worker.id not in self.registered:
                 self.registered.add(worker.id)
                 self._failures, self._not_before = 0, 0.0
-            if fields["status"] == "draining":
+            if status == "draining":
                 worker.draining_since = worker.draining_since or self.world.time
                 if self.world.time - worker.draining_since > self.times.drain_timeout + 5000:
                     worker.process.end("it did not finish draining")
                     continue
-            sign = Sign(silence_ms=now - fields["beat"], loop_lag_ms=0, stopped=worker.process.paused, cpu_busy=False)
+            sign = Sign(silence_ms=turn - beat, loop_lag_ms=0, stopped=worker.process.paused, cpu_busy=False)
+            if is_held:
+                continue
             if self.world.time >= self._trust_from and self.policy.judge(sign, deadlines) is not Verdict.WELL:
                 self.town.on_frozen(worker.id)
                 worker.process.end("frozen")

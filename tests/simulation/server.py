@@ -23,7 +23,9 @@ class Server:
     def __init__(self, now: int, **settings: int) -> None:
         self.now = now
         self.settings = {"min_workers": 0, "max_workers": 5, "max_pending": 1000, **settings}
-        self.pool: dict[str, int] = {"floor": 0, "desired": 0, "tick": 0, "hold_until": 0}
+        self.pool: dict[str, int] = {"floor": 0, "desired": 0, "tick": 0, "hold_until": 0, "server_run": 0}
+        self.run = 1
+        """Another after each restart."""
         self.fences = {"leader": 0, "placement": 0}
         self.locks: dict[str, tuple[str, int]] = {}
         """Token and when it lapses."""
@@ -44,6 +46,7 @@ class Server:
     def lose_tail(self, saved: bytes) -> None:
         """Go back to what was on disk."""
         self.pool, self.fences, self.locks, self.workers, self.agents, self.pending, self.ended = pickle.loads(saved)
+        self.run += 1
 
     # -- locks --------------------------------------------------------------------------------------------------
 
@@ -75,6 +78,10 @@ class Server:
     def lead_pool(self, master: str, lease_ms: int, gap_ms: int, hold_ms: int) -> tuple[str, ...]:
         if self.now - self.pool["tick"] > gap_ms:
             self.pool["hold_until"] = self.now + hold_ms
+        if self.pool["server_run"] != self.run:
+            if self.pool["server_run"]:
+                self.pool["hold_until"] = self.now + hold_ms
+            self.pool["server_run"] = self.run
         self.pool["tick"] = self.now
         before = self.token("leader")
         word, token = self.take_lock("leader", master, lease_ms)
@@ -245,12 +252,21 @@ class Server:
             return "fenced"
         if proof == "lost":
             return "yes" if fields["status"] == "lost" else "alive"
-        if self.now - self.pool["tick"] > TICK_FRESH_MS or self.now < self.pool["hold_until"]:
+        if self.is_held() or self.pool["server_run"] != self.run:
             return "held"
         if proof == "unstarted" and fields["status"] not in ("ordered", "starting"):
             return "alive"
         beat = fields["beat"] if fields["status"] != "lost" else 0
-        return "yes" if self.now - beat >= timeout_ms else "alive"
+        # Up to the last turn of a master: since then the server may have taken no beats.
+        return "yes" if min(self.now, self.pool["tick"]) - beat >= timeout_ms else "alive"
+
+    def is_held(self) -> bool:
+        """Whether silence proves nothing now."""
+        return self.now - self.pool["tick"] > TICK_FRESH_MS or self.now < self.pool["hold_until"]
+
+    def signs(self) -> tuple[int, bool, dict[str, tuple[int, str]]]:
+        beats = {id: (fields["beat"], fields["status"]) for id, fields in self.workers.items()}
+        return self.pool["tick"], self.is_held(), beats
 
     def silent(self, older_than_ms: int) -> list[tuple[str, bool]]:
         live = self.named("ordered", "starting", "ready", "draining")
@@ -340,7 +356,7 @@ class Server:
 
     def _assign(self, name: str, worker: str) -> None:
         agent = self.agents[name]
-        agent |= {"status": "placed", "worker": worker, "incarnation": agent["incarnation"] + 1}
+        agent |= {"status": "placed", "worker": worker, "incarnation": max(agent["incarnation"] + 1, self.now)}
         self.pending.pop(name, None)
         self.workers[worker]["agents"].add(name)
         self._rescore(worker)

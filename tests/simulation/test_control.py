@@ -117,7 +117,6 @@ BROKEN: dict[str, Policy] = {
     "what shall not be here stays": Policy(diff=_only_starts),
     "missed commands are not noticed": Policy(next_step=_ignores_gaps),
     "everyone is frozen": Policy(judge=lambda *_: Verdict.FROZEN),
-    "silence is always proved": Policy(proves_silence=lambda *_: True),
     "no hold after a gap": Policy(hold_ms=0),
 }
 

@@ -96,7 +96,7 @@ async def test_what_is_no_url_is_told(url: str) -> None:
 async def test_full_memory_is_told(own_store: Store) -> None:
     await seed_pool(own_store)
     await own_store.connection.redis.config_set("maxmemory", 1)
-    with pytest.raises(RedisUnavailable, match=r"takes no writes\. Raise maxmemory"):
+    with pytest.raises(RedisUnavailable, match=r"takes no new work; .*Raise maxmemory"):
         await seed_agent(own_store)
     await own_store.connection.redis.config_set("maxmemory", 0)
 
@@ -126,6 +126,10 @@ async def test_a_replica_is_told_but_can_be_read(own_store: Store) -> None:
 @pytest.mark.parametrize(
     ("error", "part"),
     [
+        (
+            redis.exceptions.ConnectionError("Error 24: Too many open files."),
+            "no file descriptors left",
+        ),
         (redis.exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "takes no writes"),
         (redis.exceptions.ResponseError("ERR unknown command"), "refused a command"),
         (redis.exceptions.TimeoutError("Timeout reading from socket"), "does not answer"),
@@ -213,6 +217,40 @@ async def test_many_callers_share_few_connections(redis_url: str) -> None:
         assert len(views) == 1000
         clients = await store.connection.redis.client_list()
         assert len([client for client in clients if client["db"] == "0"]) <= 70
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_a_server_that_is_away_is_not_stormed(accepts: bool) -> None:
+    """Five hundred callers wait for two seconds: what reaches the server is a few connections."""
+    count = 0
+
+    def count_and_close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        writer.close()
+
+    door = await asyncio.start_server(count_and_close, "127.0.0.1", 0)
+    port = door.sockets[0].getsockname()[1]
+    if not accepts:
+        door.close()
+        await door.wait_closed()
+    async with new_store(f"redis://127.0.0.1:{port}", command_timeout=2.0) as store:
+        connection, opened = store.connection, 0
+        make = connection.redis.connection_pool.make_connection
+
+        def counted() -> object:
+            nonlocal opened
+            opened += 1
+            return make()
+
+        connection.redis.connection_pool.make_connection = counted
+        results = await asyncio.gather(
+            *(connection.ask("PING", timeout=2.0) for _ in range(500)), return_exceptions=True
+        )
+    door.close()
+    assert all(isinstance(result, RedisUnavailable) for result in results)
+    assert 4 <= opened <= 30, opened
+    assert count <= opened
 
 
 async def test_store_can_be_closed_twice(redis_url: str) -> None:

@@ -12,7 +12,7 @@ import redis
 from support.wait import wait_until_sync
 
 from agentpool.redis_server import find_binary
-from agentpool.server_check import Findings, check_server, judge
+from agentpool.server_check import DURABILITY, Findings, check_server, judge
 
 TIMEOUT_S = 5.0
 GOOD: dict[str, object] = {
@@ -24,7 +24,9 @@ GOOD: dict[str, object] = {
     "maxmemory_policy": "noeviction",
     "appendonly": True,
     "appendfsync": "everysec",
+    "fsync_pauses": False,
     "save": "",
+    "durability": DURABILITY["everysec"],
 }
 Configure = Callable[..., None]
 
@@ -92,6 +94,7 @@ def test_errors(facts: dict[str, object], line: str) -> None:
         ({"appendonly": False, "save": ""}, "without saving, everything is lost"),
         ({"appendonly": False, "save": "3600 1"}, "everything since the last snapshot is lost"),
         ({"appendfsync": "no"}, "appendfsync is no"),
+        ({"fsync_pauses": True}, "appendfsync everysec does not hold"),
     ],
 )
 def test_warnings(facts: dict[str, object], line: str) -> None:
@@ -113,7 +116,22 @@ def test_warnings(facts: dict[str, object], line: str) -> None:
     ],
 )
 def test_fit_servers(facts: dict[str, object]) -> None:
-    assert judge(GOOD | facts) == Findings(facts=GOOD | facts)
+    said = GOOD | facts | {"durability": DURABILITY[str(facts.get("appendfsync", "everysec"))]}
+    assert judge(GOOD | facts) == Findings(facts=said)
+
+
+@pytest.mark.parametrize(
+    ("facts", "mode"),
+    [
+        ({"appendonly": True, "appendfsync": "always"}, "always"),
+        ({"appendonly": True, "appendfsync": "no"}, "no"),
+        ({"appendonly": False, "appendfsync": "always", "save": "3600 1"}, "snapshots"),
+        ({"appendonly": False, "appendfsync": "always", "save": ""}, "none"),
+    ],
+)
+def test_what_writes_survive_is_said(facts: dict[str, object], mode: str) -> None:
+    assert judge(facts).facts["durability"] == DURABILITY[mode]
+    assert "durability" not in judge({"appendonly": True}).facts, "the server does not say how it syncs"
 
 
 # -- asked of a real server -----------------------------------------------------------------------------------------
@@ -138,8 +156,9 @@ def test_an_evicting_policy_is_seen(redis_url: str, configure: Configure, policy
 
 def test_a_full_server_is_seen(redis_url: str, configure: Configure) -> None:
     configure(maxmemory="1", maxmemory_policy="noeviction", appendfsync="everysec")
-    (error,) = check_server(redis_url, TIMEOUT_S).errors
-    assert "out of memory" in error
+    findings = check_server(redis_url, TIMEOUT_S)
+    assert findings.errors == [], "a master must start, so that what is there can drain"
+    assert "out of memory" in findings.warnings[0]
 
 
 def test_missing_replicas_are_seen(redis_url: str, configure: Configure) -> None:

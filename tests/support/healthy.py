@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+from support.seeds import incarnation
 from support.tiny_pool import POOL, TinyPool, tiny_pool
 
 from agentpool.protocol.records import TaskEnvelope, TaskHeader
@@ -20,7 +21,7 @@ async def healthy_pool(url: str) -> AsyncIterator[TinyPool]:
         await pool.add_worker("w1", capacity=3, works=False)
         for name in ("a", "b"):
             await spawn(pool, name)
-            await pool.store.agents.confirm(POOL, "w1", name, 1)
+            await pool.store.agents.confirm(POOL, "w1", name, await incarnation(pool.store, name, POOL))
         await submit(pool, "b1", agent="b")
         await submit(pool, "t1")
         found = await pool.store.tasks.exchange(POOL, "w1", 1, room=1, names=["b"])

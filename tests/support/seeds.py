@@ -167,6 +167,11 @@ async def seed_running_agent(store: Store, name: str = "a1", pool: str = "p", **
     return worker
 
 
+async def incarnation(store: Store, name: str = "a1", pool: str = "p") -> int:
+    """The incarnation of an agent as it is now, 0 when it has ended: each is a time, so that none is given twice."""
+    return int(await store.connection.redis.hget(store.keys.agent(f"{pool}/{name}"), "incarnation") or 0)
+
+
 def header(
     agent: str = "",
     tenant: str = "default",

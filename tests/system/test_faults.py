@@ -183,6 +183,28 @@ async def test_an_agent_that_kills_its_worker_at_start_is_given_up_and_neighbour
         assert await examine(client.store) == []
 
 
+async def test_an_agent_whose_own_code_kills_its_worker_is_given_up_after_three_times(new_master: NewMaster) -> None:
+    settings = {
+        "agents": ["sample_agents:KillsInBackground", "sample_agents:Echo"],
+        "boot_backoff": 0.05,
+        "max_workers": 2,
+    }
+    master = new_master({POOL: settings}).start()
+    async with master.client() as client:
+        pool = client.pool(POOL)
+        await asyncio.gather(*(pool.spawn("Echo", id=f"good-{n}") for n in range(5)))
+        await pool.spawn("KillsInBackground", id="bad")
+        await wait_until(lambda: _all_idle(pool, 5), timeout=15)
+        events = [event async for event in pool.events()]
+        (failed,) = [event for event in events if event.type == "agent.failed"]
+        assert failed.agent_id == f"{POOL}/bad"
+        assert "lost 3 times while its own code ran" in failed.detail
+        assert "SIGSEGV" in failed.detail
+        assert [event.type for event in events].count("worker.reaped") == 3
+        assert not any(agent.crashes for agent in await pool.agents()), "its neighbours are blamed for nothing"
+        assert await examine(client.store) == []
+
+
 async def test_a_killed_zygote_is_replaced_and_its_workers_live_on(new_master: NewMaster) -> None:
     master = new_master().start()
     async with master.client() as client:

@@ -129,7 +129,7 @@ async def shown_hosts(url: str) -> dict[str, dict[str, Any]]:
 async def test_another_leads_when_the_leaders_lease_is_over_and_the_first_is_adopted_back(
     new_master: NewMaster, redis_url: str
 ) -> None:
-    pools = settings(min_workers=4, max_workers=8, heartbeat_timeout=4.0)
+    pools = settings(min_workers=4, max_workers=8, heartbeat_timeout=2.0)
     first = new_master(pools, redis={"url": redis_url}, leader_lease=1.5).start()
     async with connect(redis_url) as client:
         await wait_until(lambda: has(client, **{id_of(first): 4}))
@@ -328,6 +328,7 @@ async def _is_empty(client: Client, pool: str) -> bool:
     return await client.store.workers.all(pool) == [] and await client.store.pools.names() == [POOL]
 
 
+@LONG
 async def test_two_masters_with_one_identity_are_refused(new_master: NewMaster, redis_url: str) -> None:
     first = new_master(settings(), redis={"url": redis_url}, host_id="copied").start()
     second = new_master(settings(), redis={"url": redis_url}, host_id="copied").start(wait=False)

@@ -17,10 +17,11 @@ from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
 from agentpool.hosting import GIVE_BACK, Ending, Host, Run
 from agentpool.protocol.codec import encode_json
-from agentpool.protocol.records import ClaimedTask
+from agentpool.protocol.records import ClaimedTask, encode_task
 from agentpool.store.tasks import EndedTask, Exchange
 from agentpool_worker.auditing import audit_line
 from agentpool_worker.place import WorkPlace
+from agentpool_worker.recent import Recent
 from agentpool_worker.reports import Reports
 from agentpool_worker.slots import Slots
 from agentpool_worker.turns import Turns
@@ -72,6 +73,9 @@ class Executor:
         """What ended and is not handed in yet; what is being handed in stays until that is answered."""
         self._slots = Slots(place, host)
         self._reports = Reports(place)
+        self._recent = Recent()
+        self._again: set[str] = set()
+        """What is handed in once more."""
         self._all_recorded = asyncio.Event()
         self._all_recorded.set()
 
@@ -154,6 +158,23 @@ class Executor:
     async def finished(self) -> None:
         """Wait until no task is here and what became of each is recorded."""
         await self._all_recorded.wait()
+
+    # -- a server that has started anew -------------------------------------------------------------------------
+
+    def records(self) -> dict[str, bytes]:
+        """Return the records, as they were submitted, of the tasks that are here or were handed in of late, by id."""
+        tasks = [*(task for task, _ in self._recent.all()), *(run.task for run in self._runs.values())]
+        return {task.id: encode_task(task.header, task.envelope) for task in tasks if task.envelope}
+
+    def hand_in_again(self) -> None:
+        """Hand in once more what was handed in of late: the server may have lost it."""
+        for task, ended in self._recent.all():
+            if task.id not in self._runs:
+                self._runs[task.id] = run = Run(self._host.place, task, self._done)
+                self._ended[task.id] = run, ended
+                self._again.add(task.id)
+                self._all_recorded.clear()
+        self.poke()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -293,7 +314,10 @@ class Executor:
     # -- what is recorded ---------------------------------------------------------------------------------------
 
     def _record(self, ended: Iterable[EndedTask], answer: Exchange) -> None:
+        late = {*answer.stale, *self._again}
+        self._recent.add([(self._runs[task.id].task, task) for task in ended if task.id not in late])
         for task in ended:
+            self._again.discard(task.id)
             run, _ = self._ended.pop(task.id)
             del self._runs[task.id]
             if task.verdict != "done" or run.why or answer.stale:

@@ -53,6 +53,7 @@ class Heartbeat:
         turns: Turns,
         *,
         on_beat: Callable[[Beat], None],
+        on_return: Callable[[], None],
         on_cut_off: Callable[[], None],
         on_orphaned: Callable[[], None],
         who_runs: Callable[[], str],
@@ -61,7 +62,10 @@ class Heartbeat:
     ) -> None:
         self._settings, self._worker_id, self._connection = settings, worker_id, connection
         self._turns, self._who_runs, self._warm, self._listens = turns, who_runs, warm, listens
-        self._on_beat, self._on_cut_off, self._on_orphaned = on_beat, on_cut_off, on_orphaned
+        self._on_beat, self._on_return, self._on_cut_off = on_beat, on_return, on_cut_off
+        self._on_orphaned = on_orphaned
+        self._known_run: str | None = None
+        """The run of the server in which it last knew this worker."""
         self._stopped = self._retiring = False
         self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
         self._blocked = self._overdue = False
@@ -129,16 +133,27 @@ class Heartbeat:
         except RedisUnavailable as error:
             self._note_failure(error)
         else:
+            returned = self._failing
             self._failing = self._cut_off = False
             self._answered = asked  # the answer may have waited while this process was frozen
-            self._act_on(beat)
+            self._act_on(beat, lag, returned)
         self._watch(lag)
 
-    def _act_on(self, beat: Beat | None) -> None:
+    def _act_on(self, beat: Beat | None, lag: float, returned: bool) -> None:
+        try:
+            run = self._connection.server_run() if returned or self._known_run is None or not beat else self._known_run
+        except RedisUnavailable as error:
+            self._note_failure(error)
+            return
         if beat:
+            self._known_run = run
+            if returned:
+                self._on_return()
             self._on_beat(beat)
             if self._orphanhood.is_over(beat.master_beat, monotonic()):
                 self._on_orphaned()
+        elif run != self._known_run and lag < self._settings.heartbeat_timeout:
+            self._on_return()  # the server may have lost this worker with its latest writes: it is told again
         elif not self._retiring:
             log.error("worker.given_up")
             leave(Exit.GIVEN_UP, flush=False)

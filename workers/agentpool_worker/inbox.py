@@ -13,7 +13,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from agentpool.errors import RedisUnavailable
+from agentpool.errors import AgentPoolError
 from agentpool.hosting import Host
 from agentpool.protocol.commands import Cancel, Command, Drain, Run, Shutdown, Spawn, Terminate, Wake, decode_command
 from agentpool.protocol.keys import split_id
@@ -23,6 +23,7 @@ from agentpool.store.tasks import claimed_tasks
 from agentpool_worker.executor import Executor
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.plan import Action, CancelRun, CheckMailbox, Held, StartAgent, Step, StopAgent, diff, next_step
+from agentpool_worker.restoring import Restoring
 from agentpool_worker.turns import Turns
 
 __all__ = ["Inbox"]
@@ -41,11 +42,13 @@ class Inbox:
         host: Host,
         executor: Executor,
         turns: Turns,
+        restoring: Restoring,
         *,
         on_drain: Callable[[], None],
         on_gone: Callable[[], None],
     ) -> None:
         self._place, self._agents, self._executor = place, host.agents, executor
+        self._restoring = restoring
         self._on_drain, self._on_gone = on_drain, on_gone
         self._turn = turns.of("inbox", self.poke)
         self._woken = asyncio.Event()
@@ -88,7 +91,7 @@ class Inbox:
             self._woken.clear()
             try:
                 await self._take_turn()
-            except RedisUnavailable as error:
+            except AgentPoolError as error:  # Redis is away, or back without what its master has yet to write
                 log.warning("redis.unavailable", doing="resync", error=str(error))
                 asyncio.get_running_loop().call_later(RESYNC_RETRY_DELAY, self.poke)
             self._turn.answer()
@@ -103,7 +106,7 @@ class Inbox:
 
     async def _resync(self) -> None:
         with self._turn.away():
-            view = await self._place.store.workers.view(self._place.pool, self._place.worker_id)
+            view = await self._restoring.view()
         self._stale = False
         if view is None:
             self._on_gone()
@@ -163,6 +166,7 @@ class Inbox:
             case Spawn():
                 self._agents.start(DesiredAgent.of(command))
             case Terminate(agent_id=agent_id):
+                self._restoring.note_end(agent_id)
                 self._agents.stop(agent_id)
             case Wake(agent_id=""):
                 self._executor.wake_lanes()

@@ -5,6 +5,7 @@ in `agentpool.protocol.marks`.
 """
 
 import mmap
+import os
 from pathlib import Path
 
 import structlog
@@ -26,7 +27,8 @@ class FileMarks(Marks):
 
     def __init__(self, path: Path) -> None:
         with path.open("w+b") as file:
-            file.truncate(FILE_BYTES)
+            # Not a hole: on a full disk a store into one ends the process.
+            os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
             self._memory = mmap.mmap(file.fileno(), FILE_BYTES)
         OnCpu.view = memoryview(self._memory)[:4].cast("I")
         self._free = list(range(SLOTS, 0, -1))

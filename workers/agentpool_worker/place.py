@@ -17,7 +17,7 @@ log = structlog.get_logger("worker")
 
 T = TypeVar("T")
 
-INSIST_DELAY_MAX = 2.0
+INSIST_DELAY_MAX = 1.0
 
 
 class WorkPlace:

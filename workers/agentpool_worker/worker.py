@@ -47,6 +47,7 @@ from agentpool_worker.marks import open_marks
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.process import become_worker, catch_stack_dumps, leave, start_time_of, worker_title
 from agentpool_worker.registry import RedisRegistry
+from agentpool_worker.restoring import Restoring
 from agentpool_worker.turns import Turns
 
 __all__ = ["main", "run_worker"]
@@ -66,7 +67,7 @@ def run_worker(settings: WorkerSettings, fork: Fork, types: Mapping[str, AgentTy
     if not _register(connection, settings, fork):
         return Exit.NOT_REGISTERED
     catch_stack_dumps(settings.stack_dir, fork.worker_id)
-    return _run_loop(_Worker(settings, fork.worker_id, types, connection))
+    return _run_loop(_Worker(settings, fork, types, connection))
 
 
 def _register(connection: SyncConnection, settings: WorkerSettings, fork: Fork) -> bool:
@@ -132,9 +133,10 @@ class _Worker:
     """The parts of a worker, and how it comes to its end."""
 
     def __init__(
-        self, settings: WorkerSettings, worker_id: str, types: Mapping[str, AgentType], connection: SyncConnection
+        self, settings: WorkerSettings, fork: Fork, types: Mapping[str, AgentType], connection: SyncConnection
     ) -> None:
-        self._settings, self._worker_id, self._types = settings, worker_id, types
+        self._settings, self._worker_id, self._types = settings, fork.worker_id, types
+        self._identity = {**_identity(settings, fork), "secret": fork.secret, "capacity": settings.capacity}
         self._connection = connection
         self._leaving = asyncio.Event()
         self._reason = ""
@@ -189,9 +191,18 @@ class _Worker:
             on_change=lambda: self._executor.slots_changed(),
             resync=lambda: self._inbox.resync(),
         )
-        self._executor = Executor(place, self._host, turns, on_gone=self._gone, on_runaway=self._leave_runaway)
+        self._executor = Executor(place, self._host, turns, on_gone=self._look_again, on_runaway=self._leave_runaway)
+        self._restoring = Restoring(
+            place, self._host, self._executor, identity=self._identity, leaves=self._leaving.is_set
+        )
         self._inbox = Inbox(
-            place, self._host, self._executor, turns, on_drain=lambda: self._leave("drained"), on_gone=self._gone
+            place,
+            self._host,
+            self._executor,
+            turns,
+            self._restoring,
+            on_drain=lambda: self._leave("drained"),
+            on_gone=self._gone,
         )
         self._listener = Subscription(
             store.connection,
@@ -206,6 +217,7 @@ class _Worker:
             self._connection,
             turns,
             on_beat=lambda beat: self._pass_on(loop, beat),
+            on_return=lambda: self._in_loop(loop, self._look_again),
             on_cut_off=lambda: self._in_loop(loop, self._cut_off),
             on_orphaned=lambda: self._in_loop(loop, self._orphaned),
             who_runs=lambda: _task_name(loop),
@@ -256,6 +268,9 @@ class _Worker:
         why = "the worker is cut off from Redis"
         exclusive = {name for name, type in self._types.items() if type.cls.on_redis_loss == "stop"}
         log.error("worker.cut_off", stopping=sorted(exclusive))
+        self._restoring.note_stopped(
+            pinned for pinned in self._host.agents.all() if pinned.desired.agent_type in exclusive
+        )
         self._host.agents.bar_types(exclusive, why)
         self._executor.cancel_types(exclusive, why)
 
@@ -300,6 +315,10 @@ class _Worker:
     def _expect_end(self) -> None:
         self._retiring = True
         self._heartbeat.retiring()
+
+    def _look_again(self) -> None:
+        """Redis was away, or does not know this worker: see what stands there now."""
+        self._inbox.resync()
 
     def _gone(self) -> None:
         if self._retiring:

@@ -165,7 +165,13 @@ class Zygote:
             return
         self._children[pid] = message.worker_id
         # The child is not reaped before the next turn, so the pid cannot be another's yet.
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            # Nobody could watch it.
+            log.error("worker.boot_failed", process_id=message.worker_id, error=str(error))
+            os.kill(pid, signal.SIGKILL)
+            return
         try:
             self._send(Forked(worker_id=message.worker_id, pid=pid, start_time=start_time_of(pid)), pidfd)
         finally:

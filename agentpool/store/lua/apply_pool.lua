@@ -1,6 +1,7 @@
 -- Write a pool's settings as its leader applies them.
 --
 -- @include base workers tenants tasks
+-- @flags allow-oom
 -- KEYS[1]  pool:{p}     HASH
 -- ARGV[4]  token        of the leader
 -- ARGV[5]  schema       version of what this release writes

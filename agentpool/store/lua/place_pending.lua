@@ -18,9 +18,10 @@ local placed = 0
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', pending, '-inf', now, 'LIMIT', 0, ARGV[4])) do
   local worker = pick_for(name)
   if worker then
-    assign(name, worker)
+    if assign(name, worker) then
+      placed = placed + 1
+    end
     rescore(worker)
-    placed = placed + 1
   elseif #workers_with_room(1) == 0 then
     break
   end

@@ -13,7 +13,8 @@
 -- ARGV[10] crashes_max    crashes of one agent while it started alone, after which it is given up
 -- ARGV[11] backoff_ms     delay before an agent that was starting is placed again; doubles with each crash
 -- ARGV[12…] id, blame     of each task that had begun: suspect, when it may have killed the worker; overdue, when it
---                         blocked it past its own time, and ends as timed out; or started
+--                         blocked it past its own time, and ends as timed out; or started. And `@<name>`, suspect, of the
+--                         agent whose code had the CPU beside its tasks, if one had: the third time is its last
 -- BUILDS   process:{w}  pool:{p}:workers  pool:{p}:lost  pool:{p}:processes  pool:{p}:starting  pool:{p}:draining
 --          pool:{p}:worker:{w}:agents  pool:{p}:worker:{w}:tasks  pool:{p}:worker:{w}:runs
 --          pool:{p}:worker:{w}:cancels  pool:{p}:leases  pool:{p}:pending  pool:{p}:history  pool:{p}:events
@@ -26,6 +27,7 @@
 -- RETURNS  {"more", moved} | {"done", moved} | {"gone"} | {"fenced"} | {"alive"} | {"held"}
 -- AGAIN    "more" until everything is moved, then "gone"
 
+local KILLS_MAX, KILLS_FORGOTTEN_MS = 3, 3600000
 local worker, proof, authority, reason, limit = ARGV[4], ARGV[5], ARGV[6], ARGV[8], tonumber(ARGV[9])
 local key = process_key(worker)
 local status, master = unpack(redis.call('HMGET', key, 'status', 'master'))
@@ -44,15 +46,16 @@ local function allowed()
   if proof == 'lost' then
     return status == 'lost' and 'yes' or 'alive'
   end
-  local tick, hold = unpack(redis.call('HMGET', POOL, 'tick', 'hold_until'))
-  if now - (tonumber(tick) or 0) > 2000 or now < (tonumber(hold) or 0) then
+  local tick, hold, run = unpack(redis.call('HMGET', POOL, 'tick', 'hold_until', 'server_run'))
+  if now - (tonumber(tick) or 0) > 2000 or now < (tonumber(hold) or 0) or (run or '') ~= server_run() then
     return 'held'
   end
   if proof == 'unstarted' and status ~= 'ordered' and status ~= 'starting' then
     return 'alive'
   end
   local beat = tonumber(redis.call('ZSCORE', POOL .. ':workers', worker)) or 0
-  return now - beat >= tonumber(ARGV[7]) and 'yes' or 'alive'
+  -- Up to the last turn of a master: since then the server may have taken no beats.
+  return math.min(now, tonumber(tick)) - beat >= tonumber(ARGV[7]) and 'yes' or 'alive'
 end
 
 local verdict = allowed()
@@ -111,13 +114,39 @@ for _, set in ipairs({'tasks', 'runs'}) do
   end
 end
 
--- An agent that was starting may be what killed the worker: it comes back later, and ever further apart from the others
--- that were, so that in the end it is alone with what it does. Nobody is given up for the company it was in.
+local has_culprit = false
+for id in pairs(blame) do
+  has_culprit = has_culprit or string.sub(id, 1, 1) == '@'
+end
+
+-- The agent whose code had the CPU when the worker died. Long after its last time it counts anew.
+local function return_culprit(name)
+  local agent = agent_key(name)
+  local status, placed_at, kills = unpack(redis.call('HMGET', agent, 'status', 'placed_at', 'kills'))
+  kills = now - (tonumber(placed_at) or 0) > KILLS_FORGOTTEN_MS and 1 or (tonumber(kills) or 0) + 1
+  local doing = status == 'placed' and 'while it started' or 'while its own code ran'
+  local why = 'its worker was lost ' .. kills .. ' times ' .. doing .. ': ' .. reason
+  redis.call('HSET', agent, 'kills', kills, 'last_error', why)
+  if kills >= KILLS_MAX and empty_mailbox(name, 100, 'agent_terminated', reason) then
+    redis.call('HSET', agent, 'process_id', '')
+    end_agent(name, 'failed', why)
+  else
+    queue_agent(name, now + ARGV[11] * 2 ^ (kills - 1))
+  end
+end
+
+-- An agent that was starting may be what killed the worker, unless it is known who did: it comes back later, and ever
+-- further apart from the others that were, so that in the end it is alone with what it does. Nobody is given up for the
+-- company it was in.
 local starter = redis.call('HGET', key, 'starter')
 local apart = 0
 local function return_agent(name)
   local agent = agent_key(name)
-  if redis.call('HGET', agent, 'status') ~= 'placed' then
+  if blame['@' .. name] then
+    return_culprit(name)
+    return
+  end
+  if has_culprit or redis.call('HGET', agent, 'status') ~= 'placed' then
     place_or_queue(name)
     return
   end

@@ -85,6 +85,17 @@ class KillsAtStart(Agent):
         return None
 
 
+class KillsInBackground(Agent):
+    """Starts, and a moment later kills its worker."""
+
+    async def background(self, ctx: Context) -> None:
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    async def run(self, ctx: Context, input: Any) -> None:
+        return None
+
+
 class Numbers(msgspec.Struct):
     """Typed input."""
 

@@ -4,30 +4,57 @@ local function agent_key(name)
   return prefix .. 'agent:' .. pool .. '/' .. name
 end
 
--- Put an agent on a worker that has room. The caller rescores the worker.
-local function assign(name, worker)
-  local key = agent_key(name)
-  if redis.call('HEXISTS', key, 'agent_type') == 0 then
-    -- A name without a record: nothing of ours leaves one behind, and it cannot be started.
-    redis.call('ZREM', POOL .. ':pending', name)
-    return
-  end
-  local incarnation = redis.call('HINCRBY', key, 'incarnation', 1)
-  redis.call('HSET', key, 'status', 'placed', 'process_id', worker, 'placed_at', now, 'task_id', '')
-  redis.call('ZREM', POOL .. ':pending', name)
-  redis.call('SADD', held(worker, 'agents'), name)
-  local type, tenant, project, max_idle, heartbeat =
-    unpack(redis.call('HMGET', key, 'agent_type', 'tenant', 'project', 'max_idle_ms', 'heartbeat_ms'))
-  command(worker, {type = 'spawn', agent_id = pool .. '/' .. name, agent_type = type, incarnation = incarnation,
-    tenant = tenant, project = project, max_idle_ms = tonumber(max_idle), heartbeat_ms = tonumber(heartbeat)}, true)
-  note('agent.placed', name, worker)
-end
-
 -- Let an agent wait for a place, from `due` on.
 local function queue_agent(name, due)
   redis.call('HSET', agent_key(name), 'status', 'pending', 'process_id', '', 'task_id', '')
   redis.call('ZADD', POOL .. ':pending', due, name)
   note('agent.waiting', name, '')
+end
+
+-- Until when an agent of this type may not be placed, or nil: one that must never run twice may run on a worker of which
+-- a server that has just started anew knows nothing any more. By the end of the hold it is told of, or has stopped.
+local function unsure_until(type, spawned_at)
+  local exclusive, restarted, hold, run =
+    unpack(redis.call('HMGET', POOL, 'exclusive:' .. type, 'restarted_at', 'hold_until', 'server_run'))
+  if exclusive ~= '1' then
+    return nil
+  end
+  if run and run ~= server_run() then
+    return now + 1000 -- no master has noticed yet
+  end
+  local is_older = (tonumber(spawned_at) or 0) < (tonumber(restarted) or 0)
+  return is_older and now < (tonumber(hold) or 0) and tonumber(hold) or nil
+end
+
+-- The next incarnation of an agent: above every earlier one, also when the server lost its latest writes.
+local function next_incarnation(last)
+  return math.max((tonumber(last) or 0) + 1, now)
+end
+
+-- Put an agent on a worker that has room; false when it has to wait. The caller rescores the worker.
+local function assign(name, worker)
+  local key = agent_key(name)
+  local type, last, spawned_at, tenant, project, max_idle, heartbeat = unpack(redis.call('HMGET', key, 'agent_type',
+    'incarnation', 'spawned_at', 'tenant', 'project', 'max_idle_ms', 'heartbeat_ms'))
+  if not type then
+    -- A name without a record: nothing of ours leaves one behind, and it cannot be started.
+    redis.call('ZREM', POOL .. ':pending', name)
+    return false
+  end
+  local unsure = unsure_until(type, spawned_at)
+  if unsure then
+    queue_agent(name, unsure)
+    return false
+  end
+  local incarnation = next_incarnation(last)
+  redis.call('HSET', key, 'status', 'placed', 'process_id', worker, 'placed_at', now, 'task_id', '', 'incarnation',
+    incarnation)
+  redis.call('ZREM', POOL .. ':pending', name)
+  redis.call('SADD', held(worker, 'agents'), name)
+  command(worker, {type = 'spawn', agent_id = pool .. '/' .. name, agent_type = type, incarnation = incarnation,
+    tenant = tenant, project = project, max_idle_ms = tonumber(max_idle), heartbeat_ms = tonumber(heartbeat)}, true)
+  note('agent.placed', name, worker)
+  return true
 end
 
 -- The worker for an agent, by its labels and by the pool's strategy, or nil.
@@ -40,9 +67,9 @@ end
 local function place_or_queue(name)
   local worker = pick_for(name)
   if worker then
-    assign(name, worker)
+    local placed = assign(name, worker)
     rescore(worker)
-    return worker
+    return placed and worker or nil
   end
   queue_agent(name, tonumber(redis.call('HGET', agent_key(name), 'spawned_at')) or now)
   tell_leader('room wanted')

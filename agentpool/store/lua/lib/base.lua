@@ -36,6 +36,13 @@ local function pool_exists()
   return status and status ~= 'removed'
 end
 
+-- The id of this run of the server: another one means that it started anew, maybe without its latest writes. '' where
+-- it may not be read.
+local function server_run()
+  local info = redis.pcall('INFO', 'server')
+  return type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+end
+
 -- The fenced lock `<fence> <holder>`, exactly as the caller holds it.
 local function holds(lock, token)
   return token ~= '' and redis.call('GET', prefix .. 'lock:pool:' .. pool .. ':' .. lock) == token

@@ -1,0 +1,140 @@
+"""What a client asked of Redis, in case the server loses it with its latest writes: then it is asked again.
+
+A server that has started anew shows it by the id of its run. What this client still waits for, and what it handed in of
+late, is looked up then, and what is unknown is handed in once more with the same id: Redis passes over what it knows.
+Workers may have told what they ran by then, or do so within a moment; so an agent or a pool that is unknown at first is
+tried again for a while.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from agentpool.client.requests import Request, Spawn
+from agentpool.clock import monotonic
+from agentpool.errors import AgentPoolError, RedisUnavailable, UnknownAgent, UnknownAgentType, UnknownPool, UnknownTask
+from agentpool.store import Store
+
+__all__ = ["Recovery"]
+
+KEPT_S = 10.0
+KEPT_TASKS = 20_000
+KEPT_BYTES = 16_000_000
+"""Of what was submitted and nobody waits for: what a server may lose is a few seconds old."""
+PATIENCE_S = 10.0
+"""How long after a restart of the server an agent or a pool may be unknown."""
+
+SETTLING_S = 3.0
+"""How long after it what is asked for at once may be."""
+
+Asked = Request | Spawn
+T = TypeVar("T")
+
+
+class Recovery:
+    """`submit` and `place` hand in again; `fail(id, error)` tells those who wait that this was refused."""
+
+    def __init__(
+        self,
+        store: Store,
+        submit: Callable[[Request], Awaitable[object]],
+        place: Callable[[Spawn], Awaitable[object]],
+        fail: Callable[[str, AgentPoolError], object],
+    ) -> None:
+        self._store, self._submit, self._place, self._fail = store, submit, place, fail
+        self.run = ""
+        """The run of the server that this client has seen last, '' before it looked."""
+        self._waiting: dict[str, Asked] = {}
+        self._recent: deque[tuple[float, int, Sequence[Request]]] = deque()
+        self._tasks = self._bytes = 0
+        self._again: dict[str, Asked] = {}
+        """To be handed in again, and not done yet."""
+        self._until = self._settled_at = 0.0
+
+    async def begin(self, timeout: float) -> None:
+        """See in which run the server is; raises `RedisUnavailable` unless it answers."""
+        self.run = await self._store.connection.server_run(timeout)
+
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    def wait_for(self, id: str, asked: Asked) -> None:
+        """Somebody waits for this, which Redis has accepted."""
+        self._waiting[id] = asked
+
+    def leave(self, id: str) -> None:
+        """Nobody waits for this any more."""
+        self._waiting.pop(id, None)
+        self._again.pop(id, None)
+
+    def keep(self, requests: Sequence[Request]) -> None:
+        """Redis has accepted these; they are kept for a while, as far as the bounds allow."""
+        now, size = monotonic(), sum(len(request.envelope.input) for request in requests)
+        recent = self._recent
+        recent.append((now, size, requests))
+        self._tasks, self._bytes = self._tasks + len(requests), self._bytes + size
+        while recent and (now - recent[0][0] > KEPT_S or self._tasks > KEPT_TASKS or self._bytes > KEPT_BYTES):
+            _, size, requests = recent.popleft()
+            self._tasks, self._bytes = self._tasks - len(requests), self._bytes - size
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether anything is still to be handed in again."""
+        return bool(self._again)
+
+    def expects(self, id: str) -> bool:
+        """Tell whether this is about to be handed in again."""
+        return id in self._again
+
+    async def insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what `ask` does. What is unknown although the server has just started anew may become known in a
+        moment, as workers and masters tell of it: then it is asked again.
+        """
+        while True:
+            try:
+                return await ask()
+            except (UnknownAgent, UnknownPool):
+                await self.look()
+                if monotonic() > self._settled_at:
+                    raise
+            await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 (jitter, no secret)
+
+    # -- a server that has started anew -------------------------------------------------------------------------
+
+    async def look(self) -> bool:
+        """Tell whether the server has started anew since the last look; what it has lost is handed in again."""
+        run = await self._store.connection.server_run()
+        before, self.run = self.run, run
+        if "" in (before, run) or before == run:
+            return False
+        self._again.update(self._waiting)
+        self._again.update({request.task_id: request for _, _, batch in self._recent for request in batch})
+        self._until, self._settled_at = monotonic() + PATIENCE_S, monotonic() + SETTLING_S
+        await self.hand_in_again()
+        return True
+
+    async def hand_in_again(self) -> None:
+        """Hand in what Redis does not know, as far as it takes it now."""
+        await self._pass_over_what_is_known()
+        asked = list(self._again.items())
+        results = await asyncio.gather(*(self._send(one) for _, one in asked), return_exceptions=True)
+        for (id, _), error in zip(asked, results, strict=True):
+            if isinstance(error, UnknownPool | UnknownAgent | UnknownAgentType) and monotonic() < self._until:
+                continue
+            if isinstance(error, RedisUnavailable):
+                continue
+            self._again.pop(id, None)
+            if isinstance(error, AgentPoolError):
+                self._fail(id, error)
+
+    async def _send(self, asked: Asked) -> object:
+        return await (self._place(asked) if isinstance(asked, Spawn) else self._submit(asked))
+
+    async def _pass_over_what_is_known(self) -> None:
+        tasks = [id for id, asked in self._again.items() if isinstance(asked, Request)]
+        found = await self._store.tasks.outcomes(await self._store.tasks.settled(tasks))
+        unknown = {id for id, answer in found.items() if isinstance(answer, UnknownTask)}
+        agents = [id for id, asked in self._again.items() if isinstance(asked, Spawn)]
+        unknown |= set(agents) - {record.agent_id for record in await self._store.agents.several(agents)}
+        self._again = {id: asked for id, asked in self._again.items() if id in unknown}

@@ -1,0 +1,108 @@
+"""What a client asked of Redis and Redis lost with its latest writes is asked again, once, with the same ids."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from support.outage import HarmedServer
+from support.tiny_pool import POOL, TinyPool, tiny_pool
+from support.wait import wait_until
+
+from agentpool.client import Client, connect
+from agentpool.errors import UnknownTask
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HarmedServer]:
+    harmed = HarmedServer(tmp_path / "redis").start()
+    yield harmed
+    harmed.stop()
+
+
+@pytest.fixture
+async def tiny(server: HarmedServer) -> AsyncIterator[TinyPool]:
+    async with tiny_pool(server.url) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def client(server: HarmedServer, tiny: TinyPool) -> AsyncIterator[Client]:
+    async with connect(server.url) as client:
+        yield client
+
+
+def lose(server: HarmedServer) -> None:
+    server.lose()
+    server.start()
+
+
+async def test_tasks_that_were_lost_are_handed_in_again_once(
+    server: HarmedServer, tiny: TinyPool, client: Client
+) -> None:
+    pool = client.pool(POOL)
+    early = await pool.submit("Echo", "early")
+    server.remember()
+    waiting = asyncio.create_task(pool.run("Echo", "run"))
+    handles = await pool.submit_many("Echo", range(250))
+    keyed = await pool.submit("Echo", "keyed", key="k")
+    await wait_until(lambda: _queued(tiny, 253))
+    lose(server)
+    await wait_until(lambda: _queued(tiny, 253), message=lambda: "what was lost did not come back")
+    ran: list[object] = []
+
+    async def note(input: object) -> object:
+        ran.append(input)
+        return input
+
+    await tiny.add_worker("w1", handler=note)
+    assert await waiting == "run"
+    assert await asyncio.gather(*(handle.result(10) for handle in handles)) == list(range(250))
+    assert (await early.result(5), await keyed.result(5)) == ("early", "keyed")
+    assert len(ran) == 253, "each ran once"
+
+
+async def _queued(tiny: TinyPool, count: int) -> bool:
+    return (await tiny.store.pools.observe(tiny.name)).waiting_tasks == count
+
+
+async def test_an_agent_that_was_asked_for_is_asked_for_again(
+    server: HarmedServer, tiny: TinyPool, client: Client
+) -> None:
+    pool = client.pool(POOL)
+    first = asyncio.create_task(pool.spawn("Echo", id="first"))
+    await wait_until(lambda: _pending(tiny, 1))
+    server.remember()
+    spawning = asyncio.create_task(pool.spawn("Echo", id="a", tenant="acme"))
+    await wait_until(lambda: tiny.store.agents.names(POOL))
+    await wait_until(lambda: _pending(tiny, 2))
+    lose(server)
+    assert await tiny.store.agents.names(POOL) == ["first"]
+    await wait_until(lambda: _pending(tiny, 2))
+    await tiny.add_worker("w1")
+    assert (await spawning).id == f"{POOL}/a"
+    assert (await first).id == f"{POOL}/first"
+    assert (await pool.agent("a").info()).tenant == "acme"
+
+
+async def _pending(tiny: TinyPool, count: int) -> bool:
+    return (await tiny.store.pools.observe(tiny.name)).pending == count
+
+
+async def test_what_another_client_handed_in_is_unknown_and_said_so(
+    server: HarmedServer, tiny: TinyPool, client: Client
+) -> None:
+    server.remember()
+    async with connect(server.url) as other:
+        handle = await other.pool(POOL).submit("Echo", 1)
+    lose(server)
+    with pytest.raises(UnknownTask):
+        await client.backend.outcome(handle.id, 5)
+
+
+async def test_without_a_restart_nothing_is_handed_in_twice(tiny: TinyPool, client: Client) -> None:
+    pool = client.pool(POOL)
+    handle = await pool.submit("Echo", 1)
+    await tiny.store.connection.redis.delete(tiny.store.keys.task(handle.id))
+    with pytest.raises(UnknownTask):
+        await handle.result(5)

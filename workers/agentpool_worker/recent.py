@@ -1,0 +1,56 @@
+"""What was handed in of late, in case the server loses it with its latest writes.
+
+A server that syncs its file every second may lose two seconds when its machine fails; the bounds are well above that
+but for a worker whose tasks are large, which keeps fewer.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from agentpool.clock import monotonic
+from agentpool.protocol.records import ClaimedTask
+from agentpool.store.tasks import EndedTask
+
+__all__ = ["KEPT_S", "Recent"]
+
+KEPT_S = 5.0
+KEPT_TASKS = 5000
+KEPT_BYTES = 8_000_000
+
+Ended = tuple[ClaimedTask, EndedTask]
+
+
+class Recent:
+    """The last tasks that ended with an outcome, by the exchanges in which they were handed in."""
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[float, int, Sequence[Ended]]] = deque()
+        self._tasks = self._bytes = 0
+
+    def add(self, batch: Sequence[Ended]) -> None:
+        """Keep what one exchange handed in, and forget what is older, or too much."""
+        if not batch:
+            return
+        now, size = monotonic(), sum(map(_size, batch))
+        self._batches.append((now, size, batch))
+        self._tasks += len(batch)
+        self._bytes += size
+        batches = self._batches
+        while now - batches[0][0] > KEPT_S or self._tasks > KEPT_TASKS or (self._bytes > KEPT_BYTES and batches):
+            _, size, batch = batches.popleft()
+            self._tasks -= len(batch)
+            self._bytes -= size
+            if not batches:
+                return
+
+    def all(self) -> Iterator[Ended]:
+        """Yield those that came to an outcome; what went back is no end."""
+        for _, _, batch in self._batches:
+            for task, ended in batch:
+                if ended.verdict not in ("retry", "back"):
+                    yield task, ended
+
+
+def _size(ended: Ended) -> int:
+    task, end = ended
+    return len(end.outcome) + (len(task.envelope.input) if task.envelope else 0)
