@@ -18,6 +18,8 @@ import psutil
 import redis.asyncio
 from chaos.proxy import Doors
 from chaos.schedule import Timing
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from support.master import Master, running_processes
 
@@ -95,7 +97,11 @@ class Cluster:
         await self.doors.open()
         self._asking, self.redis = (
             redis.asyncio.Redis.from_url(
-                self.server.url, decode_responses=True, socket_timeout=patience, socket_connect_timeout=patience
+                self.server.url,
+                decode_responses=True,
+                socket_timeout=patience,
+                socket_connect_timeout=patience,
+                retry=Retry(NoBackoff(), 1),  # a connection that the server ended meanwhile
             )
             for patience in (PROBE_S, CALM_S)
         )
