@@ -18,6 +18,8 @@ import psutil
 import redis.asyncio
 from chaos.proxy import Doors
 from chaos.schedule import Timing
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from support.master import Master, running_processes
 
@@ -81,9 +83,9 @@ class Cluster:
         memory = Path("/dev/shm")
         self._server_dir = Path(tempfile.mkdtemp(prefix="chaos-", dir=memory if memory.is_dir() else folder))
         self.server = EmbeddedServer(self._server_dir, RedisSettings(appendfsync="everysec"))
-        self._seed, self._count = seed, hosts
+        self._names = [f"host-{n}" for n in range(hosts)]
+        self.doors = Doors(str(self.server.socket_path), [*self._names, CLIENTS], seed)
         self.hosts: list[Host] = []
-        self.doors: Doors
         self.redis: Any = None
         """Straight to the server, for when it is well again."""
         self._asking: Any = None
@@ -92,16 +94,18 @@ class Cluster:
     async def open(self) -> None:
         """Start everything, and return when there are workers."""
         await asyncio.to_thread(self.server.start)
-        names = [f"host-{n}" for n in range(self._count)]
-        self.doors = Doors(str(self.server.socket_path), [*names, CLIENTS], self._seed)
         await self.doors.open()
         self._asking, self.redis = (
             redis.asyncio.Redis.from_url(
-                self.server.url, decode_responses=True, socket_timeout=patience, socket_connect_timeout=patience
+                self.server.url,
+                decode_responses=True,
+                socket_timeout=patience,
+                socket_connect_timeout=patience,
+                retry=Retry(NoBackoff(), 1),  # a connection that the server ended meanwhile
             )
             for patience in (PROBE_S, CALM_S)
         )
-        for name in names:
+        for name in self._names:
             folder = self.folder / name
             folder.mkdir()
             host = Host(folder, {POOL: self._pool()}, **self._top(name))
@@ -190,8 +194,7 @@ class Cluster:
         for host in self.hosts:
             if host.lives:
                 host.kill()
-        if hasattr(self, "doors"):
-            await self.doors.close()
+        await self.doors.close()
         for client in (self._asking, self.redis):
             if client:
                 await client.aclose()
