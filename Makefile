@@ -8,7 +8,7 @@ DATA_DIR ?= .agentpool
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks durability chaos soak clean
+.PHONY: help install run test check lint types layers format coverage check-deploy bench-control bench-pool bench-tasks durability chaos test-long soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -74,7 +74,13 @@ bench-tasks: $(VENV)/.peers ## Figures of the task path, against its peers in th
 durability: install ## What a server loses of what it acknowledged, killed in each mode
 	@$(CLEAN) $(BIN)/python scripts/durability.py
 
-chaos: install ## Long runs that kill things at random
+MINUTES ?= 10
+SEED ?=
+
+chaos: install ## Kill, freeze and cut off everything by a seed: MINUTES=10 SEED=...
+	@$(CLEAN) PYTHONPATH=tests $(BIN)/python -m chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+test-long: install ## The longer variants of tests
 	@$(CLEAN) $(BIN)/python -m pytest -q -m chaos
 
 soak: install ## Long runs that watch for growth

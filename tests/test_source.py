@@ -383,7 +383,7 @@ def test_seeds_apply_settings_that_scripts_read() -> None:
         for words in re.findall(r"HMGET', POOL, ([^)]*)\)|HGET', POOL, ('\w+')", body_of(path)):
             read |= set(re.findall(r"'(\w+)'", "".join(words)))
     decided = {"status", "schema", "tick", "hold_until", "fence", "desired", "floor"}
-    decided |= {"schema_min", "release", "scaled_at", "renewing", "server_run", "restarted_at"}
+    decided |= {"schema_min", "release", "scaled_at", "renewing", "server_run", "restarted_at", "unsure_until"}
     measured = {
         "queued",
         "rate",

@@ -74,9 +74,17 @@ class Recovery:
         recent = self._recent
         recent.append((now, size, requests))
         self._tasks, self._bytes = self._tasks + len(requests), self._bytes + size
-        while recent and (now - recent[0][0] > KEPT_S or self._tasks > KEPT_TASKS or self._bytes > KEPT_BYTES):
-            _, size, requests = recent.popleft()
-            self._tasks, self._bytes = self._tasks - len(requests), self._bytes - size
+        while recent and (self._tasks > KEPT_TASKS or self._bytes > KEPT_BYTES):
+            self._forget_first()
+
+    def forget_old(self) -> None:
+        """Forget what the server had long enough; it was just looked at, so that this is no outage."""
+        while self._recent and monotonic() - self._recent[0][0] > KEPT_S:
+            self._forget_first()
+
+    def _forget_first(self) -> None:
+        _, size, requests = self._recent.popleft()
+        self._tasks, self._bytes = self._tasks - len(requests), self._bytes - size
 
     @property
     def is_behind(self) -> bool:

@@ -33,7 +33,8 @@ class RedisTasks:
 
     async def submit(self, requests: Sequence[Request]) -> list[str]:
         """Return when Redis has the tasks, with their ids; cancelling this, or an error, withdraws those that it has by
-        then, but not what a key named already.
+        then, but not what a key named already. When Redis is away nothing with a key is withdrawn: who asks for it
+        again shall find it.
         """
         self._replies.listen()
         try:
@@ -42,7 +43,8 @@ class RedisTasks:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
         except AgentPoolError as error:
-            if len(requests) > 1 or isinstance(error, RedisUnavailable):
+            is_away = isinstance(error, RedisUnavailable)
+            if (is_away and not requests[0].key) or (len(requests) > 1 and not is_away):
                 self._cleanup.start(lambda: self._withdraw(requests))
             raise
         self._replies.recovery.keep(requests)

@@ -265,6 +265,8 @@ class Replies:
                 self._subscribed_anew = False
             elif self.recovery.is_behind:
                 await self.recovery.hand_in_again()
+            elif self._subscription.is_up:
+                self.recovery.forget_old()
             await self._look_up_tasks([id for id in due if id in self._tasks])
             await self._look_up_agents([id for id in due if id in self._agents])
             self._outage = None

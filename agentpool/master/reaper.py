@@ -14,6 +14,7 @@ from agentpool.clock import monotonic
 from agentpool.config import PoolSettings
 from agentpool.master.boots import Boots
 from agentpool.master.crew import Crew
+from agentpool.master.leavings import remove_leavings
 from agentpool.master.scope import PoolScope
 from agentpool.protocol.deaths import Death, Exited, Silent, by_itself, was_stopped
 from agentpool.protocol.events import EventName
@@ -57,7 +58,7 @@ class Reaper:
             result = await self._reap(
                 worker_id, "owner", self._scope.master, str(death), blame=_read_blame(marks, death)
             )
-            marks.unlink(missing_ok=True)
+            remove_leavings(self._scope.root.data_dir, worker_id)
             self._crew.dead.pop(worker_id, None)
             self._crew.registered.discard(worker_id)
             if result == "done":

@@ -12,6 +12,7 @@ from agentpool.errors import AgentPoolError, ConfigError
 from agentpool.master.host import Host
 from agentpool.master.keeper import PoolKeeper
 from agentpool.master.leadership import GAP_MS
+from agentpool.master.leavings import sweep_leavings
 from agentpool.master.scope import PoolScope
 from agentpool.periodic import Periodic
 from agentpool.store import Store
@@ -52,6 +53,7 @@ class Supervisor:
         await self._store.connection.forget_old_scripts()
         await asyncio.gather(*(keeper.start() for keeper in self.keepers.values()))
         await self._leave_other_pools()
+        await sweep_leavings(self.settings.data_dir, self._registered)
         await self._listen()
 
     async def apply(self, settings: Settings) -> list[str]:
@@ -125,6 +127,11 @@ class Supervisor:
         keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install), self._workers)
         await keeper.open()
         self.keepers[pool] = keeper
+
+    async def _registered(self) -> set[str]:
+        """Return the workers of all pools."""
+        pools = await self._store.pools.names()
+        return {worker.process_id for pool in pools for worker in await self._store.workers.all(pool)}
 
     def _workers(self) -> int:
         return sum(keeper.workers for keeper in self.keepers.values())

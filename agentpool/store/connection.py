@@ -358,6 +358,15 @@ class SyncConnection:
         self._link.send_command(*words)
         return self._link.read_response()
 
+    def ping(self) -> None:
+        """Return when the server answers, whatever it says; raises `RedisUnavailable`."""
+        try:
+            self._execute(("PING",))
+        except ResponseError:
+            pass  # not permitted, perhaps: an answer all the same
+        except (RedisError, OSError) as error:
+            raise translate(error, self.url) from None
+
     def close(self) -> None:
         """Close the connection; may be called twice."""
         self._link.disconnect()

@@ -521,6 +521,25 @@ async def test_redis_is_away_while_a_result_is_awaited(
     assert await waiting == 1, "Redis is back in time"
 
 
+async def test_what_has_a_key_is_not_withdrawn_when_redis_goes_away(
+    client: Client, tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = client.store.tasks.submit
+
+    async def and_lose_the_answer(*arguments: Any, **options: Any) -> None:
+        await submit(*arguments, **options)
+        raise RedisUnavailable("Redis does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.store.tasks, "submit", and_lose_the_answer)
+        with pytest.raises(RedisUnavailable):
+            await client.pool(POOL).submit("Echo", 1, key="order-1")
+    again = await client.pool(POOL).submit("Echo", 1, key="order-1")
+    await client.cleanup.close()
+    await tiny.add_worker()
+    assert await again.result(5) == 1
+
+
 async def test_closing_tells_those_who_wait(redis_url: str, tiny: TinyPool) -> None:
     async with connect(redis_url) as client:
         task = await client.pool(POOL).submit("Echo", 1)

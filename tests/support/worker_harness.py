@@ -208,10 +208,10 @@ class Master:
 
 
 @asynccontextmanager
-async def mastering(redis_url: str, folder: Path, /, **options: Any) -> AsyncIterator[Master]:
-    """Yield a master; everything it started is ended afterwards."""
+async def mastering(redis_url: str, folder: Path, *, worker_url: str = "", **options: Any) -> AsyncIterator[Master]:
+    """Yield a master; everything it started is ended afterwards. Workers may reach the server by another way."""
     values = {
-        "pool": POOL, "redis_url": redis_url, "install": "test1234", "host": "here", "host_id": "h1",
+        "pool": POOL, "redis_url": worker_url or redis_url, "install": "test1234", "host": "here", "host_id": "h1",
         "stack_dir": str(folder), "heartbeat_interval": 0.1, "heartbeat_timeout": 5.0, "capacity": 4,
         "agent_stop_timeout": 0.3, "boot_backoff": 0.05, "boot_failures_max": 3, "drain_timeout": 5.0,
         "retry_attempts": 1, "retry_delay": 0.05, "log_level": "debug", "log_format": "json",

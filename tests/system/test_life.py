@@ -74,6 +74,8 @@ async def test_after_a_crash_workers_agents_and_server_go_on_and_are_adopted(new
         assert await asyncio.gather(*(handle.run(1) for handle in handles)) == [1] * 12
         dead, alive = sorted(workers)
         os.kill(workers[dead], signal.SIGKILL)
+        for name in ("marks/reaped-by-another.marks", "stacks/reaped-by-another.stack"):
+            (master.data_dir / name).touch()
         master.start()
         assert {line["process_id"] for line in master.logged("worker.adopted")} == {alive}
         await wait_until(lambda: _settled(pool, 12, {dead}))
@@ -82,6 +84,7 @@ async def test_after_a_crash_workers_agents_and_server_go_on_and_are_adopted(new
         assert await examine(client.store) == []
     assert master.stop() == 0
     assert master.children() == []
+    assert [*(master.data_dir / "marks").iterdir(), *(master.data_dir / "stacks").iterdir()] == []
 
 
 async def _settled(pool, count: int, without: set[str]) -> bool:

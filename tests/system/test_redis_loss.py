@@ -112,8 +112,17 @@ async def test_a_server_that_comes_back_empty_is_told_everything(
         assert await examine(client.store) == []
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.chaos)])
-async def test_a_frozen_server_reaps_nobody(server: HarmedServer, new_master: NewMaster, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("how", "seconds"),
+    [
+        ("SIGSTOP", 3.0),
+        pytest.param("SIGSTOP", 30.0, marks=pytest.mark.chaos),
+        pytest.param("CLIENT PAUSE", 5.0, marks=pytest.mark.chaos),
+    ],
+)
+async def test_a_frozen_server_reaps_nobody(
+    server: HarmedServer, new_master: NewMaster, how: str, seconds: float
+) -> None:
     settings = {"agents": AGENTS, "heartbeat_timeout": 1.5}
     redis = {"url": server.url, "command_timeout": 1.0}
     master = new_master({POOL: settings}, redis=redis).start()
@@ -123,12 +132,17 @@ async def test_a_frozen_server_reaps_nobody(server: HarmedServer, new_master: Ne
         run = asyncio.create_task(agents[0].run(None))
         await run
         workers = {worker.process_id for worker in await pool.workers()}
-        server.signal(signal.SIGSTOP)
+        if how == "SIGSTOP":
+            server.signal(signal.SIGSTOP)
+        else:
+            with server.client() as cli:
+                cli.client_pause(int(1000 * seconds), all=True)
         began = time.monotonic()
         with pytest.raises(RedisUnavailable, match=r"does not answer.*agentpool-master check"):
             await pool.run("Echo", 1, timeout=1.0)
         await asyncio.sleep(max(0, seconds - (time.monotonic() - began)))
-        server.signal(signal.SIGCONT)
+        if how == "SIGSTOP":
+            server.signal(signal.SIGCONT)
         await wait_until(lambda: _all_idle(pool, 5), timeout=10, message=master.output)
         assert await asyncio.gather(*(agent.run(None) for agent in agents)) == [2, 1, 1, 1, 1]
         await asyncio.sleep(2)

@@ -3,14 +3,17 @@
 import asyncio
 import signal
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from chaos.proxy import OPEN, Door, Harm
 from support.cutting import cutting
 from support.wait import wait_until
 from support.worker_harness import Master
 
 from agentpool.protocol.zygote import Exit
+from agentpool.redis_server import EmbeddedServer
 
 
 async def snapshot_of(master: Master) -> dict[str, object]:
@@ -65,6 +68,35 @@ async def test_a_worker_that_was_frozen_past_its_lease_ends_at_once(make_master)
     master.kill("w1", signal.SIGCONT)
     assert await master.zygote.exit_of("w1") == Exit.FROZEN
     assert await snapshot_of(master) == before
+
+
+@pytest.fixture
+async def door(redis_server: EmbeddedServer) -> AsyncIterator[Door]:
+    door = Door(str(redis_server.socket_path))
+    await door.open()
+    yield door
+    await door.close()
+
+
+async def test_a_worker_that_hears_nothing_does_not_seem_to_live(door: Door, make_master) -> None:
+    master = await make_master(heartbeat_timeout=1.0, worker_url=f"redis://127.0.0.1:{door.port}/0")
+    await master.prepare("Counter")
+    await master.fork()
+
+    async def silent_ms() -> int:
+        return await master.store.connection.now_ms() - int(await master.field("w1", "last_beat") or 0)
+
+    async def is_silent() -> bool:
+        return await silent_ms() > 2500
+
+    async def beats() -> bool:
+        return await silent_ms() < 1000
+
+    await wait_until(beats)
+    door.set(Harm(hold_replies=True))
+    await wait_until(is_silent, message="its beats arrive, though it hears no answer")
+    door.set(OPEN, cut=True)
+    await wait_until(beats)
 
 
 async def test_a_blocked_loop_is_reported_with_the_stack_and_so_is_its_end(master: Master) -> None:
@@ -197,7 +229,7 @@ async def test_what_may_not_run_twice_comes_back_with_a_beat_and_with_nothing_el
     redis_url: str, make_master, tmp_path: Path
 ) -> None:
     async with cutting(redis_url, tmp_path / "door.sock") as (door, url):
-        master = await make_master(heartbeat_timeout=1.0, redis_url=url)
+        master = await make_master(heartbeat_timeout=1.0, worker_url=url)
         await master.prepare("Exclusive", "Counter", module="exclusive_module")
         await master.fork()
         await master.spawn("a", "Exclusive")

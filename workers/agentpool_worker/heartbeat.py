@@ -120,6 +120,9 @@ class Heartbeat:
         lag, asked = self._turns.lag(), boottime()
         self._turns.ask()
         try:
+            if boottime() - self._answered > self._settings.heartbeat_timeout:
+                # What it sends may arrive though it hears nothing: then it must not seem to live.
+                self._connection.ping()
             beat = beat_worker(
                 self._connection,
                 self._settings.pool,

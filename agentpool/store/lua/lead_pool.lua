@@ -22,7 +22,7 @@ end
 if run ~= before_run then
   redis.call('HSET', POOL, 'server_run', run)
   if before_run then
-    redis.call('HSET', POOL, 'restarted_at', now, 'hold_until', now + ARGV[7])
+    redis.call('HSET', POOL, 'restarted_at', now, 'unsure_until', now + ARGV[7], 'hold_until', now + ARGV[7])
     note('server.restarted', '', '', ARGV[4])
   end
 end

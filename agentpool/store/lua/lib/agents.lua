@@ -14,8 +14,8 @@ end
 -- Until when an agent of this type may not be placed, or nil: one that must never run twice may run on a worker of which
 -- a server that has just started anew knows nothing any more. By the end of the hold it is told of, or has stopped.
 local function unsure_until(type, spawned_at)
-  local exclusive, restarted, hold, run =
-    unpack(redis.call('HMGET', POOL, 'exclusive:' .. type, 'restarted_at', 'hold_until', 'server_run'))
+  local exclusive, restarted, unsure, run =
+    unpack(redis.call('HMGET', POOL, 'exclusive:' .. type, 'restarted_at', 'unsure_until', 'server_run'))
   if exclusive ~= '1' then
     return nil
   end
@@ -23,7 +23,7 @@ local function unsure_until(type, spawned_at)
     return now + 1000 -- no master has noticed yet
   end
   local is_older = (tonumber(spawned_at) or 0) < (tonumber(restarted) or 0)
-  return is_older and now < (tonumber(hold) or 0) and tonumber(hold) or nil
+  return is_older and now < (tonumber(unsure) or 0) and tonumber(unsure) or nil
 end
 
 -- The next incarnation of an agent: above every earlier one, also when the server lost its latest writes.
