@@ -23,7 +23,9 @@ from support.seeds import (
     exchange,
     failure,
     ids,
+    incarnation,
     new_store,
+    read_agent,
     read_events,
     seed_agent,
     seed_pool,
@@ -449,8 +451,9 @@ class Spawn(Operation):
             await client.close()
 
     async def _confirm(self, store: Store) -> None:
-        while await store.agents.confirm("p", "w1", "a1", 1) is None:
+        while not (await read_agent(store)).get("incarnation", "0").strip("0"):
             await asyncio.sleep(0.002)
+        await store.agents.confirm("p", "w1", "a1", await incarnation(store, "a1"))
 
     async def recover(self, world: World) -> None:
         with contextlib.suppress(AgentPoolError):

@@ -86,7 +86,7 @@ class OneMaster:
         self.scope.types_hash, self.scope.release = types, __version__
         self.boots = Boots(failures_max=5, backoff=0.001, backoff_max=0.001)
         self.crew = Crew(POOL, lambda: None)
-        self.leadership = Leadership(self.scope, self._on_election)
+        self.leadership = Leadership(self.scope, self._on_election, self._on_election)
         self.reporter = Reporter(self.scope, self.boots, lambda: len(self.crew.processes))
         self.starter = Starter(self.scope, self.crew, self.boots, self._fork)
         self.autoscaler = Autoscaler(self.scope, self.boots, self.starter.carry_out)
