@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from chaos.cluster import CLIENTS, Cluster, Host
-from chaos.proxy import OPEN, Harm
 from chaos.schedule import Fault, Kind
+from support.door import OPEN, Harm
 
 from agentpool.clock import boottime
 

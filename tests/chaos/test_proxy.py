@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import redis.asyncio
-from chaos.proxy import OPEN, Door, Doors, Harm
+from chaos.proxy import Doors
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
+from support.door import OPEN, Door, Harm
 
 from agentpool.redis_server import EmbeddedServer
 

@@ -235,7 +235,7 @@ async def test_a_host_that_was_cut_off_finds_out_and_starts_afresh(
     new_master: NewMaster, redis_url: str, tmp_path: Path, leads: bool
 ) -> None:
     pools = settings(min_workers=4, max_workers=4, heartbeat_timeout=1.5)
-    with door_to(redis_url, tmp_path / "door.sock") as door:
+    with door_to(redis_url) as door:
         first = new_master(pools, redis={"url": redis_url})
         second = new_master(pools, redis={"url": door.url, "command_timeout": 1.0})
         async with connect(redis_url) as client:

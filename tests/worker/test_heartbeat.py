@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from chaos.proxy import OPEN, Door, Harm
 from support.cutting import cutting
+from support.door import OPEN, Door, Harm
 from support.wait import wait_until
 from support.worker_harness import Master
 

@@ -41,7 +41,7 @@ async def test_a_worker_without_a_master_finishes_hands_over_and_stops(redis_url
 
 
 async def test_that_redis_is_away_does_not_make_orphans(redis_url: str, tmp_path: Path) -> None:
-    with door_to(redis_url, tmp_path / "door.sock") as door:
+    with door_to(redis_url) as door:
         async with mastering(door.url, tmp_path, orphan_timeout=1.0, command_timeout=0.5) as master:
             await master.prepare("Counter")
             await seed_host(master.store, MASTER)
