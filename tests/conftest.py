@@ -12,8 +12,6 @@ import structlog
 if (here := str(Path(__file__).parent)) not in sys.path:
     sys.path.insert(0, here)
 
-from support.server import flush, start_server
-
 from agentpool.redis_server import EmbeddedServer
 
 
@@ -29,16 +27,12 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def redis_server(agentpool_server: EmbeddedServer) -> EmbeddedServer:
     """The server of this run. Tests that harm a server start their own."""
-    server = start_server(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+    return agentpool_server
 
 
 @pytest.fixture
-def redis_url(redis_server: EmbeddedServer) -> str:
+def redis_url(agentpool_url: str) -> str:
     """URL of an empty server."""
-    redis_server.start()  # does nothing unless a test before this one ended it
-    flush(redis_server.url)
-    return redis_server.url
+    return agentpool_url

@@ -98,16 +98,28 @@ def events(session: Session, pool: str | None, follow: bool, limit: int) -> None
 
 
 @command("doctor")
-def doctor(session: Session) -> None:
-    """Check that what is in Redis and on this host fits together; exit 1 when something does not."""
+@click.option("--repair", is_flag=True, help="Mend what can be mended safely, and say what was done.")
+@click.option(
+    "--settle", type=click.FloatRange(min=0), metavar="S", help="A fault counts when it lasts this long; default 0.6."
+)
+def doctor(session: Session, repair: bool, settle: float | None) -> None:
+    """Check that what is in Redis and on this host fits together; exit 1 when something does not, or still does not."""
     from agentpool.cli import views
 
-    violations = session.run(views.violations)
+    report = session.run(lambda client: views.report(client, repair=repair, settle=settle))
     if session.as_json:
-        output.print_json({"violations": violations})
+        output.print_json(report)
     else:
-        output.print_rows(violations, output.VIOLATION_COLUMNS, empty="All invariants hold.")
-    sys.exit(1 if violations else 0)
+        for title, rows, columns in (
+            ("Mended:", report.get("mended", []), output.MENDED_COLUMNS),
+            ("Left, with what to do:", report.get("left", []), output.LEFT_COLUMNS),
+        ):
+            if rows:
+                print(title)
+                output.print_rows(rows, columns, empty="")
+        if not report.get("left"):
+            output.print_rows(report["violations"], output.VIOLATION_COLUMNS, empty="All invariants hold.")
+    sys.exit(1 if report["violations"] else 0)
 
 
 # -- asking -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ __all__ = [
     "EVENT_COLUMNS",
     "EXECUTION_COLUMNS",
     "HOST_COLUMNS",
+    "LEFT_COLUMNS",
     "LETTER_COLUMNS",
+    "MENDED_COLUMNS",
     "POOL_COLUMNS",
     "SPAWN_COLUMNS",
     "STATS_COLUMNS",
@@ -143,6 +145,8 @@ EXECUTION_COLUMNS = {
     "error": "error",
 }
 VIOLATION_COLUMNS = {"invariant": "no", "name": "invariant", "subject": "subject", "detail": "detail"}
+MENDED_COLUMNS = {"invariant": "no", "subject": "subject", "detail": "detail", "did": "done"}
+LEFT_COLUMNS = {"invariant": "no", "subject": "subject", "detail": "detail", "why": "left because", "next_step": "do"}
 
 
 def print_json(document: Any) -> None:

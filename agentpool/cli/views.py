@@ -20,9 +20,9 @@ __all__ = [
     "host_cells",
     "hosts",
     "pools",
+    "report",
     "stats",
     "stats_sheet",
-    "violations",
     "worker_cells",
     "workers",
 ]
@@ -140,11 +140,15 @@ def event_cells(row: Row) -> Row:
     return {**row, "time": datetime.fromtimestamp(row["at"] / 1000).strftime("%H:%M:%S.%f")[:-3]}
 
 
-async def violations(client: Client) -> list[Row]:
-    """Return what doctor finds."""
-    from agentpool.doctor import examine
+async def report(client: Client, *, repair: bool, settle: float | None) -> Row:
+    """Return what doctor finds, and with `repair` what it mended and left."""
+    from agentpool import doctor
 
-    return [plain(violation) for violation in await examine(client.store)]
+    if not repair:
+        found = await doctor.examine(client.store, settle=settle)
+        return {"violations": [plain(violation) for violation in found]}
+    done = await doctor.repair(client.store, settle=settle)
+    return {name: [plain(row) for row in getattr(done, name)] for name in ("violations", "mended", "left")}
 
 
 def _source(client: Client, pool: str | None, **how: Any) -> AsyncIterator[Event]:

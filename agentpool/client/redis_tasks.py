@@ -116,6 +116,7 @@ class RedisTasks:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
             await asyncio.wait([sending], timeout=self._store.connection.timeout)
+            sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it
             raise
 
     async def _send_with_keys(self, requests: Sequence[Request]) -> list[str]:

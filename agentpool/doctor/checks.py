@@ -7,7 +7,7 @@ from agentpool.doctor.violations import Violation, violation
 from agentpool.protocol.limits import decode_limits
 from agentpool.protocol.states import AgentStatus, WorkerStatus
 
-__all__ = ["check_agents", "check_beats", "check_bounds", "check_fences", "check_growth", "check_slots"]
+__all__ = ["check_agents", "check_beats", "check_bounds", "check_fences", "check_growth", "check_list", "check_slots"]
 
 AHEAD = 50
 """Tasks that a worker may hold beyond its slots."""
@@ -15,6 +15,16 @@ SLACK_MS = 2000
 """Beyond the times that are promised, for a leader's tick and a slow machine."""
 
 W = WorkerStatus
+
+
+def check_list(survey: Survey) -> Iterator[Violation]:
+    """1: the list of pools names those that are in service."""
+    status = survey.info.get("status", "")
+    in_service = bool(status) and status != "removed"
+    if in_service and not survey.is_listed:
+        yield violation(1, survey.pool, "is in service, but the list of pools lacks it")
+    if survey.is_listed and not in_service:
+        yield violation(1, survey.pool, f"is {status or 'without settings'}, but the list of pools names it")
 
 
 def check_slots(survey: Survey) -> Iterator[Violation]:

@@ -9,6 +9,7 @@ from agentpool.doctor.checks import (
     check_bounds,
     check_fences,
     check_growth,
+    check_list,
     check_slots,
 )
 from agentpool.doctor.processes import check_processes, local_workers
@@ -20,10 +21,11 @@ from agentpool.store import Store
 __all__ = ["examine"]
 
 PAUSE_S = 0.1
-READINGS_MAX = 4
-"""A suspicion has to last: a worker that was told to leave takes a moment to end."""
+PAUSES = (1, 2, 3)
+"""Between looks, in units: a suspicion has to last, as a worker that was told to leave takes a moment to end."""
 
 CHECKS = (
+    check_list,
     check_slots,
     check_agents,
     check_tasks,
@@ -37,18 +39,20 @@ CHECKS = (
 )
 
 
-async def examine(store: Store, *, local: bool = True) -> list[Violation]:
+async def examine(store: Store, *, local: bool = True, settle: float | None = None) -> list[Violation]:
     """Check all invariants and return what does not hold, by number; changes nothing.
 
-    With `local`, processes of this host are compared with the registry.
+    What is under way is no fault: it counts only when it is there at each of several looks within `settle` s, 0.6
+    unless given. With `local`, processes of this host are compared with the registry.
     """
+    unit = PAUSE_S if settle is None else settle / sum(PAUSES)
     before = await take_surveys(store)
     suspects = await _faults(store, before.values(), local=local)
     shrunk: list[Violation] = []
-    for reading in range(1, READINGS_MAX):
-        if reading > 1 and not suspects:
+    for pause in PAUSES:
+        if pause > PAUSES[0] and not suspects:
             break
-        await asyncio.sleep(PAUSE_S * reading)
+        await asyncio.sleep(unit * pause)
         after = await take_surveys(store)
         seen = {_key(fault) for fault in suspects}
         suspects = [fault for fault in await _faults(store, after.values(), local=local) if _key(fault) in seen]

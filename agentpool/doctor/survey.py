@@ -52,6 +52,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """One pool at one moment. Sets of names and ids; times are Redis time in ms."""
 
     pool: str
+    is_listed: bool = True
+    """The list of pools names it."""
     now_ms: int
     info: dict[str, str]
     processes: dict[str, float]
@@ -125,8 +127,12 @@ class _Found(msgspec.Struct, frozen=True):
 
 async def take_surveys(store: Store) -> dict[str, Survey]:
     """Read all pools, those of which only leavings exist too."""
-    found = await _find(store)
-    return {pool: await _survey(store, pool, ids) for pool, ids in sorted(found.items())}
+    listed = frozenset(await store.pools.names())
+    found = await _find(store, listed)
+    return {
+        pool: msgspec.structs.replace(await _survey(store, pool, ids), is_listed=pool in listed)
+        for pool, ids in sorted(found.items())
+    }
 
 
 async def _survey(store: Store, pool: str, ids: _Found) -> Survey:
@@ -140,7 +146,7 @@ async def _survey(store: Store, pool: str, ids: _Found) -> Survey:
 # -- which keys there are ---------------------------------------------------------------------------------------
 
 
-async def _find(store: Store) -> dict[str, _Found]:
+async def _find(store: Store, listed: Iterable[str]) -> dict[str, _Found]:
     keys, redis = store.keys, store.connection.redis
     pattern = _escaped(keys.prefix) + "*"
     every: list[str] = []
@@ -149,12 +155,20 @@ async def _find(store: Store) -> dict[str, _Found]:
         scan = partial(redis.scan, cursor or 0, match=pattern, count=1000)
         cursor, page = await store.connection.repeat(scan)
         every += page
-    found = {pool: _Found() for pool in await store.pools.names()}
+    found = {pool: _Found() for pool in listed}
     others = _sort_by_id(keys, every, found)
+    for pool in _pools_in(keys, others):
+        found.setdefault(pool, _Found())
     for pool, ids in found.items():
         _sort_by_pool(keys, pool, others, ids)
     await _sort_workers(store, others, found)
     return found
+
+
+def _pools_in(keys: Keys, every: Iterable[str]) -> list[str]:
+    """Return the pools that have settings."""
+    names = (_between(key, keys.pool(MARK)) for key in every)
+    return [name for name in names if name and ":" not in name]
 
 
 def _sort_by_id(keys: Keys, every: Iterable[str], found: dict[str, _Found]) -> list[str]:

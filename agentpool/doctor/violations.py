@@ -5,7 +5,7 @@ import msgspec
 __all__ = ["NAMES", "Violation", "violation"]
 
 NAMES = {
-    1: "free slots and worker indexes",
+    1: "free slots and indexes",
     2: "each agent in one place",
     3: "each unfinished task in one place",
     4: "one outcome, and then no more work",

@@ -34,6 +34,7 @@ class Agents:
         self._held: dict[str, Pinned] = {}
         self._leaving: set[Pinned] = set()
         self._draining = False
+        self._barred: frozenset[str] = frozenset()
         self._strays: dict[str, DesiredAgent] = {}
         self._errands: set[asyncio.Task[Any]] = set()
 
@@ -61,7 +62,7 @@ class Agents:
 
     def start(self, desired: DesiredAgent) -> None:
         """Start an agent; an earlier one of the same id, if it still leaves, ends first."""
-        if desired.agent_id in self._held:
+        if desired.agent_id in self._held or desired.agent_type in self._barred:
             return
         if self._draining:
             self._strays[desired.agent_id] = desired
@@ -79,11 +80,16 @@ class Agents:
             self._leaving.add(pinned)
             self._run_errand(self._see_off(pinned, why))
 
-    def stop_types(self, types: Collection[str], why: str) -> None:
-        """Stop the agents of these types; they start again when they are found missing."""
+    def bar_types(self, types: Collection[str], why: str) -> None:
+        """Stop the agents of these types, and start none until `bar_no_types`; then they are to be found missing."""
+        self._barred = frozenset(types)
         for pinned in self.all():
             if pinned.desired.agent_type in types:
                 self.stop(pinned.id, why)
+
+    def bar_no_types(self) -> None:
+        """Agents of all types may start again."""
+        self._barred = frozenset()
 
     def start_no_more(self) -> None:
         """From now on agents are only given back."""

@@ -65,6 +65,7 @@ def plan_shrinking(
     idle = sorted((worker for worker in ready if worker.idle_since), key=lambda worker: worker.idle_since)
     excess = [DrainWorker(w.process_id, "above the wanted size") for w in idle[: max(0, len(ready) - info.desired)]]
     spare = max(0, len(ready) - len(excess) - max(limits.min_workers, info.floor))
+    spare = min(spare, _not_missed(limits, ready))
     bored = [w for w in idle[len(excess) :] if view.now_ms - w.idle_since >= limits.worker_idle_ms][:spare]
     if excess or bored:
         return [*excess, *(DrainWorker(worker.process_id, "idle", only_idle=True) for worker in bored)]
@@ -72,6 +73,16 @@ def plan_shrinking(
         emptiest = min(ready, key=lambda worker: worker.capacity - worker.available)
         return [SetDesired(len(ready) - 1), DrainWorker(emptiest.process_id, "utilization is low")]
     return []
+
+
+def _not_missed(limits: Limits, ready: Sequence[WorkerRecord]) -> int:
+    """Return how many workers may leave so that utilization does not at once ask for them again."""
+    if limits.thresholds.up >= 1.0:
+        return len(ready)
+    used, total = (
+        sum(numbers) for numbers in zip(*((w.capacity - w.available, w.capacity) for w in ready), strict=True)
+    )
+    return int((total - used / limits.thresholds.up) / limits.agents_per_worker - 1e-9) if used else len(ready)
 
 
 def threshold(limits: Limits, workers: Sequence[WorkerRecord], floor: int, since_scale_ms: int) -> int:

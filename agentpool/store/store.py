@@ -9,6 +9,7 @@ from agentpool.store.events import Events
 from agentpool.store.hosts import Hosts
 from agentpool.store.letters import Letters
 from agentpool.store.locks import Locks
+from agentpool.store.mending import Mending
 from agentpool.store.pools import Pools
 from agentpool.store.tasks import Tasks
 from agentpool.store.tenants import Tenants
@@ -33,6 +34,7 @@ class Store:
         self.hosts = Hosts(connection)
         self.locks = Locks(connection)
         self.events = Events(connection)
+        self.mending = Mending(connection)
 
     @classmethod
     def open(cls, url: str, **options: Any) -> "Store":

@@ -85,6 +85,23 @@ async def test_doctor(cli: Cli, tiny: TinyPool) -> None:
     ran = await cli("doctor")
     assert ran.status == 1
     assert "has 10 free slots, but the index says 3" in ran.out
+    done = (await cli("doctor", "--repair", "--json")).document
+    assert [row["subject"] for row in done["mended"]] == ["w1"]
+    assert (done["violations"], done["left"]) == ([], [])
+    ran = await cli("doctor", "--repair", "--settle", "0.1")
+    assert (ran.status, ran.out) == (0, "All invariants hold.\n")
+
+
+async def test_doctor_says_what_it_cannot_mend(cli: Cli, tiny: TinyPool) -> None:
+    redis, keys = tiny.store.connection.redis, tiny.store.keys
+    await tiny.add_worker("w1", works=False)
+    await redis.set(keys.task(f"{POOL}/odd"), "what is this")
+    await redis.zadd(keys.processes(POOL), {"w1": 3})
+    ran = await cli("doctor", "--repair", "--settle", "0.1")
+    assert ran.status == 1
+    assert "free slots and indexes written anew" in " ".join(ran.out.split())
+    assert "redis-cli GET" in ran.out
+    assert "All invariants hold" not in ran.out
 
 
 # -- asking -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from redis.asyncio.client import Pipeline
-from support.seeds import incarnation
+from support.healthy import healthy_pool, spawn, submit
 from support.tiny_pool import MASTER, POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
@@ -19,7 +19,7 @@ from agentpool.doctor.processes import LocalWorker, check_processes, local_worke
 from agentpool.doctor.survey import PAGE, Survey, take_surveys
 from agentpool.protocol.records import TaskEnvelope, TaskHeader
 from agentpool.store import Store
-from agentpool.store.tasks import EndedTask, SubmitOptions
+from agentpool.store.tasks import EndedTask
 
 INSTALL = "abcdefghijklmnopqrstuv"
 
@@ -31,33 +31,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def pool(redis_url: str) -> AsyncIterator[TinyPool]:
-    """Two workers; agents a and b run on w1, where a has mail and b works; a task by type waits, another runs."""
-    async with tiny_pool(redis_url) as pool:
-        await pool.add_worker("w1", capacity=3, works=False)
-        for name in ("a", "b"):
-            await spawn(pool, name)
-            await pool.store.agents.confirm(POOL, "w1", name, await incarnation(pool.store, name, POOL))
-        await submit(pool, "b1", agent="b")
-        await submit(pool, "t1")
-        found = await pool.store.tasks.exchange(POOL, "w1", 1, room=1, names=["b"])
-        assert found
-        assert len(found.tasks) == 2
-        await submit(pool, "a1", agent="a")
-        await submit(pool, "t2")
-        await spawn(pool, "c")  # there is no room: it waits
+    async with healthy_pool(redis_url) as pool:
         yield pool
-
-
-async def spawn(pool: TinyPool, name: str) -> None:
-    settings: dict[str, Any] = {"tenant": "acme", "project": "", "max_idle_ms": 0, "heartbeat_ms": 0}
-    await pool.store.agents.place(POOL, name, "Echo", **settings, reply_to="", operation=f"op-{name}")
-
-
-async def submit(pool: TinyPool, id: str, agent: str = "", **more: Any) -> None:
-    lane, agent_type = ("-", "") if agent else (more.pop("lane", "normal"), "Echo")
-    header = TaskHeader("", agent, agent_type, "acme", lane, 0, ",".join(f"{name}=1" for name in more))
-    options = SubmitOptions(**more)
-    await pool.store.tasks.submit(f"{POOL}/{id}", header, TaskEnvelope(msgspec.Raw(b"1")), options)
 
 
 async def named(store: Store) -> set[tuple[int, str]]:

@@ -116,6 +116,22 @@ async def _place_pending(store: Store) -> None:
     await store.agents.place_pending("p", token)
 
 
+async def _mend(store: Store) -> None:
+    """A little of everything is spoilt, and mended."""
+    redis, keys, mending = store.connection.redis, store.keys, store.mending
+    await redis.zadd(keys.processes("p"), {"w1": 77})
+    await mending.workers("p", ["w1"])
+    await redis.srem(keys.worker_agents("p", "w1"), "a3")
+    await mending.agents("p", ["a1 w1", "a3"])
+    await store.agents.confirm("p", "w1", "a3", await incarnation(store, "a3"))
+    await redis.zrem(keys.mailbox("p", "a1"), "p/m1")
+    await mending.tasks("p", ["p/t1", "p/m1"])
+    await redis.srem(keys.tenant_agents("p", "default"), "a1")
+    await mending.tenants("p", ["default agents a1"])
+    await redis.hset(keys.pool("p"), "queued", 50)
+    assert await mending.pool("p", ["normal:acme"])
+
+
 LIFE: dict[str, Step] = {
     "apply": _apply,
     "worker": lambda store: seed_worker(store, "w1", capacity=6),
@@ -130,6 +146,7 @@ LIFE: dict[str, Step] = {
     "limit": lambda store: store.tenants.limit("p", "acme", {"requests_per_minute": 50, "tokens_per_minute": 1000}),
     "submit": lambda store: seed_task(store, "t1", tenant="acme", key="k", digest="d", expires=LONG_MS),
     "submit mail": lambda store: seed_task(store, "m1", agent="a1"),
+    "mend": _mend,
     "follow": lambda store: store.tasks.follow("p/t1"),
     "claim": lambda store: exchange(store, "w1", room=2, names=["a1"]),
     "report": lambda store: store.tasks.report("p", "w1", [("p/t1", b"1")]),

@@ -251,6 +251,35 @@ async def test_agent_whose_worker_keeps_dying_is_given_up(store: Store) -> None:
     assert await store.connection.redis.smembers(store.keys.tenant_agents("p", "default")) == set()
 
 
+async def test_nobody_is_given_up_for_the_company_it_was_in(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, "w0")
+    for name in ("a1", "a2"):
+        await seed_agent(store, name)
+    dues: set[float] = set()
+    for turn in range(4):
+        await reap(store, f"w{turn}", crashes_max=1, backoff_ms=10_000)
+        dues.update((await store.connection.redis.zrange(store.keys.pending("p"), 0, -1, withscores=True))[-1:])
+        for name in ("a1", "a2"):
+            assert (await read_agent(store, name))["crashes_alone"] == "0"
+            await store.connection.redis.zadd(store.keys.pending("p"), {name: 0})
+        await seed_worker(store, f"w{turn + 1}")
+    assert len(dues) == 4, "ever further apart, until one of them starts alone"
+    await store.agents.confirm("p", "w4", "a2", int((await read_agent(store, "a2"))["incarnation"]))
+    await reap(store, "w4", crashes_max=1)
+    assert (await store.agents.ended("p/a1"))[0] == "failed"
+    assert (await read_agent(store, "a2"))["status"] == "pending"
+
+
+async def test_an_agent_that_started_beside_a_task_is_not_given_up(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, "w1")
+    await seed_agent(store)
+    await seed_lease(store)
+    await reap(store, "w1", crashes_max=1)
+    assert (await read_agent(store))["crashes_alone"] == "0"
+
+
 async def test_an_agent_that_ran_counts_no_crash(store: Store) -> None:
     await seed_pool(store)
     for turn in range(3):

@@ -99,6 +99,14 @@ def test_workers_idle_for_long_leave_down_to_the_floor() -> None:
     assert actions == [DrainWorker("b", "idle", only_idle=True)]
 
 
+@pytest.mark.parametrize(("used", "leaves"), [(10, False), (8, False), (7, True), (0, True)])
+def test_an_idle_worker_stays_that_utilization_would_ask_for_again(used: int, leaves: bool) -> None:
+    busy = limits(thresholds=Thresholds(up=0.8, down=0.2, cooldown_ms=0))
+    workers = [worker("a", used=used), worker("b", idle_for=70_000)]
+    actions = plan_shrinking(busy, info(desired=2), view(2), workers)
+    assert actions == ([DrainWorker("b", "idle", only_idle=True)] if leaves else [])
+
+
 def test_idle_workers_above_the_wanted_size_leave_at_once_and_busy_ones_stay() -> None:
     workers = [worker("a", used=1), worker("b"), worker("c")]
     actions = plan_shrinking(limits(), info(desired=1), view(3), workers)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-__all__ = ["Dropper", "dropping"]
+__all__ = ["Dropper", "dropping", "read_command", "script_of"]
 
 
 class Dropper:
@@ -24,11 +24,11 @@ class Dropper:
         """Carry one connection."""
         there_reader, there_writer = await asyncio.open_unix_connection(self.target)
         try:
-            while command := await _read_command(reader):
+            while command := await read_command(reader):
                 there_writer.write(command)
-                answer = await _read_answer(there_reader)
+                answer = await read_answer(there_reader)
                 if self._is_lost(command, answer):
-                    self.dropped.add(_script_of(command))
+                    self.dropped.add(script_of(command))
                     break
                 writer.write(answer)
                 await writer.drain()
@@ -46,11 +46,11 @@ class Dropper:
         return True
 
 
-def _script_of(command: bytes) -> str:
+def script_of(command: bytes) -> str:
     return command.split(b"\r\n", 5)[4].decode()
 
 
-async def _read_command(reader: asyncio.StreamReader) -> bytes:
+async def read_command(reader: asyncio.StreamReader) -> bytes:
     """One command as redis-py sends it, an array of strings; empty when the connection ends."""
     line = await reader.readline()
     parts = [line]
@@ -60,14 +60,14 @@ async def _read_command(reader: asyncio.StreamReader) -> bytes:
     return b"".join(parts)
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> bytes:
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
     line = await reader.readline()
     if not line:
         raise ConnectionError("the server is gone")
     kind, count = line[:1], int(line[1:]) if line[:1] in b"$*" else 0
     if kind == b"$":
         return line + (await reader.readexactly(count + 2) if count >= 0 else b"")
-    return line + b"".join([await _read_answer(reader) for _ in range(max(count, 0))])
+    return line + b"".join([await read_answer(reader) for _ in range(max(count, 0))])
 
 
 @contextlib.asynccontextmanager

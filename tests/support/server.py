@@ -1,29 +1,13 @@
-"""Real Redis servers for tests, run through the product's own EmbeddedServer."""
+"""Servers of which tests need more than users' do."""
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
-import redis
-
-from agentpool.config import RedisSettings
 from agentpool.errors import ServerError
-from agentpool.redis_server import EmbeddedServer, find_binary
+from agentpool.redis_server import find_binary
+from agentpool.testing import flush, start_server
 
 __all__ = ["available_binaries", "flush", "start_server"]
-
-
-def start_server(data_dir: Path) -> EmbeddedServer:
-    """Start a server that writes its append-only file but leaves it to the kernel when it reaches the disk."""
-    server = EmbeddedServer(data_dir, RedisSettings(appendfsync="no"))
-    server.start()
-    return server
-
-
-def flush(url: str) -> None:
-    """Empty the whole server."""
-    with redis.Redis.from_url(url) as client:
-        client.flushall()
 
 
 def available_binaries() -> list[Literal["system", "bundled"]]:

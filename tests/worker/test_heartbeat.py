@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chaos.proxy import OPEN, Door, Harm
+from support.cutting import cutting
 from support.wait import wait_until
 from support.worker_harness import Master
 
@@ -222,6 +223,27 @@ async def test_agents_that_may_not_run_twice_stop_when_redis_is_lost_and_come_ba
     assert (await master.outcome(by_type)).status == "cancelled"
     assert (await master.run(0, agent="a")).status == "succeeded"
     assert bytes((await master.run(1, agent="b")).result) == b"3"
+
+
+async def test_what_may_not_run_twice_comes_back_with_a_beat_and_with_nothing_else(
+    redis_url: str, make_master, tmp_path: Path
+) -> None:
+    async with cutting(redis_url, tmp_path / "door.sock") as (door, url):
+        master = await make_master(heartbeat_timeout=1.0, worker_url=url)
+        await master.prepare("Exclusive", "Counter", module="exclusive_module")
+        await master.fork()
+        await master.spawn("a", "Exclusive")
+        await master.until_running(await master.submit(60, agent="a"))
+        door.swallowed.add("beat_worker")
+        await wait_until(lambda: "exclusive cancelled" in master.log(), message=master.log)
+        # Commands still come, and it still looks at what it shall hold: no beat is answered, so its lease ends.
+        await master.spawn("b", "Exclusive", status="")
+        await master.spawn("c", "Counter")
+        await asyncio.sleep(0.3)
+        assert (await master.until_agent("b", "placed")).process_id == "w1"
+        door.swallowed.clear()
+        await master.until_agent("b", "idle")
+        assert (await master.run(0, agent="a")).status == "succeeded"
 
 
 async def test_a_late_holder_is_refused_and_told_and_its_task_has_one_outcome(master: Master) -> None:

@@ -2,7 +2,7 @@
 
 from agentpool.protocol.records import DesiredAgent, WorkerView
 from agentpool.protocol.states import WorkerStatus
-from agentpool_worker.plan import CancelRun, CheckMailbox, Held, StartAgent, StopAgent, diff
+from agentpool_worker.plan import CancelRun, CheckMailbox, Held, StartAgent, Step, StopAgent, diff, next_step
 
 
 def desired(id: str, incarnation: int = 1, waiting: int = 0) -> DesiredAgent:
@@ -33,3 +33,7 @@ def test_mail_of_idle_agents_is_looked_at() -> None:
 
 def test_tasks_are_cancelled_whether_they_run_already_or_not() -> None:
     assert diff(view(cancels=("p/t1", "p/t2")), {}) == [CancelRun("p/t1"), CancelRun("p/t2")]
+
+
+def test_the_next_command_is_obeyed_an_earlier_one_is_known_a_later_one_means_that_one_was_missed() -> None:
+    assert [next_step(5, version) for version in (4, 5, 6, 7)] == [Step.IGNORE, Step.IGNORE, Step.OBEY, Step.RESYNC]

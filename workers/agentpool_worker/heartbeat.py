@@ -33,6 +33,8 @@ log = structlog.get_logger("heartbeat")
 
 MEMORY_INTERVAL = 30.0
 BLOCKED_AFTER_MIN = 2.0
+TRY_MAX = 2.0
+"""Seconds that one beat may take when Redis is cut off, where the lease is shorter."""
 MASTER_LATE = 2.0
 """Seconds that a master which lives needs at most to see a beat and to end the process."""
 
@@ -68,7 +70,7 @@ class Heartbeat:
         self._blocked_after = max(2 * settings.heartbeat_interval, BLOCKED_AFTER_MIN)
         self._blocked = self._overdue = False
         self._failing = self._cut_off = False
-        self._answered = boottime()
+        self._answered = self._looked = boottime()
         # One beat before the lease ends, so that what must not run twice has stopped by then.
         self._cut_off_after = max(settings.heartbeat_timeout - 2 * settings.heartbeat_interval, 0.0)
         self._orphanhood = Orphanhood(settings)
@@ -85,6 +87,10 @@ class Heartbeat:
         """From now on, being gone is what this worker itself wanted."""
         self._retiring = True
 
+    def lease_left(self) -> float:
+        """Return the seconds until what may not run twice has to stop; may be asked in any thread."""
+        return self._cut_off_after - (boottime() - self._answered)
+
     def stop(self) -> None:
         """Beat no more; returns without waiting for a beat under way."""
         self._stopped = True
@@ -100,17 +106,18 @@ class Heartbeat:
             due += interval * max(1, -(-(monotonic() - due) // interval))
 
     def _sleep_until(self, due: float) -> None:
-        """Sleep. Whoever was frozen meanwhile, past its lease, does not come back."""
-        before = boottime()
-        delay = max(0.0, due - monotonic())
+        """Sleep. Whoever was frozen meanwhile, or during the beat before, past its lease, does not come back."""
+        before, delay = boottime(), max(0.0, due - monotonic())
         time.sleep(delay)
-        if boottime() - before > delay + self._settings.heartbeat_timeout:
-            log.error("worker.frozen", seconds=round(boottime() - before, 1))
+        now, lease = boottime(), self._settings.heartbeat_timeout
+        if now - before > delay + lease or now - self._looked > delay + max(lease, TRY_MAX):
+            log.error("worker.frozen", seconds=round(now - self._looked, 1))
             leave(Exit.FROZEN, flush=False)
+        self._looked = now
 
     def beat_once(self) -> None:
         """Send one beat and act on the answer."""
-        lag = self._turns.lag()
+        lag, asked = self._turns.lag(), boottime()
         self._turns.ask()
         try:
             if boottime() - self._answered > self._settings.heartbeat_timeout:
@@ -131,7 +138,7 @@ class Heartbeat:
         else:
             returned = self._failing
             self._failing = self._cut_off = False
-            self._answered = boottime()
+            self._answered = asked  # the answer may have waited while this process was frozen
             self._act_on(beat, lag, returned)
         self._watch(lag)
 

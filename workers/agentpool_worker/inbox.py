@@ -22,7 +22,7 @@ from agentpool.protocol.states import WorkerStatus
 from agentpool.store.tasks import claimed_tasks
 from agentpool_worker.executor import Executor
 from agentpool_worker.place import WorkPlace
-from agentpool_worker.plan import Action, CancelRun, CheckMailbox, Held, StartAgent, StopAgent, diff
+from agentpool_worker.plan import Action, CancelRun, CheckMailbox, Held, StartAgent, Step, StopAgent, diff, next_step
 from agentpool_worker.restoring import Restoring
 from agentpool_worker.turns import Turns
 
@@ -144,11 +144,15 @@ class Inbox:
             return
         if command.version == 0:
             self._heed(command)
-        elif command.version == self.version + 1:
-            self.version = command.version
-            self._obey(command)
-        elif command.version > self.version:
-            self._stale = True
+            return
+        match next_step(self.version, command.version):
+            case Step.OBEY:
+                self.version = command.version
+                self._obey(command)
+            case Step.RESYNC:
+                self._stale = True
+            case Step.IGNORE:
+                pass
 
     def _heed(self, command: Command) -> None:
         """A command without a version changed no set: one to look into the lanes, or what Redis must bear out."""

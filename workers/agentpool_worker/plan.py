@@ -1,12 +1,31 @@
 """What to do so that a worker holds what it shall hold: pure, from what Redis says and what is here."""
 
 from collections.abc import Mapping
+from enum import Enum
 
 import msgspec
 
 from agentpool.protocol.records import DesiredAgent, WorkerView
 
-__all__ = ["Action", "CancelRun", "CheckMailbox", "Held", "StartAgent", "StopAgent", "diff"]
+__all__ = ["Action", "CancelRun", "CheckMailbox", "Held", "StartAgent", "Step", "StopAgent", "diff", "next_step"]
+
+
+class Step(Enum):
+    """What to do with a command."""
+
+    OBEY = "obey"
+    IGNORE = "ignore"
+    RESYNC = "resync"
+
+
+def next_step(applied: int, version: int) -> Step:
+    """Say what becomes of a command that carries `version` where `applied` is the version that is here.
+
+    The next one is obeyed; what is known already is not; a gap means that another was missed.
+    """
+    if version == applied + 1:
+        return Step.OBEY
+    return Step.RESYNC if version > applied else Step.IGNORE
 
 
 class Held(msgspec.Struct, frozen=True):

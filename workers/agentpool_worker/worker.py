@@ -151,6 +151,7 @@ class _Worker:
         self._build()
         self._catch_signals()
         self._heartbeat.start()
+        self._watch_lease()
         essential = {
             asyncio.create_task(self._inbox.run(), name="inbox"),
             asyncio.create_task(self._executor.run(), name="executor"),
@@ -241,6 +242,7 @@ class _Worker:
     def _heed(self, beat: Beat) -> None:
         if beat.version != self._inbox.version or self._is_cut_off:
             self._is_cut_off = False
+            self._host.agents.bar_no_types()
             self._inbox.resync()
         if beat.status is WorkerStatus.DRAINING:
             self._leave("drained")
@@ -257,7 +259,11 @@ class _Worker:
             log.warning("redis.unavailable", doing="timers", error=str(error))
 
     def _cut_off(self) -> None:
-        """The lease is about to end unseen: agents that may not run twice stop, and come back with Redis."""
+        """The lease is about to end unseen: agents that may not run twice stop. They come back with the next beat that
+        is answered, and not before: whatever else gets through does not renew the lease.
+        """
+        if self._is_cut_off:
+            return
         self._is_cut_off = True
         why = "the worker is cut off from Redis"
         exclusive = {name for name, type in self._types.items() if type.cls.on_redis_loss == "stop"}
@@ -265,8 +271,15 @@ class _Worker:
         self._restoring.note_stopped(
             pinned for pinned in self._host.agents.all() if pinned.desired.agent_type in exclusive
         )
-        self._host.agents.stop_types(exclusive, why)
+        self._host.agents.bar_types(exclusive, why)
         self._executor.cancel_types(exclusive, why)
+
+    def _watch_lease(self) -> None:
+        """Look when the lease would be about to end: a beat that hangs tells nothing."""
+        left = self._heartbeat.lease_left()
+        if left <= 0:
+            self._cut_off()
+        asyncio.get_running_loop().call_later(max(left, self._settings.heartbeat_interval), self._watch_lease)
 
     def _orphaned(self) -> None:
         """Nobody has looked after this worker for long: it hands over what it has and goes."""

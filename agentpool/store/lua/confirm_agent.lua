@@ -19,7 +19,8 @@ if owner ~= worker or incarnation ~= ARGV[6] then
 end
 local waiting = redis.call('ZCARD', POOL .. ':mailbox:' .. name)
 if status == 'placed' then
-  redis.call('HSET', key, 'status', 'idle', 'started_at', now, 'failures', 0, 'crashes', 0, 'reply_to', '')
+  redis.call('HSET', key, 'status', 'idle', 'started_at', now, 'failures', 0, 'crashes', 0,
+    'crashes_alone', 0, 'reply_to', '')
   note('agent.started', name, worker)
   if reply_to ~= '' then
     publish(reply_to, to_json({type = 'agent_ready', agent_id = pool .. '/' .. name, process_id = worker}))

@@ -10,7 +10,7 @@
 -- ARGV[7]  timeout_ms     "stale", "unstarted": silence that counts as death
 -- ARGV[8]  reason         how it died
 -- ARGV[9]  limit          things moved in this call, at most 100
--- ARGV[10] crashes_max    crashes of one agent while it starts, after which it is given up
+-- ARGV[10] crashes_max    crashes of one agent while it started alone, after which it is given up
 -- ARGV[11] backoff_ms     delay before an agent that was starting is placed again; doubles with each crash
 -- ARGV[12…] id, blame     of each task that had begun: suspect, when it may have killed the worker; overdue, when it
 --                         blocked it past its own time, and ends as timed out; or started. And `@<name>`, suspect, of the
@@ -61,8 +61,26 @@ local verdict = allowed()
 if verdict ~= 'yes' then
   return {verdict}
 end
+
+-- The agent that was starting, if nothing else was and no task ran: only then it is sure to be what killed the worker.
+local function lone_starter()
+  local found
+  if redis.call('EXISTS', held(worker, 'tasks'), held(worker, 'runs')) > 0 then
+    return ''
+  end
+  for _, name in ipairs(redis.call('SRANDMEMBER', held(worker, 'agents'), 100)) do
+    if redis.call('HGET', agent_key(name), 'status') == 'placed' then
+      if found then
+        return ''
+      end
+      found = name
+    end
+  end
+  return found or ''
+end
+
 if status ~= 'lost' then
-  redis.call('HSET', key, 'status', 'lost', 'reason', reason)
+  redis.call('HSET', key, 'status', 'lost', 'reason', reason, 'starter', lone_starter())
   redis.call('ZADD', POOL .. ':lost', now, worker)
   for _, index in ipairs({'processes', 'workers', 'starting', 'draining'}) do
     redis.call('ZREM', POOL .. ':' .. index, worker)
@@ -116,8 +134,11 @@ local function return_culprit(name)
   end
 end
 
--- An agent that was starting may be what killed the worker, unless it is known who did: it comes back later, and apart
--- from the others.
+-- An agent that was starting may be what killed the worker, unless it is known who did: it comes back later, and ever
+-- further apart from the others that were, so that in the end it is alone with what it does. Nobody is given up for the
+-- company it was in.
+local starter = redis.call('HGET', key, 'starter')
+local apart = 0
 local function return_agent(name)
   local agent = agent_key(name)
   if blame['@' .. name] then
@@ -129,15 +150,16 @@ local function return_agent(name)
     return
   end
   local crashes = redis.call('HINCRBY', agent, 'crashes', 1)
+  local alone = redis.call('HINCRBY', agent, 'crashes_alone', name == starter and 1 or 0)
   redis.call('HSET', agent, 'last_error', 'its worker was lost while it started: ' .. reason)
-  if crashes >= tonumber(ARGV[10]) and empty_mailbox(name, 100, 'agent_terminated', reason) then
+  if alone >= tonumber(ARGV[10]) and empty_mailbox(name, 100, 'agent_terminated', reason) then
     redis.call('HSET', agent, 'process_id', '')
-    end_agent(name, 'failed', 'its worker was lost ' .. crashes .. ' times while it started: ' .. reason)
+    end_agent(name, 'failed', 'its worker was lost ' .. alone .. ' times while it started there alone: ' .. reason)
   elseif crashes == 1 then
     place_or_queue(name)
   else
-    local spread = redis.call('ZCARD', POOL .. ':pending')
-    queue_agent(name, now + ARGV[11] * 2 ^ (crashes - 2) + 20 * spread)
+    apart = apart + 1
+    queue_agent(name, now + ARGV[11] * 2 ^ math.min(crashes - 2, 6) * apart)
   end
 end
 
