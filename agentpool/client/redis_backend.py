@@ -59,7 +59,7 @@ class RedisBackend:
     # -- agents -------------------------------------------------------------------------------------------------
 
     async def spawn(self, request: Spawn, timeout: float | None) -> None:
-        await self._recovery.insist(lambda: self._spawning.spawn(request, timeout))
+        await self._spawning.spawn(request, timeout)
 
     async def agent(self, agent_id: str) -> AgentRecord:
         return await self._recovery.insist(lambda: self.store.agents.get(agent_id))
@@ -73,10 +73,10 @@ class RedisBackend:
     # -- tasks --------------------------------------------------------------------------------------------------
 
     async def submit(self, requests: Sequence[Request]) -> list[str]:
-        return await self._recovery.insist(lambda: self._tasks.submit(requests))
+        return await self._tasks.submit(requests)
 
     async def run(self, request: Request) -> Outcome:
-        return await self._recovery.insist(lambda: self._tasks.run(request))
+        return await self._tasks.run(request)
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         return self._tasks.watch(task_id)

@@ -28,7 +28,7 @@ class RedisSpawning:
         """Return when the agent's `start()` has finished; withdrawn by cancellation, timeout or the client's end."""
         deadline = math.inf if timeout is None else monotonic() + timeout
         future = self._replies.agent(request.agent_id)
-        placing = asyncio.ensure_future(self.place(request, timeout))
+        placing = asyncio.ensure_future(self._replies.recovery.insist(lambda: self.place(request, timeout)))
         try:
             await asyncio.shield(placing)
             self._replies.recovery.wait_for(request.agent_id, request)

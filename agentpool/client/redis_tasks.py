@@ -38,7 +38,8 @@ class RedisTasks:
         """
         self._replies.listen()
         try:
-            ids = await self._send(requests)
+            # Within, as what fails is withdrawn.
+            ids = await self._replies.recovery.insist(lambda: self._send(requests))
         except asyncio.CancelledError:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
@@ -60,7 +61,7 @@ class RedisTasks:
         """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
         future = self._replies.task(request.task_id)
         try:
-            (task_id,) = await self._send([request])
+            (task_id,) = await self._replies.recovery.insist(lambda: self._send([request]))
             if task_id != request.task_id:
                 return await self.outcome(task_id, request.patience)  # another asked for it with the same key
             self._replies.recovery.wait_for(task_id, request)

@@ -89,6 +89,21 @@ async def _pending(tiny: TinyPool, count: int) -> bool:
     return (await tiny.store.pools.observe(tiny.name)).pending == count
 
 
+async def test_while_the_pool_is_unknown_after_a_restart_what_is_submitted_waits_for_it(
+    server: HarmedServer, tiny: TinyPool, client: Client
+) -> None:
+    pool = client.pool(POOL)
+    server.lose_everything()
+    server.start()
+    submitting = asyncio.create_task(pool.submit_many("Echo", range(150)))
+    await asyncio.sleep(0.5)
+    assert not submitting.done()
+    await tiny.open("Echo")
+    handles = await submitting
+    await tiny.add_worker("w1")
+    assert await asyncio.gather(*(handle.result(10) for handle in handles)) == list(range(150)), "none was withdrawn"
+
+
 async def test_what_another_client_handed_in_is_unknown_and_said_so(
     server: HarmedServer, tiny: TinyPool, client: Client
 ) -> None:

@@ -245,6 +245,20 @@ async def test_what_has_its_outcome_or_another_holder_stays(store: Store) -> Non
     assert await read_free(store) == {"w1": 10, "w2": 9}
 
 
+async def test_a_task_of_an_agent_that_has_ended_ends_with_it(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_running_agent(store)
+    mail = encode_task(header("a1"), TaskEnvelope(msgspec.Raw(b"1")))
+    await seed_task(store, "m1", agent="a1")
+    await exchange(store, names=["a1"])
+    await store.connection.redis.delete(store.keys.agent("p/a1"))
+    await store.tasks.restore("p", "w1", {"p/m1": b"", "p/m2": mail})
+    assert "agent_terminated" in await read_outcome(store, "p/m1")
+    redis, keys = store.connection.redis, store.keys
+    assert not await redis.exists(keys.mailbox("p", "a1"), keys.leases("p"), keys.task("p/m2"))
+
+
 async def test_what_a_worker_has_not_goes_back(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store)

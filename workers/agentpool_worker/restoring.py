@@ -57,9 +57,19 @@ class Restoring:
             self._ended.append((agent_id, pinned.incarnation))
 
     async def view(self) -> WorkerView | None:
-        """Return what this worker shall hold, None when it was given up; a server that started anew is told first."""
+        """Return what this worker shall hold, None when it was given up; a server that started anew is told first.
+
+        Once more if it started anew meanwhile: what it then says lacks what it was not told.
+        """
+        connection = self._place.store.connection
+        while True:
+            run = await connection.server_run()
+            view = await self._view_in(run)
+            if await connection.server_run() == run:
+                return view
+
+    async def _view_in(self, run: str) -> WorkerView | None:
         place = self._place
-        run = await place.store.connection.server_run()
         is_new = "" not in (run, self._run) and run != self._run
         if is_new and not await self._tell_what_is_here():
             return None

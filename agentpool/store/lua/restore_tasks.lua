@@ -12,7 +12,7 @@
 --          pool:{p}:attempts  pool:{p}:followed  pool:{p}:trail:{id}  agent:{p}/{n}  tenant:{p}:{t}:tasks
 --          pool:{p}:children:{id}  pool:{p}:held  pool:{p}:limits  pool:{p}:processes  pool:{p}:tenants
 --          tenant:{p}:{t}:delayed  tenant:{p}:{t}:mail  tenant:{p}:{t}:requests  tenant:{p}:{t}:usage
---          tenant:{p}:{t}:waits
+--          tenant:{p}:{t}:waits  pool:{p}:audit  pool:{p}:errors:{id}  pool:{p}:key:{digest}
 -- RETURNS  {"ok"} | {"gone"}
 -- AGAIN    the same; what is leased stays
 
@@ -23,6 +23,15 @@ if not status or status == 'lost' then
 end
 claimer.worker = worker
 
+-- Tell whether a task is for an agent that has ended: then it has no mailbox to wait in.
+local function has_no_agent(head)
+  return head.agent ~= '-' and redis.call('EXISTS', agent_key(head.agent)) == 0
+end
+
+local function end_with_agent(id)
+  finish_task(id, 'agent_terminated', worker, 'AgentTerminated', 'its agent has ended')
+end
+
 local function give_back(id)
   local lease, rank = read_lease(id)
   local head = read_head(id)
@@ -31,6 +40,10 @@ local function give_back(id)
   end
   end_lease(worker, id, lease.tenant)
   if not head then
+    return
+  end
+  if has_no_agent(head) then
+    end_with_agent(id)
     return
   end
   enqueue(id, head, rank)
@@ -44,6 +57,13 @@ local function take_again(id, record)
     return -- this worker's, or by now another's
   end
   local head, key = read_head(id), task_key(id)
+  if has_no_agent(head or parse_head(record)) then
+    if head then
+      dequeue(id, head)
+      end_with_agent(id)
+    end
+    return
+  end
   if head then
     dequeue(id, head)
   elseif redis.call('EXISTS', key) == 1 then
