@@ -55,7 +55,7 @@ def test_what_cannot_be_run_here_is_no_bash_block() -> None:
     assert [text for kind, text in BLOCKS if kind == "bash" and forbidden.search(text)] == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
@@ -66,7 +66,7 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=420,
             check=False,
         )
         log = tmp_path / "master.log"
