@@ -52,6 +52,8 @@ class Recovery:
         self._again: dict[str, Asked] = {}
         """To be handed in again, and not done yet."""
         self._until = self._settled_at = 0.0
+        self.turns = 0
+        """Grows whenever something is not expected any more: who found it unknown before has to look again."""
 
     async def begin(self, timeout: float) -> None:
         """See in which run the server is; raises `RedisUnavailable` unless it answers."""
@@ -127,6 +129,7 @@ class Recovery:
         await self._pass_over_what_is_known()
         asked = list(self._again.items())
         results = await asyncio.gather(*(self._send(one) for _, one in asked), return_exceptions=True)
+        self.turns += 1
         for (id, _), error in zip(asked, results, strict=True):
             if isinstance(error, UnknownPool | UnknownAgent | UnknownAgentType) and monotonic() < self._until:
                 continue
@@ -146,3 +149,4 @@ class Recovery:
         agents = [id for id, asked in self._again.items() if isinstance(asked, Spawn)]
         unknown |= set(agents) - {record.agent_id for record in await self._store.agents.several(agents)}
         self._again = {id: asked for id, asked in self._again.items() if id in unknown}
+        self.turns += 1

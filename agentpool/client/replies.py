@@ -293,6 +293,7 @@ class Replies:
         return set(due)
 
     async def _look_up_tasks(self, ids: list[str]) -> None:
+        turns = self.recovery.turns
         settled = await self._store.tasks.settled(ids)
         unknown: dict[str, Exception] = {}
         for id, answer in (await self._store.tasks.outcomes(settled)).items():
@@ -300,13 +301,15 @@ class Replies:
                 unknown[id] = answer
             else:
                 _settle(self._tasks, id, answer)
-        await self._settle_unknown(self._tasks, unknown)
+        await self._settle_unknown(self._tasks, unknown, turns)
 
-    async def _settle_unknown(self, waiters: Waiters, unknown: Mapping[str, Answer | Exception]) -> None:
-        """Tell those who wait for what Redis does not know, unless it was lost with the server's latest writes."""
+    async def _settle_unknown(self, waiters: Waiters, unknown: Mapping[str, Answer | Exception], turns: int) -> None:
+        """Tell those who wait for what Redis does not know, unless it was lost with the server's latest writes, or has
+        been handed in again since `turns`.
+        """
         if not unknown:
             return
-        if await self.recovery.look():
+        if await self.recovery.look() or self.recovery.turns != turns:
             self._due.update(unknown)
             return
         for id, answer in unknown.items():
@@ -314,6 +317,7 @@ class Replies:
                 _settle(waiters, id, answer)
 
     async def _look_up_agents(self, ids: list[str]) -> None:
+        turns = self.recovery.turns
         records = {record.agent_id: record for record in await self._store.agents.several(ids)}
         unknown: dict[str, Answer] = {}
         for id in ids:
@@ -327,7 +331,7 @@ class Replies:
                     unknown[id] = ended
             elif record.status in _STARTED:
                 _settle(self._agents, id, AgentReady(agent_id=id, process_id=record.process_id))
-        await self._settle_unknown(self._agents, unknown)
+        await self._settle_unknown(self._agents, unknown, turns)
 
 
 def _settle(waiters: Waiters, id: str, answer: Answer | Exception) -> bool:
