@@ -70,6 +70,8 @@ class Recovery:
 
     def keep(self, requests: Sequence[Request]) -> None:
         """Redis has accepted these; they are kept for a while, as far as the bounds allow."""
+        if not requests:
+            return
         now, size = monotonic(), sum(len(request.envelope.input) for request in requests)
         recent = self._recent
         recent.append((now, size, requests))

@@ -92,6 +92,26 @@ async def _pending(tiny: TinyPool, count: int) -> bool:
     return (await tiny.store.pools.observe(tiny.name)).pending == count
 
 
+async def test_what_a_key_named_already_is_not_handed_in_again(
+    server: HarmedServer, tiny: TinyPool, client: Client
+) -> None:
+    pool = client.pool(POOL)
+    await tiny.add_worker("w1")
+    first = await pool.submit("Echo", "keyed", key="k")
+    assert await first.result(5) == "keyed"
+    assert (await pool.submit("Echo", "keyed", key="k")).id == first.id
+    redis = tiny.store.connection.redis
+    keys = await redis.keys(f"pool:{POOL}:key:*")
+    assert await redis.delete(*keys) == 1, "its time is over"
+    await tiny.workers[0].stop()
+    run = await tiny.store.connection.server_run()
+    server.stop()
+    server.start()
+    recovery = client.backend.replies.recovery
+    await wait_until(lambda: recovery.run != run and not recovery.is_behind)
+    assert await _queued(tiny, 0)
+
+
 async def test_while_the_pool_is_unknown_after_a_restart_what_is_submitted_waits_for_it(
     server: HarmedServer, tiny: TinyPool, client: Client
 ) -> None:
