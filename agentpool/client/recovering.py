@@ -72,6 +72,8 @@ class Recovery:
 
     def keep(self, requests: Sequence[Request]) -> None:
         """Redis has accepted these; they are kept for a while, as far as the bounds allow."""
+        if not requests:
+            return
         now, size = monotonic(), sum(len(request.envelope.input) for request in requests)
         recent = self._recent
         recent.append((now, size, requests))
@@ -144,9 +146,10 @@ class Recovery:
 
     async def _pass_over_what_is_known(self) -> None:
         tasks = [id for id, asked in self._again.items() if isinstance(asked, Request)]
-        found = await self._store.tasks.outcomes(await self._store.tasks.settled(tasks))
-        unknown = {id for id, answer in found.items() if isinstance(answer, UnknownTask)}
         agents = [id for id, asked in self._again.items() if isinstance(asked, Spawn)]
-        unknown |= set(agents) - {record.agent_id for record in await self._store.agents.several(agents)}
-        self._again = {id: asked for id, asked in self._again.items() if id in unknown}
+        found = await self._store.tasks.outcomes(await self._store.tasks.settled(tasks))
+        known = set(tasks) - {id for id, answer in found.items() if isinstance(answer, UnknownTask)}
+        known |= {record.agent_id for record in await self._store.agents.several(agents)}
+        # What has come meanwhile, as the server started anew again, was not looked up, and stays.
+        self._again = {id: asked for id, asked in self._again.items() if id not in known}
         self.turns += 1

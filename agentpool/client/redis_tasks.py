@@ -48,7 +48,8 @@ class RedisTasks:
             if (is_away and not requests[0].key) or (len(requests) > 1 and not is_away):
                 self._cleanup.start(lambda: self._withdraw(requests))
             raise
-        self._replies.recovery.keep(requests)
+        # What a key named already is another's to ask for again.
+        self._replies.recovery.keep([one for one, id in zip(requests, ids, strict=True) if one.task_id == id])
         if not requests[0].key:
             self._replies.sent(ids)
         return ids

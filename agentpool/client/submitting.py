@@ -163,17 +163,24 @@ async def _carry_out(send: Send, groups: list[list[_Asked]]) -> None:
         else:
             for asked in group:
                 asked.tell(refusal)
-    # Together they were refused: each is asked for by itself, and what was accepted is passed over.
+    await _send_each(send, alone)
+
+
+async def _send_each(send: Send, alone: Sequence[_Asked]) -> None:
+    """Together they were refused: each is asked for by itself, and what was accepted is passed over. Not for who was
+    cancelled meanwhile, and for none after the server was away: the others have not to wait for it one by one.
+    """
+    away: RedisUnavailable | None = None
     for asked in alone:
-        await _send_alone(send, asked)
-
-
-async def _send_alone(send: Send, asked: _Asked) -> None:
-    try:
-        (refusal,) = await send([[asked.request]])
-    except Exception as error:  # noqa: BLE001 (see above; the others shall be asked for, too)
-        asked.tell(error)
-    else:
+        if asked.accepted.done():
+            continue
+        refusal: Exception | None = away
+        if not away:
+            try:
+                (refusal,) = await send([[asked.request]])
+            except Exception as error:  # noqa: BLE001 (see above; the others shall be asked for, too)
+                refusal = error
+                away = error if isinstance(error, RedisUnavailable) else None
         asked.tell(refusal)
 
 

@@ -48,11 +48,6 @@ class ByType:
         pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
         return pool is not None and pool.idle > 0
 
-    def has_agents(self, type: AgentType, tenant: str) -> bool:
-        """Tell whether there are agents, idle or not."""
-        pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
-        return pool is not None and pool.total > pool.leaving
-
     @property
     def warm(self) -> list[str]:
         """`<type>/<tenant>` of which there are agents; may be read in another thread."""

@@ -58,11 +58,6 @@ class Host:
                 log.exception("task.broke", extra={"task_id": run.task.id})
             run.fail(error)
 
-    def is_warm(self, agent_type: str, tenant: str) -> bool:
-        """Tell whether an agent of this type is idle, or will be when another task of this tenant ends."""
-        type = self.place.types.get(agent_type)
-        return type is not None and self.by_type.has_agents(type, tenant)
-
     def has_idle(self, agent_type: str, tenant: str) -> bool:
         """Tell whether a warm agent of this type can take a task now."""
         type = self.place.types.get(agent_type)

@@ -154,17 +154,14 @@ class PoolKeeper:
         self.wake()
 
     async def stop(self, hurry: asyncio.Event, *, remove: bool = False) -> None:
-        """Drain and end everything of this pool on this host; with `remove` the pool goes out of service."""
+        """Drain and end everything of this pool on this host; with `remove` the pool goes out of service. What another
+        process beats for under the same id is left alone.
+        """
         for loop in (self._scaling, self._reporting, self._starting, self._leading, self._timing, self._auditing):
             await loop.stop()
         try:
-            if remove:
-                await self._remove()
-            await self._reporter.leave()
-            await self._starter.give_up_orders()
-            await self._adopt_all()  # what was forked while the loops were stopped
-            await self.leadership.resign()
-            await self._drain_all(hurry)
+            if not await self._reporter.is_refused():
+                await self._leave(hurry, remove=remove)
         except AgentPoolError as error:
             log.error("pool.stop_incomplete", pool=self.scope.pool, error=str(error))
         finally:
@@ -173,6 +170,15 @@ class PoolKeeper:
             await loop.stop()
         await self._bury_last()
         await self._zygote.close()
+
+    async def _leave(self, hurry: asyncio.Event, *, remove: bool) -> None:
+        if remove:
+            await self._remove()
+        await self._reporter.leave()
+        await self._starter.give_up_orders()
+        await self._adopt_all()  # what was forked while the loops were stopped
+        await self.leadership.resign()
+        await self._drain_all(hurry)
 
     async def _remove(self) -> None:
         """Take the pool out of service, unless masters of other hosts go on with it."""

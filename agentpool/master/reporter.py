@@ -39,6 +39,7 @@ class Reporter:
     def __init__(self, scope: PoolScope, boots: Boots, workers: Callable[[], int]) -> None:
         self._scope, self._boots, self._workers = scope, boots, workers
         self._replaces = ""
+        self._has_joined = False
         self._scaled_at = -1
 
     @property
@@ -65,10 +66,7 @@ class Reporter:
 
     async def join(self) -> None:
         """Report for the first time; raises `ConfigError` when another process has this master's id and beats on."""
-        scope = self._scope
-        before = await scope.store.hosts.one(scope.pool, scope.master)
-        if before and _is_gone(before, scope):
-            self._replaces = before.session
+        await self._note_predecessor()
         deadline = monotonic() + ALIVE_MS / 1000 + 2 * RETRY_DELAY
         while True:
             try:
@@ -80,6 +78,25 @@ class Reporter:
                 await asyncio.sleep(RETRY_DELAY)
             else:
                 return
+
+    async def is_refused(self) -> bool:
+        """Tell whether this master, which may not have joined yet, cannot: another process beats under its id, and all
+        that bears that id is the other's.
+        """
+        if self._has_joined:
+            return False
+        await self._note_predecessor()
+        try:
+            await self.report_once()
+        except ConfigError:
+            return True
+        return False
+
+    async def _note_predecessor(self) -> None:
+        scope = self._scope
+        before = await scope.store.hosts.one(scope.pool, scope.master)
+        if before and _is_gone(before, scope):
+            self._replaces = before.session
 
     async def report_once(self) -> None:
         """Beat, and say what room there is; begin to start workers again when somebody scaled the pool."""
@@ -109,6 +126,7 @@ class Reporter:
                 "types_hash": scope.types_hash,
             },
         )
+        self._has_joined = True
         if self._scaled_at not in (-1, scaled_at):
             self._boots.reset()
         self._scaled_at = scaled_at

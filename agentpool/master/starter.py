@@ -49,8 +49,7 @@ class Starter:
         """Take every order that names this master; returns when it wants to run again."""
         if self._boots.delay() > 0 and not self._boots.given_up:
             return self._boots.delay()
-        orders = [worker for worker in await self._waiting() if not self._is_known(worker)]
-        await asyncio.gather(*(self._take(worker) for worker in orders))
+        await asyncio.gather(*(self._take(worker) for worker in await self._waiting()))
         return None
 
     async def give_up_orders(self) -> None:
@@ -84,6 +83,8 @@ class Starter:
         return worker_id in self.under_way or worker_id in self._crew.processes or worker_id in self._crew.dead
 
     async def _take(self, worker_id: str) -> None:
+        if self._is_known(worker_id):
+            return  # the leader here has begun since the look
         if self._boots.given_up:
             self._crew.lose(worker_id, self._boots.given_up)
             return

@@ -10,6 +10,9 @@ from support.tiny_pool import POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
 from agentpool.client import Client, connect
+from agentpool.client.kinds import Kind
+from agentpool.client.recovering import Recovery
+from agentpool.client.requests import Request, Spawn, new_request
 from agentpool.errors import UnknownTask
 
 
@@ -89,6 +92,26 @@ async def _pending(tiny: TinyPool, count: int) -> bool:
     return (await tiny.store.pools.observe(tiny.name)).pending == count
 
 
+async def test_what_a_key_named_already_is_not_handed_in_again(
+    server: HarmedServer, tiny: TinyPool, client: Client
+) -> None:
+    pool = client.pool(POOL)
+    await tiny.add_worker("w1")
+    first = await pool.submit("Echo", "keyed", key="k")
+    assert await first.result(5) == "keyed"
+    assert (await pool.submit("Echo", "keyed", key="k")).id == first.id
+    redis = tiny.store.connection.redis
+    keys = await redis.keys(f"pool:{POOL}:key:*")
+    assert await redis.delete(*keys) == 1, "its time is over"
+    await tiny.workers[0].stop()
+    run = await tiny.store.connection.server_run()
+    server.stop()
+    server.start()
+    recovery = client.backend.replies.recovery
+    await wait_until(lambda: recovery.run != run and not recovery.is_behind)
+    assert await _queued(tiny, 0)
+
+
 async def test_while_the_pool_is_unknown_after_a_restart_what_is_submitted_waits_for_it(
     server: HarmedServer, tiny: TinyPool, client: Client
 ) -> None:
@@ -113,6 +136,38 @@ async def test_what_another_client_handed_in_is_unknown_and_said_so(
     lose(server)
     with pytest.raises(UnknownTask):
         await client.backend.outcome(handle.id, 5)
+
+
+async def test_what_comes_while_it_is_looked_up_what_is_known_is_handed_in_too(
+    tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[str] = []
+
+    async def note(asked: Request | Spawn) -> None:
+        assert isinstance(asked, Request)
+        handed.append(asked.task_id)
+
+    recovery = Recovery(tiny.store, note, note, lambda _, error: None)
+    early, late = (new_request(POOL, Kind("Echo"), number) for number in range(2))
+    settled, gates = tiny.store.tasks.settled, [first := asyncio.Event(), second := asyncio.Event()]
+
+    async def settled_slowly(ids: list[str]) -> list[str]:
+        await gates.pop(0).wait()
+        return await settled(ids)
+
+    monkeypatch.setattr(tiny.store.tasks, "settled", settled_slowly)
+    looks = []
+    for request, left in ((early, 1), (late, 0)):
+        recovery.wait_for(request.task_id, request)
+        recovery.run = f"an earlier run, before {request.task_id}"
+        looks.append(asyncio.create_task(recovery.look()))
+        await wait_until(lambda left=left: len(gates) == left)
+    first.set()
+    await looks[0]
+    second.set()
+    await looks[1]
+    assert {*handed} == {early.task_id, late.task_id}
+    assert not recovery.is_behind
 
 
 async def test_without_a_restart_nothing_is_handed_in_twice(tiny: TinyPool, client: Client) -> None:

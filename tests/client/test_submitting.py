@@ -72,6 +72,33 @@ async def test_each_gets_its_own_refusal() -> None:
     assert [isinstance(result, QueueFull) for result in results] == [False] * 4 + [True] * 2
 
 
+async def test_who_was_cancelled_is_not_asked_for_alone() -> None:
+    server = Server(bound=2)
+    asked = _ask(Gathering(server.send, 1.0), 3)
+    await _turns()
+    asked[2].cancel()
+    await _turns()
+    server.answers.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert server.calls == [[3], [1], [1]]
+    assert [task.cancelled() for task in asked] == [False, False, True]
+
+
+async def test_a_server_that_is_away_is_waited_for_once_by_those_who_are_asked_for_alone() -> None:
+    class Leaving(Server):
+        async def send(self, groups: list[list[Request]]) -> list[AgentPoolError | None]:
+            answer = await super().send(groups)
+            self.is_away = True
+            return answer
+
+    server = Leaving(bound=2)
+    asked = _ask(Gathering(server.send, 1.0), 3)
+    server.answers.set()
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(error) for error in told] == [RedisUnavailable] * 3
+    assert server.calls == [[3], [1]]
+
+
 async def test_all_are_told_that_the_server_is_away_and_the_next_begins_anew() -> None:
     server = Server()
     gathering = Gathering(server.send, 1.0)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from support.healthy import healthy_pool, spawn, submit
 from support.tiny_pool import MASTER, POOL, TinyPool
@@ -12,6 +13,8 @@ from agentpool.doctor import examine, repair
 from agentpool.doctor.remedies import Remedy, Untreated, remedies_for
 from agentpool.doctor.survey import take_surveys
 from agentpool.doctor.violations import violation
+from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.store.mending import PER_CALL
 
 Spoil = Callable[[TinyPool, Any, Any], Awaitable[Any]]
 TASKS = {f"{POOL}/{id}" for id in ("a1", "b1", "t1", "t2")}
@@ -161,6 +164,18 @@ async def test_what_cannot_be_mended_is_left_with_the_reason(pool: TinyPool) -> 
     assert all(why and next_step for why, next_step in reasons.values())
     assert {(fault.invariant, fault.subject) for fault in report.violations} == set(reasons)
     assert await redis.get(keys.task(f"{POOL}/odd")) == "what is this", "nothing that is not understood is touched"
+
+
+async def test_what_could_not_be_done_is_not_said_to_be_mended(pool: TinyPool) -> None:
+    redis, keys = pool.store.connection.redis, pool.store.keys
+    for number in range(PER_CALL):
+        header = TaskHeader("", "", "Echo", f"tenant-{number}", "normal")
+        await pool.store.tasks.submit(f"{POOL}/q{number}", header, TaskEnvelope(msgspec.Raw(b"1")))
+    await redis.hset(keys.pool(POOL), "queued", 9)
+    report = await repair(pool.store)
+    assert report.mended == []
+    assert [(left.invariant, left.subject) for left in report.left] == [(3, POOL)]
+    assert await redis.hget(keys.pool(POOL), "queued") == "9"
 
 
 async def test_each_invariant_has_a_remedy_or_a_reason(pool: TinyPool) -> None:

@@ -457,3 +457,12 @@ async def test_what_is_known_of_a_group_is_passed_over_and_not_counted(store: St
     record = await store.connection.ask("GET", store.keys.task("p/d3"))
     assert record.partition("\n")[0].count("delay=1") == 1
     assert await examine(store) == []
+
+
+async def test_a_task_that_a_group_names_twice_is_one(store: Store) -> None:
+    await seed_pool(store)
+    assert await store.tasks.submit_groups([group("t1 t1"), group("t1 t2")]) == ["", ""]
+    assert (await store.pools.observe("p")).waiting_tasks == 2
+    await seed_worker(store, capacity=2)
+    assert sorted(ids(await exchange(store, room=2))) == ["p/t1", "p/t2"]
+    assert await examine(store) == []

@@ -16,6 +16,7 @@ from agentpool.master.host import Host, start_time
 from agentpool.master.scope import PoolScope
 from agentpool.master.starter import Starter
 from agentpool.master.worker_process import WorkerProcess
+from agentpool.protocol.records import HostsView
 from agentpool.protocol.zygote import Fork
 
 
@@ -73,6 +74,23 @@ async def test_the_leaders_own_order_is_not_taken_from_under_it(host: Host1, mon
     record = await read_worker(host.store, "w1")
     assert (record["status"], record["secret"]) == ("starting", host.forked[0].secret)
     assert record["pid"] == str(host.processes[0].pid)
+
+
+async def test_an_order_that_the_leader_has_begun_since_the_look_is_left(
+    host: Host1, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, carrying = host.store.hosts.view, []
+
+    async def view_before_the_leader_begins(pool: str) -> HostsView:
+        seen = await view(pool)
+        carrying.append(asyncio.create_task(host.starter.carry_out(("w1", "secret of w1"))))
+        return seen
+
+    monkeypatch.setattr(host.store.hosts, "view", view_before_the_leader_begins)
+    await host.starter.start_once()
+    await asyncio.gather(*carrying)
+    assert [order.secret for order in host.forked] == ["secret of w1"]
+    assert (await read_worker(host.store, "w1"))["pid"] == str(host.processes[0].pid)
 
 
 async def test_orders_of_others_are_taken_and_those_for_others_left(host: Host1) -> None:

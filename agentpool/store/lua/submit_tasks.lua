@@ -25,7 +25,7 @@
 --          | {"unknown_agent"} | {"ended", how} | {"too_large", size, bound} | {"full", depth, bound, retry_ms}
 --          | {"pool_full", depth, bound, retry_ms} | {"conflict", id} | {"unmatched", label, labels of hosts…}
 --          | {"limited", code, limit, retry_ms}
--- AGAIN    "ok": ids that are known are passed over
+-- AGAIN    "ok": ids that are known are passed over, as is one that a group names twice
 
 local function read_groups()
   local groups = {}
@@ -38,8 +38,12 @@ local function read_groups()
       group.options[word] = value
     end
     place = place + 7
+    local named = {}
     for at = place, place + 2 * count - 1, 2 do
-      group.ids[#group.ids + 1], group.records[#group.records + 1] = ARGV[at], ARGV[at + 1]
+      if not named[ARGV[at]] then
+        named[ARGV[at]] = true
+        group.ids[#group.ids + 1], group.records[#group.records + 1] = ARGV[at], ARGV[at + 1]
+      end
     end
     place, groups[#groups + 1] = place + 2 * count, group
   end
