@@ -36,6 +36,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = AgentPool(self.agent, config(
             min_size=1, max_size=3, max_waiting=3, recycle_threshold=4, recycle_jitter=0, recycles_at_once=1,
             max_recycles=2, max_memory_mb=None, breaker_failures=2,
+            stop_timeout=10.0, cancel_grace=5.0,  # nothing is given up because the machine is slow
         ))  # fmt: skip
         self.events: list[PoolEvent] = []
         self.pool.subscribe(self.events.append)
