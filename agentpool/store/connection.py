@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 RETRY_DELAY_MAX = 0.5
 OPEN_DELAY_MIN = 0.01
+LAST_TRY_MIN = 0.02
+"""Seconds that a further try needs at least."""
 CONNECTIONS_MAX = 64
 SILENT_PART = 0.5
 """A link from which nothing came for this part of the command timeout, while a caller gave up, is taken for dead."""
@@ -256,9 +258,12 @@ class Connection:
                 async with asyncio.timeout(max(0.0, min(self.timeout, deadline - monotonic()))):
                     return await once()
             except (RedisError, OSError) as error:
-                if not is_passing(error) or monotonic() + delay >= deadline:
+                pause = delay * random.uniform(0.5, 1.5)  # noqa: S311 (jitter, no secret)
+                # Who has no time left does not try: a connection that is begun and given up is one more for a server
+                # that is away.
+                if not is_passing(error) or monotonic() + pause + LAST_TRY_MIN >= deadline:
                     raise translate(error, self.url) from None
-            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
+            await asyncio.sleep(pause)
             delay = min(delay * 2, RETRY_DELAY_MAX)
 
     async def server_run(self, timeout: float | None = None) -> str:
