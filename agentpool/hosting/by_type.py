@@ -40,12 +40,12 @@ class ByType:
 
     def take_idle(self, type: AgentType, tenant: str) -> Lease | None:
         """Return a warm agent that can be had without more ado, or None."""
-        pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
+        pool = self._pools.get((type.name, _tenant_of(type, tenant)))
         return pool.take_idle() if pool else None
 
     def has_idle(self, type: AgentType, tenant: str) -> bool:
         """Tell whether `take_idle` would return one."""
-        pool = self._pools.get((type.name, SHARED_TENANT if type.cls.scope == "shared" else tenant))
+        pool = self._pools.get((type.name, _tenant_of(type, tenant)))
         return pool is not None and pool.idle > 0
 
     @property
@@ -56,7 +56,7 @@ class ByType:
 
     async def acquire(self, type: AgentType, tenant: str) -> Lease:
         """Return a started agent for one task; raises what `AgentPool.acquire` does."""
-        pool = await self._pool(type, SHARED_TENANT if type.cls.scope == "shared" else tenant)
+        pool = await self._pool(type, _tenant_of(type, tenant))
         if pool.oldest_idle() is None and not pool.unclaimed:
             self._evict_down_to(self._place.settings.capacity - 1)
         return await pool.acquire()
@@ -121,3 +121,8 @@ class ByType:
         task: asyncio.Task[object] = asyncio.create_task(pool.close(0), name=f"close pool {pool.name}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _tenant_of(type: AgentType, tenant: str) -> str:
+    """Return whose agents of this type a tenant uses: its own, or those that all share."""
+    return SHARED_TENANT if type.cls.scope == "shared" else tenant

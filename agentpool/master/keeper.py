@@ -30,6 +30,7 @@ from agentpool.master.watcher import DRAIN_MARGIN, Watcher
 from agentpool.master.worker_process import WorkerProcess
 from agentpool.master.zygotes import Zygote
 from agentpool.periodic import Periodic
+from agentpool.protocol.records import WorkerRecord
 from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Fork, Prepare
 
@@ -109,12 +110,16 @@ class PoolKeeper:
 
     async def _adopt_all(self) -> None:
         """Take over every worker of this master that is not held yet."""
-        for record in await self.scope.store.workers.all(self.scope.pool):
-            is_held = record.process_id in self.crew.processes or record.process_id in self.crew.dead
+        for record in await self._not_held():
             # An order without a process is the starter's: it may have one that is not written down.
-            is_order = not record.pid and record.status is WorkerStatus.ORDERED
-            if record.master == self.scope.master and not is_held and not is_order:
+            if record.pid or record.status is not WorkerStatus.ORDERED:
                 self.crew.adopt(record, self.scope.host)
+
+    async def _not_held(self) -> list[WorkerRecord]:
+        """Return the workers of this master that are neither watched here nor to be buried."""
+        records = await self.scope.store.workers.all(self.scope.pool)
+        held = self.crew.processes.keys() | self.crew.dead.keys()
+        return [one for one in records if one.master == self.scope.master and one.process_id not in held]
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -213,10 +218,8 @@ class PoolKeeper:
         await scope.store.pools.keep_install_id(scope.install)
         if token:
             await self._write_settings(token)
-        for record in await scope.store.workers.all(scope.pool):
-            # What had left by then may stand there again.
-            is_known = record.process_id in self.crew.processes or record.process_id in self.crew.dead
-            if record.master == scope.master and record.pid and not is_known:
+        for record in await self._not_held():
+            if record.pid:  # what had left by then may stand there again
                 self.crew.adopt(record, scope.host)
         self.wake()
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from support.dropping import read_command
+from support.dropping import read_command, serving
 
 __all__ = ["Cutter", "cutting"]
 
@@ -82,10 +82,9 @@ def _name_of(command: bytes) -> str:
 async def cutting(url: str, path: Path) -> AsyncIterator[tuple[Cutter, str]]:
     """Open such a door before the server of a Unix URL; yields it and its URL."""
     cutter = Cutter(urlsplit(url).path)
-    server = await asyncio.start_unix_server(cutter.serve, path, limit=2**24)
     try:
-        yield cutter, f"unix://{path}"
+        async with serving(cutter.serve, path) as own:
+            yield cutter, own
     finally:
-        server.close()
         cutter.end()
         await asyncio.sleep(0)

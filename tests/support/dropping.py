@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-__all__ = ["Dropper", "dropping", "read_command", "script_of"]
+__all__ = ["Dropper", "dropping", "read_command", "script_of", "serving"]
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Dropper:
@@ -71,11 +73,18 @@ async def read_answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @contextlib.asynccontextmanager
+async def serving(serve: Serve, path: Path) -> AsyncIterator[str]:
+    """Serve connections to a Unix socket at `path`; yields its URL."""
+    server = await asyncio.start_unix_server(serve, path, limit=2**24)
+    try:
+        yield f"unix://{path}"
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
 async def dropping(url: str, path: Path) -> AsyncIterator[tuple[Dropper, str]]:
     """Open such a door before the server of a Unix URL; yields it and its URL."""
     dropper = Dropper(urlsplit(url).path)
-    server = await asyncio.start_unix_server(dropper.serve, path, limit=2**24)
-    try:
-        yield dropper, f"unix://{path}"
-    finally:
-        server.close()
+    async with serving(dropper.serve, path) as own:
+        yield dropper, own

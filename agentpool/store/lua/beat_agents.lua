@@ -11,7 +11,7 @@
 
 local recorded = 0
 for i = 5, #ARGV do
-  local key = prefix .. 'agent:' .. pool .. '/' .. ARGV[i]
+  local key = agent_key(ARGV[i])
   if redis.call('HGET', key, 'process_id') == ARGV[4] then
     redis.call('HSET', key, 'last_heartbeat', now)
     recorded = recorded + 1

@@ -125,7 +125,7 @@ for i = 4, #ARGV do
     stay_leased(id, head, lease)
   else
     redis.call('HDEL', POOL .. ':leases', id)
-    if head.agent ~= '-' and redis.call('EXISTS', prefix .. 'agent:' .. pool .. '/' .. head.agent) == 0 then
+    if head.agent ~= '-' and redis.call('EXISTS', agent_key(head.agent)) == 0 then
       dequeue(id, head)
       finish_task(id, 'agent_terminated', '', 'AgentTerminated', 'its agent is not there')
     else

@@ -12,7 +12,7 @@
 
 local function belongs(tenant, kind, id)
   if kind == 'agents' then
-    return redis.call('HGET', prefix .. 'agent:' .. pool .. '/' .. id, 'tenant') == tenant
+    return redis.call('HGET', agent_key(id), 'tenant') == tenant
   end
   local head = read_head(id)
   if not head or head.tenant ~= tenant then

@@ -19,7 +19,7 @@ end
 
 local types = {}
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, 100)) do
-  local type = redis.call('HGET', prefix .. 'agent:' .. pool .. '/' .. name, 'agent_type') or ''
+  local type = redis.call('HGET', agent_key(name), 'agent_type') or ''
   types[type] = types[type] or redis.call('HGET', POOL, 'labels:' .. type) or ''
   add(types[type], 1)
 end

@@ -20,7 +20,7 @@ local tasks = redis.call('ZRANGEBYSCORE', held(worker, 'tasks'), '-inf', '+inf',
 local runs = redis.call('ZRANGEBYSCORE', held(worker, 'runs'), '-inf', '+inf', 'LIMIT', 0, 1000)
 local answer = {'ok', tonumber(version), status, redis.call('SMEMBERS', held(worker, 'cancels')), tasks, runs}
 for _, name in ipairs(redis.call('SMEMBERS', held(worker, 'agents'))) do
-  local fields = redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. name, 'agent_type', 'incarnation', 'tenant',
+  local fields = redis.call('HMGET', agent_key(name), 'agent_type', 'incarnation', 'tenant',
     'project', 'max_idle_ms', 'heartbeat_ms', 'status')
   answer[#answer + 1] = {name, unpack(fields)}
   table.insert(answer[#answer], redis.call('ZCARD', POOL .. ':mailbox:' .. name))

@@ -20,7 +20,7 @@ local head = record and parse_head(record)
 if not head then
   return {'unknown_task'}
 end
-local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. head.agent, 'process_id', 'status'))
+local worker, status = unpack(redis.call('HMGET', agent_key(head.agent), 'process_id', 'status'))
 if head.agent ~= '-' and not status then
   return {'unknown_agent'}
 end

@@ -1,9 +1,5 @@
 -- Pinned agents: placed, waiting, ended. Needs base.lua, workers.lua, tenants.lua and tasks.lua.
 
-local function agent_key(name)
-  return prefix .. 'agent:' .. pool .. '/' .. name
-end
-
 -- Let an agent wait for a place, from `due` on.
 local function queue_agent(name, due)
   redis.call('HSET', agent_key(name), 'status', 'pending', 'process_id', '', 'task_id', '')

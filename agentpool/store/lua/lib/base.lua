@@ -43,6 +43,10 @@ local function server_run()
   return type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
 end
 
+local function agent_key(name)
+  return prefix .. 'agent:' .. pool .. '/' .. name
+end
+
 -- The fenced lock `<fence> <holder>`, exactly as the caller holds it.
 local function holds(lock, token)
   return token ~= '' and redis.call('GET', prefix .. 'lock:pool:' .. pool .. ':' .. lock) == token

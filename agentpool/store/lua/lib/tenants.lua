@@ -209,7 +209,7 @@ local function let_go(tenant)
   local waits = false
   local mail = tenant_key(tenant, 'mail')
   for _, name in ipairs(redis.call('SPOP', mail, 100)) do
-    local worker, status = unpack(redis.call('HMGET', prefix .. 'agent:' .. pool .. '/' .. name, 'process_id', 'status'))
+    local worker, status = unpack(redis.call('HMGET', agent_key(name), 'process_id', 'status'))
     if status == 'idle' then
       command(worker, {type = 'wake', agent_id = pool .. '/' .. name}, true)
     end
