@@ -127,11 +127,16 @@ class Recovery:
         return True
 
     async def hand_in_again(self) -> None:
-        """Hand in what Redis does not know, as far as it takes it now."""
+        """Hand in what Redis does not know, as far as it takes it now. What one run of the server knows or took says
+        nothing of the next one's.
+        """
+        run = self.run
         await self._pass_over_what_is_known()
         asked = list(self._again.items())
         results = await asyncio.gather(*(self._send(one) for _, one in asked), return_exceptions=True)
         self.turns += 1
+        if run != self.run:
+            return
         for (id, _), error in zip(asked, results, strict=True):
             if isinstance(error, UnknownPool | UnknownAgent | UnknownAgentType) and monotonic() < self._until:
                 continue
@@ -145,11 +150,12 @@ class Recovery:
         return await (self._place(asked) if isinstance(asked, Spawn) else self._submit(asked))
 
     async def _pass_over_what_is_known(self) -> None:
+        run = self.run
         tasks = [id for id, asked in self._again.items() if isinstance(asked, Request)]
         agents = [id for id, asked in self._again.items() if isinstance(asked, Spawn)]
         found = await self._store.tasks.outcomes(await self._store.tasks.settled(tasks))
         known = set(tasks) - {id for id, answer in found.items() if isinstance(answer, UnknownTask)}
         known |= {record.agent_id for record in await self._store.agents.several(agents)}
-        # What has come meanwhile, as the server started anew again, was not looked up, and stays.
-        self._again = {id: asked for id, asked in self._again.items() if id not in known}
+        if run == self.run:
+            self._again = {id: asked for id, asked in self._again.items() if id not in known}
         self.turns += 1

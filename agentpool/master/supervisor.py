@@ -69,8 +69,7 @@ class Supervisor:
                 if pool in self._leaving and not self._leaving[pool].done():
                     problems.append(f"{pool}: it still drains since it was removed; reload again when it has")
                 elif pool not in self.keepers:
-                    await self._open(pool)
-                    await self.keepers[pool].start()
+                    await self._add(pool)
                 else:
                     self.keepers[pool].scope.root = settings
                     await self.keepers[pool].apply(wanted)
@@ -127,6 +126,15 @@ class Supervisor:
         keeper = PoolKeeper(PoolScope(self._store, pool, self._host, self.settings, self._install), self._workers)
         await keeper.open()
         self.keepers[pool] = keeper
+
+    async def _add(self, pool: str) -> None:
+        """Open and start a pool; one that cannot start is let go, for the next reload to try."""
+        await self._open(pool)
+        try:
+            await self.keepers[pool].start()
+        except AgentPoolError:
+            await self.keepers.pop(pool).abandon()
+            raise
 
     async def _registered(self) -> set[str]:
         """Return the workers of all pools."""

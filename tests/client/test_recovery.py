@@ -170,6 +170,44 @@ async def test_what_comes_while_it_is_looked_up_what_is_known_is_handed_in_too(
     assert not recovery.is_behind
 
 
+async def test_what_one_run_of_the_server_took_is_handed_in_to_the_next(
+    tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    runs, is_taken, looked_up = ["first", "second", "third"], asyncio.Event(), asyncio.Event()
+
+    async def take(asked: Request | Spawn) -> None:
+        taken.append(recovery.run)
+        if recovery.run == "second":
+            await is_taken.wait()
+
+    async def server_run() -> str:
+        return runs.pop(0)
+
+    async def settled(ids: list[str]) -> list[str]:
+        if recovery.run == "third":
+            await looked_up.wait()
+        return ids
+
+    recovery = Recovery(tiny.store, take, take, lambda _, error: None)
+    monkeypatch.setattr(tiny.store.connection, "server_run", server_run)
+    monkeypatch.setattr(tiny.store.tasks, "settled", settled)
+    request = new_request(POOL, Kind("Echo"), 1)
+    recovery.wait_for(request.task_id, request)
+    await recovery.look()
+    assert recovery.run == "first"
+    looks = [asyncio.create_task(recovery.look())]
+    await wait_until(lambda: taken == ["second"])
+    looks.append(asyncio.create_task(recovery.look()))
+    await wait_until(lambda: recovery.run == "third")
+    is_taken.set()
+    await looks[0]
+    looked_up.set()
+    await looks[1]
+    assert taken == ["second", "third"]
+    assert not recovery.is_behind
+
+
 async def test_without_a_restart_nothing_is_handed_in_twice(tiny: TinyPool, client: Client) -> None:
     pool = client.pool(POOL)
     handle = await pool.submit("Echo", 1)
