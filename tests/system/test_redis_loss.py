@@ -89,6 +89,28 @@ async def test_what_a_server_lost_with_its_latest_writes_is_told_to_it_again(
     assert master.logged("server.restarted")
 
 
+async def test_what_ended_while_the_server_was_away_is_not_run_again_though_its_lease_is_lost(
+    server: HarmedServer, new_master: NewMaster
+) -> None:
+    settings = {"agents": ["task_agents:Noted"], "agents_per_worker": 6, "max_workers": 1}
+    master = new_master({POOL: settings}, redis={"url": server.url}).start()
+    notes = master.folder / "notes"
+    async with connect(server.url) as client:
+        pool = client.pool(POOL)
+        await pool.submit_many("Noted", [[str(notes), 1.0]] * 6)
+        later = [await pool.submit("Noted", [str(notes), 1.0]) for _ in range(18)]
+        await wait_until(lambda: notes.exists() and len(notes.read_text().splitlines()) >= 6)
+        await asyncio.sleep(0.3)
+        server.remember()
+        await wait_until(lambda: len(notes.read_text().splitlines()) >= 12)
+        server.lose()
+        await asyncio.sleep(1.5)
+        server.start()
+        await asyncio.gather(*(handle.result(20) for handle in later))
+        assert await examine(client.store) == []
+    assert len(notes.read_text().splitlines()) == 24, "each ran once"
+
+
 @pytest.mark.parametrize("pauses", [(0.0,), pytest.param((5.5, 0.0), marks=pytest.mark.chaos)])
 async def test_a_server_that_comes_back_empty_is_told_everything(
     server: HarmedServer, new_master: NewMaster, pauses: tuple[float, ...]

@@ -6,7 +6,8 @@ so none is held by a worker that does not know of it. Which of the tasks by type
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -64,6 +65,12 @@ class Executor:
         self._turns_wait = self._turns_left = False
         """There are tasks by type to ask for; there were some left at the last answer."""
         self._number, self._unanswered = 0, False
+        self._gate = asyncio.Lock()
+        """Held while an exchange is under way."""
+        self._told_run = ""
+        """The run of the server that was told what is here."""
+        self._untold: set[str] = set()
+        """What ended, and is handed in when the server was told that it is here."""
         self._unknown: dict[str, str] = {}
         """Tasks that this worker has, as Redis said, but had not heard of, and why each is to be cancelled, or ''."""
         self._cancelled_early: dict[str, str] = {}
@@ -166,6 +173,28 @@ class Executor:
         tasks = [*(task for task, _ in self._recent.all()), *(run.task for run in self._runs.values())]
         return {task.id: encode_task(task.header, task.envelope) for task in tasks if task.envelope}
 
+    def note_told(self, run: str) -> None:
+        """The server knows, in this run, what is here: what it calls late is late."""
+        self._told_run = run
+        if self._untold:
+            self._untold.clear()
+            self.poke()
+
+    @contextlib.asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """Let no exchange be under way in the block: what this worker has is what it has in Redis. Raises
+        `RedisUnavailable` when the one under way is not answered.
+        """
+        try:
+            async with asyncio.timeout(self._place.store.connection.timeout):
+                await self._gate.acquire()
+        except TimeoutError:
+            raise RedisUnavailable("an exchange of tasks is not answered; it goes on when Redis is back") from None
+        try:
+            yield
+        finally:
+            self._gate.release()
+
     def hand_in_again(self) -> None:
         """Hand in once more what was handed in of late: the server may have lost it."""
         for task, ended in self._recent.all():
@@ -183,9 +212,11 @@ class Executor:
         while True:
             await self._woken.wait()
             self._woken.clear()
-            while await self._exchange():
+            goes_on = True
+            while goes_on:
+                async with self._gate:
+                    goes_on = await self._exchange()
                 self._turn.answer()
-            self._turn.answer()
 
     async def _exchange(self) -> bool:
         """Exchange once; False when there was nothing to do."""
@@ -193,7 +224,7 @@ class Executor:
             await self._let_more_end()
         names = self._idle_with_mail()
         room, prefetch = (self._turns_wait and self._open and self._slots.room()) or NO_ROOM
-        ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
+        ended = self._to_hand_in()
         unknown = self._take_unknown()
         if not (ended or names or unknown or room >= 0):
             return False
@@ -205,6 +236,9 @@ class Executor:
         if answer is None:
             self._on_gone()
             return False
+        if answer.stale and await self._is_untold():
+            self._untold.update(answer.stale)  # the leases may be lost, and are written again then
+            ended = [task for task in ended if task.id not in self._untold]
         self._record(ended, answer)
         for task in answer.tasks:
             self._begin(task)
@@ -248,6 +282,21 @@ class Executor:
                 continue
             self._unanswered = False
             return answer
+
+    async def _is_untold(self) -> bool:
+        """Tell whether the server has started anew, and was not told yet what is here."""
+        while True:
+            try:
+                return await self._place.store.connection.server_run() not in ("", self._told_run)
+            except RedisUnavailable as error:
+                log.warning("redis.unavailable", doing="exchange", error=str(error))
+                await asyncio.sleep(RETRY_DELAY)
+
+    def _to_hand_in(self) -> list[EndedTask]:
+        ended = (task for _, task in self._ended.values())
+        if self._untold:
+            ended = (task for task in ended if task.id not in self._untold)
+        return list(islice(ended, ENDED_PER_EXCHANGE))
 
     def _take_unknown(self) -> list[str]:
         """Return the ids of tasks to ask for now, of which this is the only time."""

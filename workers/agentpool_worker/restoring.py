@@ -73,12 +73,14 @@ class Restoring:
         is_new = "" not in (run, self._run) and run != self._run
         if is_new and not await self._tell_what_is_here():
             return None
-        view = await place.store.workers.view(place.pool, place.worker_id)
-        if is_new and view:
-            await self._tell_what_is_missing(view)
-            view = await place.store.workers.view(place.pool, place.worker_id)
+        if is_new:
+            self._executor.note_told(run)
+            async with self._executor.quiet():
+                await self._tell_what_is_missing()
             log.warning("redis.restarted", agents=len(self._agents.all()), tasks=len(self._executor.running()))
+        view = await place.store.workers.view(place.pool, place.worker_id)
         self._run = run
+        self._executor.note_told(run)
         self._stopped.clear()
         return view
 
@@ -91,8 +93,11 @@ class Restoring:
         self._executor.hand_in_again()
         return True
 
-    async def _tell_what_is_missing(self, view: WorkerView) -> None:
+    async def _tell_what_is_missing(self) -> None:
         place, here = self._place, {pinned.id for pinned in self._agents.all()}
+        view = await place.store.workers.view(place.pool, place.worker_id)
+        if view is None:
+            return
         missing = [
             desired
             for desired in view.agents

@@ -20,6 +20,16 @@ class Napper(Agent):
         return {"pid": os.getpid(), "attempt": ctx.attempt, "began": began, "ended": time.time()}
 
 
+class Noted(Agent):
+    """Writes a line into the file that it is told, and sleeps for so long."""
+
+    async def run(self, ctx: Context, input: tuple[str, float]) -> None:
+        path, seconds = input
+        with Path(path).open("a") as notes:
+            notes.write(f"{ctx.task_id}\n")
+        await asyncio.sleep(seconds)
+
+
 class Poison(Agent):
     """Kills its worker, in the way it is told, shortly after it began."""
 
