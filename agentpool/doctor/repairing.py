@@ -64,19 +64,20 @@ async def _mend(store: Store, faults: list[Violation]) -> list[Mended]:
     for fault in faults:
         survey = _survey_of(surveys, fault)
         remedy = remedies_for(survey, fault) if survey else None
-        if survey and isinstance(remedy, Remedy) and await _apply(store, survey.pool, remedy):
+        if survey and isinstance(remedy, Remedy):
+            await _apply(store, survey.pool, remedy)
             done.append(Mended(fault.invariant, fault.subject, fault.detail, remedy.did))
     return done
 
 
-async def _apply(store: Store, pool: str, remedy: Remedy) -> bool:
-    """Do what a remedy says; False when it could not be done."""
+async def _apply(store: Store, pool: str, remedy: Remedy) -> None:
+    """Do what a remedy says."""
     mending = store.mending
     match remedy.door:
         case "listed" | "unlisted":
             await mending.list_pool(pool, listed=remedy.door == "listed")
         case "pool":
-            return await mending.pool(pool, remedy.rows)
+            await mending.pool(pool, remedy.rows)
         case "workers":
             await mending.workers(pool, remedy.rows)
         case "agents":
@@ -85,7 +86,6 @@ async def _apply(store: Store, pool: str, remedy: Remedy) -> bool:
             await mending.tasks(pool, remedy.rows)
         case "tenants":
             await mending.tenants(pool, remedy.rows)
-    return True
 
 
 def _left(surveys: dict[str, Survey], fault: Violation) -> Left:
@@ -95,8 +95,8 @@ def _left(surveys: dict[str, Survey], fault: Violation) -> Left:
         case Untreated(why, next_step):
             pass
         case Remedy():
-            why = "it could not be mended, as there were more or other queues by then, or it came back afterwards"
-            next_step = "run doctor again when there is less to do; else find out who writes to Redis, and report this"
+            why = "it was not there any more when it was to be mended, or it came back afterwards"
+            next_step = "run doctor again; if it stays, find out who else writes to Redis, and report this"
         case _:
             why, next_step = "its pool is not there any more", "run doctor again"
     return Left(fault.invariant, fault.subject, fault.detail, why, next_step)

@@ -36,14 +36,11 @@ class Mending:
         for page in _pages(rows):
             await self._connection.call("mend_tenants", pool, *page)
 
-    async def pool(self, pool: str, queues: Sequence[str]) -> bool:
-        """Mend turns, fences and the count of what waits; False when there were other queues than these, `lane:tenant`
-        each, or more than a call takes.
-        """
-        if len(queues) > PER_CALL:
-            return False
-        answer = await self._connection.call("mend_pool", pool, *queues)
-        return bool(answer[0] == "ok")
+    async def pool(self, pool: str, queues: Sequence[str]) -> None:
+        """Mend turns, fences and the count of what waits; `queues` are all that have tasks or a turn, `lane:tenant`."""
+        for page in _pages(queues):
+            await self._connection.call("mend_turns", pool, *page)
+        await self._connection.call("mend_pool", pool)
 
     async def list_pool(self, pool: str, *, listed: bool) -> None:
         """Let the list of pools name this one, or not."""

@@ -129,7 +129,7 @@ async def _mend(store: Store) -> None:
     await redis.srem(keys.tenant_agents("p", "default"), "a1")
     await mending.tenants("p", ["default agents a1"])
     await redis.hset(keys.pool("p"), "queued", 50)
-    assert await mending.pool("p", ["normal:acme"])
+    await mending.pool("p", ["normal:acme"])
 
 
 LIFE: dict[str, Step] = {
