@@ -17,7 +17,10 @@ __all__ = ["CALLS_AT_ONCE", "Gathering"]
 CALLS_AT_ONCE = 2
 """Of one line, when there is enough for a full call while another is under way."""
 TURN_S = 0.02
-"""How long what is asked waits for its turn; where Redis is slow or away, all shall begin to wait for it."""
+"""How long what is asked waits for its turn, twice as long with each call that is under way: where Redis is slow or
+away, all shall begin to wait for it.
+"""
+LATER_MAX = 5
 
 Send = Callable[[Sequence[Sequence[Request]]], Awaitable[Sequence[AgentPoolError | None]]]
 
@@ -51,6 +54,8 @@ class _Line:
         self._count = self._bytes = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._turn: asyncio.Handle | None = None
+        self._is_next = False
+        """The turn is the loop's next one."""
 
     def add(self, request: Request) -> _Asked:
         """Let a request wait for the next call."""
@@ -58,15 +63,24 @@ class _Line:
         self._groups.setdefault(_common(request), []).append(asked)
         self._count += 1
         self._bytes += len(request.envelope.input)
-        if self._turn is None:
-            if self._calls:
-                self._turn = self._loop.call_later(TURN_S, self._start_late)
-            else:
-                self._turn = self._loop.call_soon(self._start)
+        if not self._is_next and self._may_begin():
+            if self._turn:
+                self._turn.cancel()
+            self._is_next = True
+            self._turn = self._loop.call_soon(self._start)
+        elif self._turn is None:
+            self._start_later()
         return asked
+
+    def _may_begin(self) -> bool:
+        return not self._calls or (len(self._calls) < CALLS_AT_ONCE and self._is_full())
 
     def _is_full(self) -> bool:
         return self._count >= TASKS_PER_CALL or len(self._groups) >= GROUPS_PER_CALL or self._bytes >= BYTES_PER_CALL
+
+    def _start_later(self) -> None:
+        delay = TURN_S * 2 ** min(len(self._calls) - 1, LATER_MAX)
+        self._turn = self._loop.call_later(delay, self._start_late)
 
     def _start_late(self) -> None:
         self._begin_call()
@@ -77,10 +91,11 @@ class _Line:
         if self._turn:
             self._turn.cancel()
             self._turn = None
-        while self._groups and (not self._calls or (len(self._calls) < CALLS_AT_ONCE and self._is_full())):
+        self._is_next = False
+        while self._groups and self._may_begin():
             self._begin_call()
         if self._groups:
-            self._turn = self._loop.call_later(TURN_S, self._start_late)
+            self._start_later()
         elif not self._calls:
             self._on_idle()
 

@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from support.wait import wait_until
 
+from agentpool.client import submitting
 from agentpool.client.kinds import Kind
 from agentpool.client.requests import Request, new_request
 from agentpool.client.submitting import CALLS_AT_ONCE, Gathering
+from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError, QueueFull, RedisUnavailable
 from agentpool.store.tasks import GROUPS_PER_CALL, TASKS_PER_CALL
 
@@ -205,6 +207,35 @@ async def test_a_second_call_goes_while_one_is_under_way_only_when_it_is_full() 
     await asyncio.gather(*asked)
     assert sum(sum(call) for call in server.calls) == len(asked)
     assert all(len(call) <= GROUPS_PER_CALL and sum(call) <= TASKS_PER_CALL for call in server.calls)
+
+
+async def test_a_second_call_goes_as_soon_as_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitting, "TURN_S", 60.0)
+    server = Server()
+    gathering = Gathering(server.send, 5.0)
+    asked = _ask(gathering, 1)
+    await _turns()
+    asked += _ask(gathering, TASKS_PER_CALL - 1)
+    await _turns()
+    assert len(server.calls) == 1
+    asked += _ask(gathering, 1)
+    await _turns()
+    assert [sum(call) for call in server.calls] == [1, TASKS_PER_CALL]
+    server.answers.set()
+    await asyncio.gather(*asked)
+
+
+async def test_while_the_server_is_silent_ever_fewer_calls_begin() -> None:
+    server = Server()
+    gathering = Gathering(server.send, 5.0)
+    asked = []
+    until = monotonic() + 1.0
+    while monotonic() < until:
+        asked += _ask(gathering, 1)
+        await asyncio.sleep(0.01)
+    assert 3 <= len(server.calls) <= 8
+    server.answers.set()
+    await asyncio.gather(*asked)
 
 
 async def test_of_what_fills_calls_a_few_are_under_way() -> None:
