@@ -29,7 +29,8 @@ from agentpool.config import RedisSettings
 from agentpool.errors import RedisUnavailable
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.keys import Keys
-from agentpool.protocol.records import TaskEnvelope, TaskHeader, TypeInfo
+from agentpool.protocol.records import TypeInfo
+from agentpool.protocol.tasks import TaskEnvelope, TaskHeader
 from agentpool.redis_server import find_binary
 from agentpool.store import Store
 

@@ -15,7 +15,8 @@ from agentpool.clock import wall_ms
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.events import TaskEvent
 from agentpool.protocol.keys import pool_of
-from agentpool.protocol.records import DeadLetter, plain
+from agentpool.protocol.records import plain
+from agentpool.protocol.tasks import DeadLetter
 
 __all__ = [
     "audit",

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from agentpool.client.requests import Request, Spawn
 from agentpool.protocol.events import Event, TaskEvent
 from agentpool.protocol.limits import TenantUsage
-from agentpool.protocol.records import AgentRecord, DeadLetter, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.tasks import DeadLetter, Outcome
 
 __all__ = ["Backend"]
 

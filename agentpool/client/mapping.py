@@ -11,7 +11,7 @@ from typing import Any
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.tasks import TaskHandle
 from agentpool.errors import UnknownTask
-from agentpool.protocol.records import Outcome
+from agentpool.protocol.tasks import Outcome
 
 __all__ = ["PARALLEL", "map_tasks"]
 

@@ -17,7 +17,8 @@ from agentpool.protocol.codec import check_name, new_id
 from agentpool.protocol.events import Event
 from agentpool.protocol.keys import split_id
 from agentpool.protocol.limits import TenantUsage, check_limits
-from agentpool.protocol.records import AgentRecord, DeadLetter, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.tasks import DeadLetter
 
 if TYPE_CHECKING:
     from agentpool.client.client import Client

@@ -17,7 +17,8 @@ from agentpool.client.requests import Request, Spawn
 from agentpool.periodic import end_task
 from agentpool.protocol.events import Event, TaskEvent
 from agentpool.protocol.limits import TenantUsage
-from agentpool.protocol.records import AgentRecord, DeadLetter, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.tasks import DeadLetter, Outcome
 from agentpool.store import Store
 
 __all__ = ["RedisBackend"]

@@ -12,8 +12,8 @@ from agentpool.client.requests import Request
 from agentpool.client.submitting import Gathering
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.protocol.events import TaskEvent
-from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import OUTCOMES
+from agentpool.protocol.tasks import Outcome
 from agentpool.store import Store
 from agentpool.store.tasks import SubmitOptions, TaskGroup
 

@@ -26,8 +26,8 @@ from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, Unkno
 from agentpool.periodic import Periodic
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.commands import AgentEnded, AgentReady, TasksDone, decode_reply
-from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import AgentStatus
+from agentpool.protocol.tasks import Outcome
 from agentpool.store import Store
 from agentpool.store.subscription import Subscription
 

@@ -14,9 +14,9 @@ from agentpool.client.kinds import Kind, milliseconds
 from agentpool.clock import wall_ms
 from agentpool.errors import AgentFailed, AgentPoolError, AgentTerminated, InvalidInput, TaskTimedOut
 from agentpool.protocol.codec import check_name, new_id
-from agentpool.protocol.records import NESTED_MAX, TaskEnvelope, TaskHeader
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import AgentStatus
+from agentpool.protocol.tasks import NESTED_MAX, TaskEnvelope, TaskHeader
 
 __all__ = [
     "PRIORITY",

@@ -18,8 +18,8 @@ from agentpool.errors import (
     WorkerLost,
 )
 from agentpool.protocol.events import TaskEvent
-from agentpool.protocol.records import Outcome, TaskError
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import Outcome, TaskError
 
 if TYPE_CHECKING:
     from agentpool.client.client import Client

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from agentpool.protocol.keys import Keys, pool_of, split_id
-from agentpool.protocol.records import TaskHeader, decode_header
+from agentpool.protocol.tasks import TaskHeader, decode_header
 from agentpool.store import Store
 
 __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]

@@ -9,8 +9,8 @@ from agentpool.agent import AgentType, Context
 from agentpool.config import PoolSettings
 from agentpool.errors import UnknownAgentType
 from agentpool.pool import PoolConfig
-from agentpool.protocol.records import NESTED_MAX, ClaimedTask
 from agentpool.protocol.retrying import RetryPolicy
+from agentpool.protocol.tasks import NESTED_MAX, ClaimedTask
 from agentpool.protocol.zygote import WorkerSettings
 
 __all__ = ["HostSettings", "Marks", "Place", "Registry"]

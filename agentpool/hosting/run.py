@@ -15,9 +15,9 @@ from agentpool.policy.retries import next_retry
 from agentpool.pool import StartFailed
 from agentpool.pool.calls import MESSAGE_CHARACTERS_MAX, Call, Ended, brief, describe
 from agentpool.protocol.codec import encode_json
-from agentpool.protocol.records import ClaimedTask, Outcome, TaskError
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import ClaimedTask, Outcome, TaskError
 
 if TYPE_CHECKING:
     from agentpool.hosting.pinned import Pinned

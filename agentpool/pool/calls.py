@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from agentpool.clock import monotonic
-from agentpool.protocol.records import TaskError
+from agentpool.protocol.tasks import TaskError
 
 __all__ = ["Begin", "Call", "Ended", "Meter", "OnCpu", "brief", "describe"]
 

@@ -7,7 +7,7 @@ to clients; a client that missed one reads the record.
 
 import msgspec
 
-from agentpool.protocol.records import Outcome
+from agentpool.protocol.tasks import Outcome
 
 __all__ = [
     "AgentEnded",

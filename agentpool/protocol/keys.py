@@ -265,7 +265,7 @@ class Keys:
         return f"{self.prefix}agent:{agent_id}"
 
     def task(self, task_id: str) -> str:
-        """STRING: the task as submitted, later its outcome (see `records.py`)."""
+        """STRING: the task as submitted, later its outcome (see `protocol/tasks.py`)."""
         return f"{self.prefix}task:{task_id}"
 
     # -- channels -----------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import msgspec
 from agentpool.errors import UnknownTask
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.keys import pool_of
-from agentpool.protocol.records import DeadLetter
 from agentpool.protocol.refusals import refusal
+from agentpool.protocol.tasks import DeadLetter
 from agentpool.store.connection import Connection
 
 __all__ = ["Letters"]

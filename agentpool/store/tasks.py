@@ -9,7 +9,9 @@ import msgspec
 from agentpool.errors import AgentPoolError, UnknownTask
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.keys import pool_of
-from agentpool.protocol.records import (
+from agentpool.protocol.refusals import refusal
+from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import (
     ClaimedTask,
     Outcome,
     TaskEnvelope,
@@ -18,8 +20,6 @@ from agentpool.protocol.records import (
     decode_task,
     encode_header,
 )
-from agentpool.protocol.refusals import refusal
-from agentpool.protocol.states import TaskStatus
 from agentpool.store.connection import Connection
 
 __all__ = ["EndedTask", "Exchange", "SubmitOptions", "TaskGroup", "Tasks", "claimed_tasks"]

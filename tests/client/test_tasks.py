@@ -32,8 +32,8 @@ from agentpool.client import Client
 from agentpool.client.client import RedisClient
 from agentpool.client.kinds import UNTYPED
 from agentpool.client.tasks import result_of
-from agentpool.protocol.records import Outcome, TaskError
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import Outcome, TaskError
 
 
 class Diff(msgspec.Struct):

@@ -17,7 +17,7 @@ from agentpool.doctor import Violation, examine
 from agentpool.doctor.checks import check_growth
 from agentpool.doctor.processes import LocalWorker, check_processes, local_workers
 from agentpool.doctor.survey import PAGE, Survey, take_surveys
-from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.tasks import TaskEnvelope, TaskHeader
 from agentpool.store import Store
 from agentpool.store.tasks import EndedTask
 

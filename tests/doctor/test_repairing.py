@@ -13,7 +13,7 @@ from agentpool.doctor import examine, repair
 from agentpool.doctor.remedies import Remedy, Untreated, remedies_for
 from agentpool.doctor.survey import take_surveys
 from agentpool.doctor.violations import violation
-from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.tasks import TaskEnvelope, TaskHeader
 from agentpool.store.mending import PER_CALL
 
 Spoil = Callable[[TinyPool, Any, Any], Awaitable[Any]]

@@ -9,7 +9,8 @@ import pytest
 from agentpool.agent import Agent, AgentType, Context
 from agentpool.config import PoolSettings
 from agentpool.hosting import Ending, Host, HostSettings, Place, Run
-from agentpool.protocol.records import ClaimedTask, DesiredAgent, TaskEnvelope, TaskHeader
+from agentpool.protocol.records import DesiredAgent
+from agentpool.protocol.tasks import ClaimedTask, TaskEnvelope, TaskHeader
 
 
 class Echo(Agent):

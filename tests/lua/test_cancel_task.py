@@ -24,8 +24,8 @@ from support.seeds import (
 
 from agentpool.errors import UnknownTask
 from agentpool.protocol.commands import Cancel
-from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import Outcome
 from agentpool.store import Store
 
 

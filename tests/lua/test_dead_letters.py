@@ -20,7 +20,7 @@ from support.seeds import (
 )
 
 from agentpool.errors import UnknownAgent, UnknownTask
-from agentpool.protocol.records import DeadLetter
+from agentpool.protocol.tasks import DeadLetter
 from agentpool.store import Store
 
 

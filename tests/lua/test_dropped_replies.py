@@ -37,8 +37,9 @@ from support.seeds import (
 )
 from support.server import flush
 
-from agentpool.protocol.records import DesiredAgent, TaskEnvelope, TypeInfo, encode_task
+from agentpool.protocol.records import DesiredAgent, TypeInfo
 from agentpool.protocol.states import AgentStatus
+from agentpool.protocol.tasks import TaskEnvelope, encode_task
 from agentpool.store import Store
 from agentpool.store.scripts import script
 

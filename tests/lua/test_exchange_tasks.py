@@ -29,7 +29,7 @@ from support.seeds import (
 )
 
 from agentpool.protocol.commands import TasksDone, Wake
-from agentpool.protocol.records import TaskEnvelope
+from agentpool.protocol.tasks import TaskEnvelope
 from agentpool.store import Store
 
 # -- what ended -------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from support.seeds import (
     seed_worker,
 )
 
-from agentpool.protocol.records import TaskEnvelope
+from agentpool.protocol.tasks import TaskEnvelope
 from agentpool.store import Store
 from agentpool.store.tasks import EndedTask
 

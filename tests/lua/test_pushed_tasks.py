@@ -19,7 +19,7 @@ from support.seeds import (
 
 from agentpool.doctor import examine
 from agentpool.protocol.commands import Command, Run, Wake, decode_command
-from agentpool.protocol.records import TaskEnvelope
+from agentpool.protocol.tasks import TaskEnvelope
 from agentpool.store import Store
 from agentpool.store.tasks import SubmitOptions, TaskGroup, claimed_tasks
 

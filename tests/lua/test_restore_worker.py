@@ -21,8 +21,9 @@ from support.seeds import (
     seed_worker,
 )
 
-from agentpool.protocol.records import DesiredAgent, TaskEnvelope, encode_task
+from agentpool.protocol.records import DesiredAgent
 from agentpool.protocol.states import AgentStatus
+from agentpool.protocol.tasks import TaskEnvelope, encode_task
 from agentpool.store import Store
 
 RECORD = encode_task(header(), TaskEnvelope(msgspec.Raw(b"1")))

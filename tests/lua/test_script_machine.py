@@ -37,7 +37,7 @@ from support.seeds import (
 
 from agentpool.doctor import examine
 from agentpool.errors import AgentPoolError, RedisUnavailable
-from agentpool.protocol.records import TaskEnvelope, TypeInfo
+from agentpool.protocol.records import TypeInfo
 from agentpool.protocol.states import (
     AGENT_MOVES,
     TASK_MOVES,
@@ -47,6 +47,7 @@ from agentpool.protocol.states import (
     WorkerStatus,
     check_move,
 )
+from agentpool.protocol.tasks import TaskEnvelope
 from agentpool.store import Store
 from agentpool.store.tasks import EndedTask, SubmitOptions, TaskGroup
 

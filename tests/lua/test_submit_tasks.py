@@ -40,7 +40,8 @@ from agentpool.errors import (
     Unplaceable,
 )
 from agentpool.protocol.commands import Wake
-from agentpool.protocol.records import TaskEnvelope, TypeInfo
+from agentpool.protocol.records import TypeInfo
+from agentpool.protocol.tasks import TaskEnvelope
 from agentpool.store import Store
 from agentpool.store.tasks import SubmitOptions, TaskGroup
 

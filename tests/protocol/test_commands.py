@@ -16,8 +16,8 @@ from agentpool.protocol.commands import (
     decode_command,
     decode_reply,
 )
-from agentpool.protocol.records import Outcome
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import Outcome
 
 COMMANDS = [
     Spawn(process_id="w1", version=3, agent_id="p/a1", agent_type="R", incarnation=2, tenant="acme", project="x"),

@@ -7,20 +7,9 @@ from hypothesis import strategies as st
 
 from agentpool.errors import DamagedRecord
 from agentpool.protocol.codec import valid_name
-from agentpool.protocol.records import (
-    AgentRecord,
-    Outcome,
-    PoolInfo,
-    TaskEnvelope,
-    TaskError,
-    TaskHeader,
-    WorkerRecord,
-    decode_hash,
-    decode_task,
-    encode_task,
-    plain,
-)
+from agentpool.protocol.records import AgentRecord, PoolInfo, WorkerRecord, decode_hash, plain
 from agentpool.protocol.states import AgentStatus, TaskStatus, WorkerStatus
+from agentpool.protocol.tasks import Outcome, TaskEnvelope, TaskError, TaskHeader, decode_task, encode_task
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 headers = st.builds(

@@ -11,7 +11,8 @@ from agentpool.config import PoolSettings, Settings
 from agentpool.config.settings import TenantOverrides
 from agentpool.master.scope import PoolScope
 from agentpool.protocol.codec import new_id
-from agentpool.protocol.records import TaskEnvelope, TaskHeader, TypeInfo
+from agentpool.protocol.records import TypeInfo
+from agentpool.protocol.tasks import TaskEnvelope, TaskHeader
 
 ECHO = [TypeInfo(name="Echo", module="tests")]
 

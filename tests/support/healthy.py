@@ -8,7 +8,7 @@ import msgspec
 from support.seeds import incarnation
 from support.tiny_pool import POOL, TinyPool, tiny_pool
 
-from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.tasks import TaskEnvelope, TaskHeader
 from agentpool.store.tasks import SubmitOptions
 
 __all__ = ["healthy_pool", "spawn", "submit"]

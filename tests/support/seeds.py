@@ -13,8 +13,9 @@ import msgspec
 
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.commands import Command, Reply, decode_command, decode_reply
-from agentpool.protocol.records import Outcome, TaskEnvelope, TaskError, TaskHeader, TypeInfo
+from agentpool.protocol.records import TypeInfo
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import Outcome, TaskEnvelope, TaskError, TaskHeader
 from agentpool.store import Store
 from agentpool.store.tasks import EndedTask, Exchange, SubmitOptions
 

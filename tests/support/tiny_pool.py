@@ -13,8 +13,9 @@ import msgspec
 from agentpool.clock import wall_ms
 from agentpool.errors import InvalidInput
 from agentpool.protocol.codec import encode_json, new_id
-from agentpool.protocol.records import ClaimedTask, Outcome, TaskError, TypeInfo
+from agentpool.protocol.records import TypeInfo
 from agentpool.protocol.states import AgentStatus, TaskStatus
+from agentpool.protocol.tasks import ClaimedTask, Outcome, TaskError
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
 from agentpool.store.tasks import EndedTask

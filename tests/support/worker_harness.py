@@ -16,7 +16,8 @@ import msgspec
 from support.wait import wait_until
 
 from agentpool.protocol.codec import new_id
-from agentpool.protocol.records import AgentRecord, Outcome, TaskEnvelope, TaskHeader
+from agentpool.protocol.records import AgentRecord
+from agentpool.protocol.tasks import Outcome, TaskEnvelope, TaskHeader
 from agentpool.protocol.zygote import (
     PACKET_BYTES_MAX,
     Exited,

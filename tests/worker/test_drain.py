@@ -9,7 +9,7 @@ from support.wait import wait_until
 from support.worker_harness import Master
 
 from agentpool.protocol.codec import new_id
-from agentpool.protocol.records import TaskEnvelope, TaskHeader
+from agentpool.protocol.tasks import TaskEnvelope, TaskHeader
 from agentpool.protocol.zygote import Exit
 
 

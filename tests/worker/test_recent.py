@@ -2,7 +2,7 @@
 
 import msgspec
 
-from agentpool.protocol.records import ClaimedTask, TaskEnvelope, TaskHeader
+from agentpool.protocol.tasks import ClaimedTask, TaskEnvelope, TaskHeader
 from agentpool.store.tasks import EndedTask
 from agentpool_worker import recent
 from agentpool_worker.recent import Recent

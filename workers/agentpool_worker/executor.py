@@ -18,7 +18,7 @@ from agentpool.clock import monotonic
 from agentpool.errors import RedisUnavailable
 from agentpool.hosting import GIVE_BACK, Ending, Host, Run
 from agentpool.protocol.codec import encode_json
-from agentpool.protocol.records import ClaimedTask, encode_task
+from agentpool.protocol.tasks import ClaimedTask, encode_task
 from agentpool.store.tasks import EndedTask, Exchange
 from agentpool_worker.auditing import audit_line
 from agentpool_worker.place import WorkPlace

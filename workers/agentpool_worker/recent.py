@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from agentpool.clock import monotonic
-from agentpool.protocol.records import ClaimedTask
+from agentpool.protocol.tasks import ClaimedTask
 from agentpool.store.tasks import EndedTask
 
 __all__ = ["KEPT_S", "Recent"]

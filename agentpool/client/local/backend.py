@@ -28,8 +28,9 @@ from agentpool.protocol.commands import AgentEnded
 from agentpool.protocol.events import Event, TaskEvent
 from agentpool.protocol.keys import pool_of, split_id
 from agentpool.protocol.limits import TenantUsage
-from agentpool.protocol.records import AgentRecord, DeadLetter, Outcome, PoolInfo, PoolStats, TypeInfo, WorkerRecord
+from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 from agentpool.protocol.states import AgentStatus
+from agentpool.protocol.tasks import DeadLetter, Outcome
 
 __all__ = ["LocalBackend"]
 

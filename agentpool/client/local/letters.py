@@ -11,7 +11,7 @@ from agentpool.client.requests import Request
 from agentpool.clock import wall_ms
 from agentpool.errors import UnknownTask
 from agentpool.protocol.codec import encode_json
-from agentpool.protocol.records import DeadLetter, Outcome
+from agentpool.protocol.tasks import DeadLetter, Outcome
 
 __all__ = ["LocalLetters"]
 

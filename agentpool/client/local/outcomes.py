@@ -5,7 +5,7 @@ from collections import OrderedDict
 from agentpool.client.local.trails import Trail
 from agentpool.clock import monotonic
 from agentpool.errors import UnknownTask
-from agentpool.protocol.records import Outcome
+from agentpool.protocol.tasks import Outcome
 
 __all__ = ["Keys", "Outcomes"]
 

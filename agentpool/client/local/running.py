@@ -11,7 +11,7 @@ from agentpool.client.local.tenants import LocalTenants, Tenant
 from agentpool.client.local.timers import Timers
 from agentpool.client.local.waiting import Lease, LocalTask, Waiting
 from agentpool.hosting import Ending, Host, Run
-from agentpool.protocol.records import ClaimedTask
+from agentpool.protocol.tasks import ClaimedTask
 
 __all__ = ["Running"]
 

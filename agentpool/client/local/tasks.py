@@ -29,9 +29,10 @@ from agentpool.hosting import Ending
 from agentpool.protocol.codec import decode_json, encode_json, new_id
 from agentpool.protocol.events import EventName, TaskEvent
 from agentpool.protocol.limits import TenantUsage
-from agentpool.protocol.records import AgentRecord, Outcome, TaskError
+from agentpool.protocol.records import AgentRecord
 from agentpool.protocol.refusals import refusal
 from agentpool.protocol.states import TaskStatus
+from agentpool.protocol.tasks import Outcome, TaskError
 
 __all__ = ["LocalTasks"]
 

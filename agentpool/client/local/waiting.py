@@ -16,7 +16,7 @@ from agentpool.client.local.trails import Trail
 from agentpool.client.requests import Request
 from agentpool.clock import monotonic
 from agentpool.hosting import Run
-from agentpool.protocol.records import Outcome
+from agentpool.protocol.tasks import Outcome
 
 __all__ = ["Lease", "LocalTask", "Waiting"]
 

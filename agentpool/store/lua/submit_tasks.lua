@@ -12,7 +12,7 @@
 --                         task that waits for these; sticky, whose worker is to be preferred; limits: `reject`, or
 --                         `total` for all that it holds. And `batch` alone: after the pool's `batch_max_wait` they
 --                         wait like others
---          count          of its tasks, then id and record of each in order: header line and JSON, as records.py says
+--          count          of its tasks, then id and record of each in order: header line and JSON (protocol/tasks.py)
 -- BUILDS   pool:{p}:types  agent:{p}/{n}  task:{p}/{id}  pool:{p}:mailbox:{n}  pool:{p}:lane:{lane}:{t}
 --          pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:processes  pool:{p}:ended:{n}  process:{w}  pool:{p}:due
 --          pool:{p}:key:{digest}  pool:{p}:children:{id}  pool:{p}:labels  pool:{p}:limits  pool:{p}:tenants

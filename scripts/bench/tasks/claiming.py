@@ -12,7 +12,7 @@ from typing import Any
 import uvloop
 
 from agentpool.client import Client, connect
-from agentpool.protocol.records import ClaimedTask
+from agentpool.protocol.tasks import ClaimedTask
 from agentpool.store import Store
 from agentpool.store.connection import SyncConnection
 from agentpool.store.tasks import EndedTask
