@@ -1,32 +1,30 @@
 """Everything that Redis holds of an installation, as plain values.
 
-First one SCAN finds which keys there are; then each pool is read in one transaction, so that what is compared is of
-one moment. What is read may name ids that the scan did not find, new ones or broken ones: then the pool is read again,
-with them.
+First a SCAN finds which keys there are (`finding.py`); then each pool is read in one transaction, so that what is
+compared is of one moment. What is read may name ids that the scan did not find, new ones or broken ones: then the pool
+is read again, with them.
 
 Of tasks and dead letters there may be very many, so these are looked at page by page beside the transaction, which
 holds the server up for a moment. A task's header never changes, and an outcome is final: what has ended in between, or
 has come, is told by the next reading. A dead letter only has to agree with its own place in the index.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from agentpool.protocol.keys import Keys, pool_of, split_id
+from agentpool.doctor.finding import Found, find
+from agentpool.doctor.paging import PAGE, in_pages
+from agentpool.protocol.keys import Keys
 from agentpool.protocol.tasks import TaskHeader, decode_header
 from agentpool.store import Store
 
 __all__ = ["Held", "Survey", "TaskRow", "take_surveys"]
 
-MARK = "\0"
-"""Stands for an id in a key that is taken apart: no id holds it."""
 HEADER_BYTES_MAX = 2501
-PAGE = 500
-"""Of what is looked at beside the transaction."""
 ROUNDS_MAX = 5
 """Readings of one pool until nothing new is named; on a quiet one it takes two."""
 
@@ -102,136 +100,22 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         return int(float(self.info.get("heartbeat_timeout_ms") or 10_000))
 
 
-class _Found(msgspec.Struct, frozen=True):
-    """Ids of one pool by kind."""
-
-    workers: set[str] = msgspec.field(default_factory=set)
-    agents: set[str] = msgspec.field(default_factory=set)
-    tasks: set[str] = msgspec.field(default_factory=set)
-    mailboxes: set[str] = msgspec.field(default_factory=set)
-    queues: set[str] = msgspec.field(default_factory=set)
-    lanes: set[str] = msgspec.field(default_factory=set)
-    letters: set[str] = msgspec.field(default_factory=set)
-    tenants: set[str] = msgspec.field(default_factory=set)
-
-    def add(self, other: "_Found") -> bool:
-        """Take in what the other holds; tells whether anything was new."""
-        before = self._size()
-        for field in self.__struct_fields__:
-            getattr(self, field).update(getattr(other, field))
-        return self._size() > before
-
-    def _size(self) -> int:
-        return sum(len(getattr(self, field)) for field in self.__struct_fields__)
-
-
 async def take_surveys(store: Store) -> dict[str, Survey]:
     """Read all pools, those of which only leavings exist too."""
     listed = frozenset(await store.pools.names())
-    found = await _find(store, listed)
+    found = await find(store, listed)
     return {
         pool: msgspec.structs.replace(await _survey(store, pool, ids), is_listed=pool in listed)
         for pool, ids in sorted(found.items())
     }
 
 
-async def _survey(store: Store, pool: str, ids: _Found) -> Survey:
+async def _survey(store: Store, pool: str, ids: Found) -> Survey:
     # Letters first: what is one by then is finished, and still is when the rest is read.
     letters, dead = await _read_letters(store, pool, ids.letters)
     ids.tasks.difference_update(await _finished(store, ids.tasks))
     survey = await _read(store, pool, ids)
     return msgspec.structs.replace(survey, letters=letters, dead=dead)
-
-
-# -- which keys there are ---------------------------------------------------------------------------------------
-
-
-async def _find(store: Store, listed: Iterable[str]) -> dict[str, _Found]:
-    keys, redis = store.keys, store.connection.redis
-    pattern = _escaped(keys.prefix) + "*"
-    every: list[str] = []
-    cursor = None
-    while cursor != 0:
-        scan = partial(redis.scan, cursor or 0, match=pattern, count=1000)
-        cursor, page = await store.connection.repeat(scan)
-        every += page
-    found = {pool: _Found() for pool in listed}
-    others = _sort_by_id(keys, every, found)
-    for pool in _pools_in(keys, others):
-        found.setdefault(pool, _Found())
-    for pool, ids in found.items():
-        _sort_by_pool(keys, pool, others, ids)
-    await _sort_workers(store, others, found)
-    return found
-
-
-def _pools_in(keys: Keys, every: Iterable[str]) -> list[str]:
-    """Return the pools that have settings."""
-    names = (_between(key, keys.pool(MARK)) for key in every)
-    return [name for name in names if name and ":" not in name]
-
-
-def _sort_by_id(keys: Keys, every: Iterable[str], found: dict[str, _Found]) -> list[str]:
-    """Sort the keys whose ids name their pool; returns the others."""
-    others = []
-    of_task, of_agent = keys.task(MARK), keys.agent(MARK)
-    for key in every:
-        if task := _between(key, of_task):
-            found.setdefault(pool_of(task), _Found()).tasks.add(task)
-        elif agent := _between(key, of_agent):
-            pool, name = split_id(agent)
-            found.setdefault(pool, _Found()).agents.add(name)
-        else:
-            others.append(key)
-    return others
-
-
-def _sort_by_pool(keys: Keys, pool: str, every: Iterable[str], ids: _Found) -> None:
-    for key in every:
-        if name := _between(key, keys.mailbox(pool, MARK)):
-            ids.mailboxes.add(name)
-        elif queue := _between(key, keys.lane(pool, MARK, "")[:-1]):
-            ids.queues.add(queue)
-        elif lane := _between(key, keys.turns(pool, MARK)):
-            ids.lanes.add(lane)
-        elif task := _between(key, keys.letter(pool, MARK)):
-            ids.letters.add(task)
-        elif tenant := _tenant_of(keys, pool, key):
-            ids.tenants.add(tenant)
-        elif worker := _worker_of(keys, pool, key):
-            ids.workers.add(worker)
-
-
-def _worker_of(keys: Keys, pool: str, key: str) -> str:
-    sets = (keys.worker_agents, keys.worker_tasks, keys.worker_runs, keys.worker_cancels, keys.worker_waits)
-    return next((worker for of in sets if (worker := _between(key, of(pool, MARK)))), "")
-
-
-def _tenant_of(keys: Keys, pool: str, key: str) -> str:
-    sets = (keys.tenant_agents, keys.tenant_tasks, keys.tenant_waits, keys.tenant_delayed)
-    return next((tenant for of in sets if (tenant := _between(key, of(pool, MARK)))), "")
-
-
-async def _sort_workers(store: Store, every: Iterable[str], found: dict[str, _Found]) -> None:
-    """Sort process hashes by the pool that they name."""
-    workers = [worker for key in every if (worker := _between(key, store.keys.process(MARK)))]
-
-    def ask(pipe: Any, worker: str) -> None:
-        pipe.hget(store.keys.process(worker), "pool_name")
-
-    async for worker, (pool,) in _in_pages(store, workers, ask):
-        found.setdefault(pool or "", _Found()).workers.add(worker)
-
-
-def _between(key: str, pattern: str) -> str:
-    """Return what stands in `key` where `pattern` has its mark, or ''."""
-    head, _, tail = pattern.partition(MARK)
-    fits = key.startswith(head) and key.endswith(tail) and len(key) > len(head) + len(tail)
-    return key[len(head) : len(key) - len(tail)] if fits else ""
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in "*?[]\\^-" else letter for letter in text)
 
 
 # -- what is looked at in pages ---------------------------------------------------------------------------------
@@ -251,7 +135,7 @@ async def _read_letters(store: Store, pool: str, ids: Iterable[str]) -> tuple[fr
         pipe.zscore(keys.dead(pool), id)
 
     letters, dead = set(), set()
-    async for id, (exists, died_at) in _in_pages(store, named, ask):
+    async for id, (exists, died_at) in in_pages(store, named, ask):
         if exists:
             letters.add(id)
         if died_at is not None:
@@ -275,30 +159,10 @@ async def _first_bytes(store: Store, ids: Iterable[str], count: int) -> dict[str
     return found
 
 
-async def _in_pages(
-    store: Store, ids: Iterable[str], ask: Callable[[Any, str], object]
-) -> AsyncGenerator[tuple[str, list[Any]], None]:
-    """Yield each id with the answers to what `ask(pipe, id)` puts into a pipeline, which are of one moment."""
-
-    async def read() -> list[Any]:
-        async with store.connection.redis.pipeline(transaction=True) as pipe:
-            for id in page:
-                ask(pipe, id)
-            result: list[Any] = await pipe.execute()
-            return result
-
-    rest = iter(ids)
-    while page := list(islice(rest, PAGE)):
-        answers = await store.connection.repeat(read)
-        each = len(answers) // len(page)
-        for place, id in enumerate(page):
-            yield id, answers[place * each : (place + 1) * each]
-
-
 # -- what is in them --------------------------------------------------------------------------------------------
 
 
-async def _read(store: Store, pool: str, ids: _Found) -> Survey:
+async def _read(store: Store, pool: str, ids: Found) -> Survey:
     tasks: dict[str, TaskRow] = {}
     for _ in range(ROUNDS_MAX):
         survey = await _read_once(store, pool, ids)
@@ -311,7 +175,7 @@ async def _read(store: Store, pool: str, ids: _Found) -> Survey:
     return survey
 
 
-async def _read_once(store: Store, pool: str, ids: _Found) -> Survey:
+async def _read_once(store: Store, pool: str, ids: Found) -> Survey:
     plan = _Plan(store.keys, pool, ids)
 
     async def read() -> list[Any]:
@@ -323,9 +187,9 @@ async def _read_once(store: Store, pool: str, ids: _Found) -> Survey:
     return plan.survey(await store.connection.repeat(read))
 
 
-def _ids_named_in(survey: Survey) -> _Found:
+def _ids_named_in(survey: Survey) -> Found:
     """Return every id that anything in the survey names."""
-    named = _Found()
+    named = Found()
     for index in (survey.processes, survey.workers, survey.starting, survey.draining, survey.lost):
         named.workers.update(index)
     named.workers.update(survey.leases.values())
@@ -357,7 +221,7 @@ def _ids_named_in(survey: Survey) -> _Found:
 class _Plan:
     """The commands of one transaction, and how their answers are read, in the same order."""
 
-    def __init__(self, keys: Keys, pool: str, ids: _Found) -> None:
+    def __init__(self, keys: Keys, pool: str, ids: Found) -> None:
         self._keys, self._pool = keys, pool
         self._workers, self._agents = sorted(ids.workers), sorted(ids.agents)
         self._mailboxes, self._queues, self._tenants = sorted(ids.mailboxes), sorted(ids.queues), sorted(ids.tenants)

@@ -1,13 +1,19 @@
-"""One line of the audit: who had what done, when, where, and what came of it."""
+"""What is said of an execution: in the audit who had what done, when, where and with what outcome; in the log what did
+not go well.
+"""
 
 import msgspec
+import structlog
 
 from agentpool.clock import wall_ms
 from agentpool.hosting import Ending, Run
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.zygote import WorkerSettings
+from agentpool.store.tasks import EndedTask
 
-__all__ = ["audit_line"]
+__all__ = ["audit_line", "log_end"]
+
+log = structlog.get_logger("worker")
 
 NOTHING = msgspec.Raw(b"")
 STATUSES = {"retry": "retried", "back": "given_back"}
@@ -58,3 +64,26 @@ def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
     )
     # What an agent returned as JSON that it wrote itself may have line ends between its words.
     return encode_json(line).replace(b"\n", b" ")
+
+
+def log_end(run: Run, ended: EndedTask, *, late: bool) -> None:
+    """Log what did not go well: as a warning, with the agent's own words and traceback. `late`: it was not recorded."""
+    task = run.task
+    bound = log.bind(
+        task_id=task.id,
+        agent=task.header.agent_name or task.header.agent_type,
+        duration_ms=run.duration_ms,
+        attempt=task.attempt,
+        late=late,
+    )
+    outcome = msgspec.json.decode(ended.outcome)
+    error = outcome.get("error") if isinstance(outcome, dict) else None
+    has_ended = ended.verdict in ("done", "dead", "unstarted")
+    status = outcome.get("status", ended.verdict) if has_ended and isinstance(outcome, dict) else ended.verdict
+    if not error or ended.verdict == "back":
+        bound.debug(f"task.{status}")
+        return
+    text = f"{error.get('type', '')}: {error.get('message', '')}"
+    traceback = error.get("traceback")
+    again = {"again_in_s": ended.delay_ms / 1000} if ended.verdict == "retry" else {}
+    bound.warning(f"task.{status}", error=text, **again, **({"exception": traceback} if traceback else {}))

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from itertools import islice
 from typing import Any
 
-import msgspec
 import structlog
 
 from agentpool.clock import monotonic
@@ -20,7 +19,7 @@ from agentpool.hosting import GIVE_BACK, Ending, Host, Run
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.tasks import ClaimedTask, encode_task
 from agentpool.store.tasks import EndedTask, Exchange
-from agentpool_worker.auditing import audit_line
+from agentpool_worker.auditing import audit_line, log_end
 from agentpool_worker.place import WorkPlace
 from agentpool_worker.recent import Recent
 from agentpool_worker.reports import Reports
@@ -370,31 +369,8 @@ class Executor:
             run, _ = self._ended.pop(task.id)
             del self._runs[task.id]
             if task.verdict != "done" or run.why or answer.stale:
-                self._tell(run, task, late=task.id in answer.stale)
+                log_end(run, task, late=task.id in answer.stale)
             if run.pinned:
                 self._host.finish(run, has_mail=answer.mail.get(task.agent_name, 0) > 0)
         if not self._runs:
             self._all_recorded.set()
-
-    @staticmethod
-    def _tell(run: Run, ended: EndedTask, *, late: bool) -> None:
-        """Log what did not go well: as a warning, with the agent's own words and traceback."""
-        task = run.task
-        bound = log.bind(
-            task_id=task.id,
-            agent=task.header.agent_name or task.header.agent_type,
-            duration_ms=run.duration_ms,
-            attempt=task.attempt,
-            late=late,
-        )
-        outcome = msgspec.json.decode(ended.outcome)
-        error = outcome.get("error") if isinstance(outcome, dict) else None
-        has_ended = ended.verdict in ("done", "dead", "unstarted")
-        status = outcome.get("status", ended.verdict) if has_ended and isinstance(outcome, dict) else ended.verdict
-        if not error or ended.verdict == "back":
-            bound.debug(f"task.{status}")
-            return
-        text = f"{error.get('type', '')}: {error.get('message', '')}"
-        traceback = error.get("traceback")
-        again = {"again_in_s": ended.delay_ms / 1000} if ended.verdict == "retry" else {}
-        bound.warning(f"task.{status}", error=text, **again, **({"exception": traceback} if traceback else {}))
