@@ -3,7 +3,7 @@
 What is alive is in `processes`, how the dead ended in `dead` until the reaper has given back what they held.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -13,6 +13,7 @@ from agentpool.master.worker_process import WorkerProcess
 from agentpool.protocol.deaths import Death, Vanished
 from agentpool.protocol.events import EventName
 from agentpool.protocol.records import WorkerRecord
+from agentpool.protocol.states import WorkerStatus
 
 __all__ = ["Crew"]
 
@@ -36,6 +37,16 @@ class Crew:
             self.note_end(process)
         else:
             self.processes[process.worker_id] = process
+
+    def adopt_all(self, records: Iterable[WorkerRecord], master: str, host: Host) -> None:
+        """Take over those of `master` that are not held yet. An order without a process is the starter's: it may have
+        one that is not written down.
+        """
+        for record in records:
+            is_held = record.process_id in self.processes or record.process_id in self.dead
+            is_order = not record.pid and record.status is WorkerStatus.ORDERED
+            if record.master == master and not (is_held or is_order):
+                self.adopt(record, host)
 
     def adopt(self, record: WorkerRecord, host: Host) -> bool:
         """Take over a worker of an earlier master; one without a process counts as dead."""

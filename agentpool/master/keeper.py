@@ -30,8 +30,6 @@ from agentpool.master.watcher import DRAIN_MARGIN, Watcher
 from agentpool.master.worker_process import WorkerProcess
 from agentpool.master.zygotes import Zygote
 from agentpool.periodic import Periodic
-from agentpool.protocol.records import WorkerRecord
-from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Fork, Prepare
 
 __all__ = ["PoolKeeper"]
@@ -110,16 +108,8 @@ class PoolKeeper:
 
     async def _adopt_all(self) -> None:
         """Take over every worker of this master that is not held yet."""
-        for record in await self._not_held():
-            # An order without a process is the starter's: it may have one that is not written down.
-            if record.pid or record.status is not WorkerStatus.ORDERED:
-                self.crew.adopt(record, self.scope.host)
-
-    async def _not_held(self) -> list[WorkerRecord]:
-        """Return the workers of this master that are neither watched here nor to be buried."""
-        records = await self.scope.store.workers.all(self.scope.pool)
-        held = self.crew.processes.keys() | self.crew.dead.keys()
-        return [one for one in records if one.master == self.scope.master and one.process_id not in held]
+        scope = self.scope
+        self.crew.adopt_all(await scope.store.workers.all(scope.pool), scope.master, scope.host)
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -218,9 +208,7 @@ class PoolKeeper:
         await scope.store.pools.keep_install_id(scope.install)
         if token:
             await self._write_settings(token)
-        for record in await self._not_held():
-            if record.pid:  # what had left by then may stand there again
-                self.crew.adopt(record, scope.host)
+        await self._adopt_all()  # what had left by then may stand there again
         self.wake()
 
     async def _write_settings(self, token: str) -> None:

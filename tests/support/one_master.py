@@ -21,7 +21,6 @@ from agentpool.master.starter import Starter
 from agentpool.master.timekeeper import Timekeeper
 from agentpool.master.worker_process import WorkerProcess
 from agentpool.protocol.records import TypeInfo
-from agentpool.protocol.states import WorkerStatus
 from agentpool.protocol.zygote import Fork
 from agentpool.store import Store
 from agentpool.version import __version__
@@ -96,9 +95,7 @@ class OneMaster:
     async def open(self) -> None:
         """As `PoolKeeper.start` does."""
         await self.reporter.join()
-        for record in await self.scope.store.workers.all(POOL):
-            if record.master == self.scope.master and (record.pid or record.status is not WorkerStatus.ORDERED):
-                self.crew.adopt(record, self.scope.host)
+        self.crew.adopt_all(await self.scope.store.workers.all(POOL), self.scope.master, self.scope.host)
         await self.leadership.lead_once()
 
     async def turn(self) -> None:
