@@ -57,7 +57,7 @@ class PoolKeeper:
         self.leadership = Leadership(scope, self._on_election, self._on_restart)
         self._zygote = Zygote(scope.pool, self.crew.note_status)
         self._mending = asyncio.Lock()
-        """One zygote is started in place of one that died, however many orders wait for it."""
+        """One zygote is started in place of another at a time, however many orders wait for it."""
         self._reporter = Reporter(scope, self.boots, workers)
         self._starter = Starter(scope, self.crew, self.boots, self._fork)
         self._reporting = Periodic(f"host {scope.pool}", self._reporter.report_once, self._reporter.interval)
@@ -224,18 +224,20 @@ class PoolKeeper:
         async with self._mending:
             if not self._zygote.alive:
                 log.warning("zygote.restarted", pool=self.scope.pool)
-                await self._zygote.close()
-                self._zygote = Zygote(self.scope.pool, self.crew.note_status)
-                await self._zygote.start(self._prepare())
-                self._note_types()
+                await self._start_zygote()
 
     async def _replace_zygote(self, previous: PoolSettings) -> None:
+        async with self._mending:
+            try:
+                await self._start_zygote()
+            except ConfigError:
+                self.scope.settings = previous
+                raise
+
+    async def _start_zygote(self) -> None:
+        """Put another zygote in the place of the present one, whose types are the pool's until it is ready."""
         fresh = Zygote(self.scope.pool, self.crew.note_status)
-        try:
-            await fresh.start(self._prepare())
-        except ConfigError:
-            self.scope.settings = previous
-            raise
+        await fresh.start(self._prepare())
         old, self._zygote = self._zygote, fresh
         self._note_types()
         await old.close()

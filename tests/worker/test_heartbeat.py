@@ -219,8 +219,11 @@ async def test_agents_that_may_not_run_twice_stop_when_redis_is_lost_and_come_ba
     redis_server.stop()
     await wait_until(lambda: master.log().count("exclusive cancelled") == 2, message=master.log)
     redis_server.start()
-    assert (await master.outcome(task)).status == "cancelled"
-    assert (await master.outcome(by_type)).status == "cancelled"
+    await wait_until(lambda: master.log().count("exclusive begins") == 4, message="their tasks run again")
+    for id in (task, by_type):
+        await master.store.tasks.cancel(id)
+        outcome = await master.outcome(id)
+        assert (outcome.status, outcome.attempts) == ("cancelled", 1)
     assert (await master.run(0, agent="a")).status == "succeeded"
     assert bytes((await master.run(1, agent="b")).result) == b"3"
 
@@ -233,7 +236,8 @@ async def test_what_may_not_run_twice_comes_back_with_a_beat_and_with_nothing_el
         await master.prepare("Exclusive", "Counter", module="exclusive_module")
         await master.fork()
         await master.spawn("a", "Exclusive")
-        await master.until_running(await master.submit(60, agent="a"))
+        task = await master.submit(60, agent="a")
+        await master.until_running(task)
         door.swallowed.add("beat_worker")
         await wait_until(lambda: "exclusive cancelled" in master.log(), message=master.log)
         # Commands still come, and it still looks at what it shall hold: no beat is answered, so its lease ends.
@@ -243,6 +247,8 @@ async def test_what_may_not_run_twice_comes_back_with_a_beat_and_with_nothing_el
         assert (await master.until_agent("b", "placed")).process_id == "w1"
         door.swallowed.clear()
         await master.until_agent("b", "idle")
+        await wait_until(lambda: master.log().count("exclusive begins") == 2, message="its task runs again")
+        await master.store.tasks.cancel(task)
         assert (await master.run(0, agent="a")).status == "succeeded"
 
 

@@ -136,11 +136,11 @@ class Executor:
         elif self._unanswered:
             self._cancelled_early[task_id] = why
 
-    def cancel_types(self, types: Collection[str], why: str) -> None:
-        """Stop the tasks of pooled agents of these types."""
+    def give_back_types(self, types: Collection[str]) -> None:
+        """Stop the tasks of agents of these types; they go back to where they waited."""
         for run in list(self._runs.values()):
-            if run.task.header.agent_type in types:
-                self._slots.stop(run, why)
+            if (run.pinned.desired.agent_type if run.pinned else run.task.header.agent_type) in types:
+                self._slots.stop(run, GIVE_BACK)
 
     def give_back_all(self) -> None:
         """Stop all tasks; they go back to where they waited."""

@@ -259,20 +259,19 @@ class _Worker:
             log.warning("redis.unavailable", doing="timers", error=str(error))
 
     def _cut_off(self) -> None:
-        """The lease is about to end unseen: agents that may not run twice stop. They come back with the next beat that
-        is answered, and not before: whatever else gets through does not renew the lease.
+        """The lease is about to end unseen: agents that may not run twice stop, and their tasks go back. They come back
+        with the next beat that is answered, and not before: whatever else gets through does not renew the lease.
         """
         if self._is_cut_off:
             return
         self._is_cut_off = True
-        why = "the worker is cut off from Redis"
         exclusive = {name for name, type in self._types.items() if type.cls.on_redis_loss == "stop"}
         log.error("worker.cut_off", stopping=sorted(exclusive))
         self._restoring.note_stopped(
             pinned for pinned in self._host.agents.all() if pinned.desired.agent_type in exclusive
         )
-        self._host.agents.bar_types(exclusive, why)
-        self._executor.cancel_types(exclusive, why)
+        self._executor.give_back_types(exclusive)
+        self._host.agents.bar_types(exclusive, "the worker is cut off from Redis")
 
     def _watch_lease(self) -> None:
         """Look when the lease would be about to end: a beat that hangs tells nothing."""

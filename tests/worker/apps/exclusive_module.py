@@ -14,6 +14,7 @@ class Exclusive(Agent):
     on_redis_loss = "stop"
 
     async def run(self, ctx: Context, input: float) -> None:
+        print("exclusive begins", file=sys.stderr, flush=True)
         try:
             await asyncio.sleep(input)
         except asyncio.CancelledError:
