@@ -7,6 +7,7 @@ tried again for a while.
 """
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,8 @@ KEPT_BYTES = 16_000_000
 PATIENCE_S = 10.0
 """How long after a restart of the server an agent or a pool may be unknown."""
 
+HOLD_S = 1.0
+"""How long what is unknown is not handed in again: workers may know what came of it, and tell."""
 SETTLING_S = 3.0
 """How long after it what is asked for at once may be."""
 
@@ -51,7 +54,7 @@ class Recovery:
         self._tasks = self._bytes = 0
         self._again: dict[str, Asked] = {}
         """To be handed in again, and not done yet."""
-        self._until = self._settled_at = 0.0
+        self._begins_at = self._until = self._settled_at = 0.0
         self.turns = 0
         """Grows whenever something is not expected any more: who found it unknown before has to look again."""
 
@@ -95,6 +98,11 @@ class Recovery:
         """Tell whether anything is still to be handed in again."""
         return bool(self._again)
 
+    @property
+    def next_turn(self) -> float:
+        """When to hand in again, unless that is tried already; monotonic."""
+        return self._begins_at if self._again and monotonic() < self._begins_at else math.inf
+
     def expects(self, id: str) -> bool:
         """Tell whether this is about to be handed in again."""
         return id in self._again
@@ -115,14 +123,17 @@ class Recovery:
     # -- a server that has started anew -------------------------------------------------------------------------
 
     async def look(self) -> bool:
-        """Tell whether the server has started anew since the last look; what it has lost is handed in again."""
+        """Tell whether the server has started anew since the last look; what it has lost is to be handed in again at
+        `next_turn`.
+        """
         run = await self._store.connection.server_run()
         before, self.run = self.run, run
         if "" in (before, run) or before == run:
             return False
         self._again.update(self._waiting)
         self._again.update({request.task_id: request for _, _, batch in self._recent for request in batch})
-        self._until, self._settled_at = monotonic() + PATIENCE_S, monotonic() + SETTLING_S
+        now = monotonic()
+        self._begins_at, self._until, self._settled_at = now + HOLD_S, now + PATIENCE_S, now + SETTLING_S
         await self.hand_in_again()
         return True
 
@@ -132,6 +143,8 @@ class Recovery:
         """
         run = self.run
         await self._pass_over_what_is_known()
+        if monotonic() < self._begins_at:
+            return
         asked = list(self._again.items())
         results = await asyncio.gather(*(self._send(one) for _, one in asked), return_exceptions=True)
         self.turns += 1

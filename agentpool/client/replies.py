@@ -275,7 +275,8 @@ class Replies:
             if now - self._outage[0] >= OUTAGE_S:
                 waiting = {*self._tasks, *self._agents} - self._unsent.keys()
                 self._settle_all(waiting, RedisUnavailable(str(error)))
-        return max(self._next_tick - monotonic(), 0.0)
+        next_turn = min(self._next_tick, self.recovery.next_turn)
+        return max(next_turn - monotonic(), 0.0)
 
     def _due_at_tick(self) -> set[str]:
         """Return what to look up at a tick, and forget those who wait no more.

@@ -130,6 +130,7 @@ class Connection:
         self.redis: Any = redis.asyncio.Redis.from_pool(pool)
         """For what is asked seldom: a command costs several times as much as with `ask`."""
         self._link: Link | None = None
+        self._links = 0
         self._opening = asyncio.Lock()
         self._unopened: tuple[float, float, str] | None = None
         """Until when nobody tries to open a link again, the delay that this was, and why it failed last."""
@@ -137,7 +138,14 @@ class Connection:
         db = int(pool.connection_kwargs.get("db") or 0)
         self.keys = Keys(namespace, db)
 
-    async def call(self, name: str, pool: str, *arguments: Any, timeout: float | None = None) -> Any:
+    @property
+    def link_number(self) -> int:
+        """Which link the next call goes over: another one may lead to a server that has started anew. 0: a new one."""
+        return self._links if self._link is not None and self._link.is_open else 0
+
+    async def call(
+        self, name: str, pool: str, *arguments: Any, timeout: float | None = None, repeats: bool = True
+    ) -> Any:
         """Run a script; repeats it while Redis is away, until `timeout` s (default: the command timeout)."""
         prepared = script(name)
         words = prepared.command(self.keys, pool, arguments)
@@ -155,7 +163,7 @@ class Connection:
                 return await self._execute(prepared.command_by_text(self.keys, pool, arguments))
             return await self._execute(words)
 
-        return await self.repeat(once, timeout)
+        return await self.repeat(once, timeout, repeats=repeats)
 
     async def _load(self, loads: int) -> None:
         """Load the scripts, unless that was done since `loads`: it takes the server about 10 ms, and all who call now
@@ -225,11 +233,13 @@ class Connection:
         if self._unopened and monotonic() < self._unopened[0]:
             raise ConnectionError(self._unopened[2])
         try:
-            return Link(await self._opened())
+            link = Link(await self._opened())
         except (RedisError, OSError) as error:
             if is_passing(error):
                 self._put_off(error)
             raise
+        self._links += 1
+        return link
 
     def _put_off(self, error: Exception) -> None:
         delay = min(2 * self._unopened[1], RETRY_DELAY_MAX) if self._unopened else OPEN_DELAY_MIN
@@ -249,8 +259,12 @@ class Connection:
             raise
         return connection
 
-    async def repeat(self, once: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
-        """Await `once()` again while Redis is away; raises `RedisUnavailable` at the deadline or when refused."""
+    async def repeat(
+        self, once: Callable[[], Awaitable[T]], timeout: float | None = None, *, repeats: bool = True
+    ) -> T:
+        """Await `once()` again while Redis is away; raises `RedisUnavailable` at the deadline or when refused. Without
+        `repeats` it is tried once.
+        """
         deadline = monotonic() + (self.timeout if timeout is None else timeout)
         delay = 0.01
         while True:
@@ -261,7 +275,7 @@ class Connection:
                 pause = delay * random.uniform(0.5, 1.5)  # noqa: S311 (jitter, no secret)
                 # Who has no time left does not try: a connection that is begun and given up is one more for a server
                 # that is away.
-                if not is_passing(error) or monotonic() + pause + LAST_TRY_MIN >= deadline:
+                if not (repeats and is_passing(error)) or monotonic() + pause + LAST_TRY_MIN >= deadline:
                     raise translate(error, self.url) from None
             await asyncio.sleep(pause)
             delay = min(delay * 2, RETRY_DELAY_MAX)

@@ -278,6 +278,7 @@ class Tasks:
         prefetch: int = 0,
         ended: Sequence[EndedTask] = (),
         names: Sequence[str] = (),
+        repeats: bool = True,
     ) -> Exchange | None:
         """Hand in what ended, and take tasks for idle agents and free slots; None when the worker was given up.
 
@@ -290,7 +291,7 @@ class Tasks:
             handed += [task.outcome for task in ended]
             handed.append(b"\n".join([task.audit for task in ended]) if any(task.audit for task in ended) else b"")
         answer = await self._connection.call(
-            "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *handed, *names
+            "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *handed, *names, repeats=repeats
         )
         if answer[0] == "gone":
             return None

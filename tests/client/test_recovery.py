@@ -9,7 +9,7 @@ from support.outage import HarmedServer
 from support.tiny_pool import POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
-from agentpool.client import Client, connect
+from agentpool.client import Client, connect, recovering
 from agentpool.client.kinds import Kind
 from agentpool.client.recovering import Recovery
 from agentpool.client.requests import Request, Spawn, new_request
@@ -147,6 +147,7 @@ async def test_what_comes_while_it_is_looked_up_what_is_known_is_handed_in_too(
         assert isinstance(asked, Request)
         handed.append(asked.task_id)
 
+    monkeypatch.setattr(recovering, "HOLD_S", 0.0)
     recovery = Recovery(tiny.store, note, note, lambda _, error: None)
     early, late = (new_request(POOL, Kind("Echo"), number) for number in range(2))
     settled, gates = tiny.store.tasks.settled, [first := asyncio.Event(), second := asyncio.Event()]
@@ -189,6 +190,7 @@ async def test_what_one_run_of_the_server_took_is_handed_in_to_the_next(
             await looked_up.wait()
         return ids
 
+    monkeypatch.setattr(recovering, "HOLD_S", 0.0)
     recovery = Recovery(tiny.store, take, take, lambda _, error: None)
     monkeypatch.setattr(tiny.store.connection, "server_run", server_run)
     monkeypatch.setattr(tiny.store.tasks, "settled", settled)

@@ -7,6 +7,7 @@ so none is held by a worker that does not know of it. Which of the tasks by type
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -32,7 +33,8 @@ log = structlog.get_logger("worker")
 
 NAMES_PER_EXCHANGE = 50
 ENDED_PER_EXCHANGE = 100
-RETRY_DELAY = 0.5
+RETRY_DELAY_MIN, RETRY_DELAY_MAX = 0.01, 0.5
+TOLD_STEP = 0.02
 ENOUGH_ENDED = 80
 MORE_END_S = 0.005
 """Where tasks are very short, an exchange waits for more to end: until so many have, or for so long, in s."""
@@ -68,8 +70,8 @@ class Executor:
         """Held while an exchange is under way."""
         self._told_run = ""
         """The run of the server that was told what is here."""
-        self._untold: set[str] = set()
-        """What ended, and is handed in when the server was told that it is here."""
+        self._link = 0
+        """The link over which the server was asked whether it was."""
         self._unknown: dict[str, str] = {}
         """Tasks that this worker has, as Redis said, but had not heard of, and why each is to be cancelled, or ''."""
         self._cancelled_early: dict[str, str] = {}
@@ -173,11 +175,8 @@ class Executor:
         return {task.id: encode_task(task.header, task.envelope) for task in tasks if task.envelope}
 
     def note_told(self, run: str) -> None:
-        """The server knows, in this run, what is here: what it calls late is late."""
+        """The server knows, in this run, what is here."""
         self._told_run = run
-        if self._untold:
-            self._untold.clear()
-            self.poke()
 
     @contextlib.asynccontextmanager
     async def quiet(self) -> AsyncIterator[None]:
@@ -223,7 +222,7 @@ class Executor:
             await self._let_more_end()
         names = self._idle_with_mail()
         room, prefetch = (self._turns_wait and self._open and self._slots.room()) or NO_ROOM
-        ended = self._to_hand_in()
+        ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
         unknown = self._take_unknown()
         if not (ended or names or unknown or room >= 0):
             return False
@@ -235,9 +234,6 @@ class Executor:
         if answer is None:
             self._on_gone()
             return False
-        if answer.stale and await self._is_untold():
-            self._untold.update(answer.stale)  # the leases may be lost, and are written again then
-            ended = [task for task in ended if task.id not in self._untold]
         self._record(ended, answer)
         for task in answer.tasks:
             self._begin(task)
@@ -263,9 +259,11 @@ class Executor:
     ) -> Exchange | None:
         """Send one exchange until it is answered: it may have been carried out, and only its own repeat tells."""
         self._unanswered = True
+        delay = RETRY_DELAY_MIN
         while True:
             try:
                 with self._turn.away():
+                    await self._until_told()
                     answer = await self._place.store.tasks.exchange(
                         self._place.pool,
                         self._place.worker_id,
@@ -274,28 +272,28 @@ class Executor:
                         prefetch=prefetch,
                         ended=ended,
                         names=names,
+                        repeats=False,  # who answers then may have started anew
                     )
             except RedisUnavailable as error:
-                log.warning("redis.unavailable", doing="exchange", error=str(error))
-                await asyncio.sleep(RETRY_DELAY)
+                if delay == RETRY_DELAY_MIN:
+                    log.warning("redis.unavailable", doing="exchange", error=str(error))
+                await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 (jitter, no secret)
+                delay = min(2 * delay, RETRY_DELAY_MAX)
                 continue
             self._unanswered = False
             return answer
 
-    async def _is_untold(self) -> bool:
-        """Tell whether the server has started anew, and was not told yet what is here."""
-        while True:
-            try:
-                return await self._place.store.connection.server_run() not in ("", self._told_run)
-            except RedisUnavailable as error:
-                log.warning("redis.unavailable", doing="exchange", error=str(error))
-                await asyncio.sleep(RETRY_DELAY)
-
-    def _to_hand_in(self) -> list[EndedTask]:
-        ended = (task for _, task in self._ended.values())
-        if self._untold:
-            ended = (task for task in ended if task.id not in self._untold)
-        return list(islice(ended, ENDED_PER_EXCHANGE))
+    async def _until_told(self) -> None:
+        """Over a new link, wait until the server knows what is here, if it has started anew: it may have lost leases,
+        and would call what ended late, and give the same tasks again.
+        """
+        connection = self._place.store.connection
+        while not (link := connection.link_number) or link != self._link:
+            run = await connection.server_run()
+            if self._told_run and run not in ("", self._told_run):
+                await asyncio.sleep(TOLD_STEP)
+            else:
+                self._link = connection.link_number
 
     def _take_unknown(self) -> list[str]:
         """Return the ids of tasks to ask for now, of which this is the only time."""
