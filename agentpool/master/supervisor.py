@@ -133,7 +133,10 @@ class Supervisor:
         try:
             await self.keepers[pool].start()
         except AgentPoolError:
-            await self.keepers.pop(pool).abandon()
+            keeper = self.keepers.pop(pool)
+            with contextlib.suppress(AgentPoolError):
+                await keeper.leadership.resign()
+            await keeper.abandon()
             raise
 
     async def _registered(self) -> set[str]:

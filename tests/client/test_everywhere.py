@@ -162,9 +162,9 @@ async def test_an_agent_of_ones_own(pool: Pool) -> None:
 
 
 async def test_idle_agents_end_and_used_ones_stay(pool: Pool) -> None:
-    await pool.spawn("Counter", id="idle", max_idle_time=0.3, timeout=10)
-    used = await pool.spawn("Sleeper", id="used", max_idle_time=0.3, timeout=10)
-    assert await used.run(0.6) == used.id
+    await pool.spawn("Counter", id="idle", max_idle_time=1.0, timeout=10)
+    used = await pool.spawn("Sleeper", id="used", max_idle_time=1.0, timeout=10)
+    assert await used.run(2.0) == used.id
     names = [agent.agent_id for agent in await pool.agents()]
     assert names == [used.id]
     await wait_until(lambda: _none(pool))

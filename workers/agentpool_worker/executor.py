@@ -292,8 +292,8 @@ class Executor:
             run = await connection.server_run()
             if self._told_run and run not in ("", self._told_run):
                 await asyncio.sleep(TOLD_STEP)
-            else:
-                self._link = connection.link_number
+            elif link == connection.link_number:  # else it may have been another link's answer
+                self._link = link
 
     def _take_unknown(self) -> list[str]:
         """Return the ids of tasks to ask for now, of which this is the only time."""
