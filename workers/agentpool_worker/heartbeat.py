@@ -71,7 +71,7 @@ class Heartbeat:
         self._blocked = self._overdue = False
         self._failing = self._cut_off = False
         self._answered = self._looked = boottime()
-        # One beat before the lease ends, so that what must not run twice has stopped by then.
+        # Two beats before the lease ends, so that what must not run twice has stopped by then.
         self._cut_off_after = max(settings.heartbeat_timeout - 2 * settings.heartbeat_interval, 0.0)
         self._orphanhood = Orphanhood(settings)
         self._memory_due = 0.0
