@@ -123,6 +123,7 @@ async def test_an_interrupted_wait_leaves_the_task(cli: Cli, tiny: TinyPool, red
     process = start(redis_url, "submit", POOL, "Echo", "--input", "1", "--wait")
     try:
         await wait_until(lambda: _queued(tiny))
+        await asyncio.sleep(1)  # until then it may still be handing in the task, which would be withdrawn
         process.send_signal(signal.SIGINT)
         _, err = await asyncio.to_thread(process.communicate, timeout=10)
         assert (process.returncode, err) == (130, "")
