@@ -6,6 +6,7 @@ another gives up; those that do not finish are killed and what they held is give
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 
@@ -181,6 +182,12 @@ class PoolKeeper:
         hosts = (await scope.store.hosts.view(scope.pool)).living(scope.alive_ms)
         if scope.token and all(host.master == scope.master for host in hosts):
             await scope.store.pools.remove(scope.pool, scope.token)
+
+    async def hand_over(self) -> None:
+        """Leave all workers running, and what this master leads to the others."""
+        with contextlib.suppress(AgentPoolError):
+            await self.leadership.resign()
+        await self.abandon()
 
     async def abandon(self) -> None:
         """Stop supervising and leave all workers running."""

@@ -1,7 +1,6 @@
 """All pools of one master."""
 
 import asyncio
-import contextlib
 
 import structlog
 
@@ -102,10 +101,8 @@ class Supervisor:
 
     async def hand_over(self) -> None:
         """Leave all workers running for the successor, and what this master leads to the others."""
-        for keeper in self.keepers.values():
-            with contextlib.suppress(AgentPoolError):
-                await keeper.leadership.resign()
-        await self.abandon()
+        await self._stop_listening()
+        await asyncio.gather(*(keeper.hand_over() for keeper in self.keepers.values()))
 
     @property
     def loops(self) -> list[Periodic]:
@@ -133,10 +130,7 @@ class Supervisor:
         try:
             await self.keepers[pool].start()
         except AgentPoolError:
-            keeper = self.keepers.pop(pool)
-            with contextlib.suppress(AgentPoolError):
-                await keeper.leadership.resign()
-            await keeper.abandon()
+            await self.keepers.pop(pool).hand_over()
             raise
 
     async def _registered(self) -> set[str]:

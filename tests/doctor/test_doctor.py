@@ -3,13 +3,12 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 from redis.asyncio.client import Pipeline
-from support.healthy import healthy_pool, spawn, submit
+from support.healthy import spawn, submit
 from support.tiny_pool import MASTER, POOL, TinyPool, tiny_pool
 from support.wait import wait_until
 
@@ -22,17 +21,6 @@ from agentpool.store import Store
 from agentpool.store.tasks import EndedTask
 
 INSTALL = "abcdefghijklmnopqrstuv"
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentpool.doctor.examining.PAUSE_S", 0.02)
-
-
-@pytest.fixture
-async def pool(redis_url: str) -> AsyncIterator[TinyPool]:
-    async with healthy_pool(redis_url) as pool:
-        yield pool
 
 
 async def named(store: Store) -> set[tuple[int, str]]:

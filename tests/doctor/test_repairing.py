@@ -1,11 +1,11 @@
 """Redis is spoilt, doctor names it and mends it; then nothing is wrong, nothing is lost, and the pool is at work."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import pytest
-from support.healthy import healthy_pool, spawn, submit
+from support.healthy import spawn, submit
 from support.tiny_pool import MASTER, POOL, TinyPool
 from support.wait import wait_until
 
@@ -18,17 +18,6 @@ from agentpool.store.mending import PER_CALL
 
 Spoil = Callable[[TinyPool, Any, Any], Awaitable[Any]]
 TASKS = {f"{POOL}/{id}" for id in ("a1", "b1", "t1", "t2")}
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentpool.doctor.examining.PAUSE_S", 0.01)
-
-
-@pytest.fixture
-async def pool(redis_url: str) -> AsyncIterator[TinyPool]:
-    async with healthy_pool(redis_url) as pool:
-        yield pool
 
 
 async def _delayed(pool: TinyPool, redis: Any, keys: Any) -> None:

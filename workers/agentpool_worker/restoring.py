@@ -73,14 +73,13 @@ class Restoring:
         is_new = "" not in (run, self._run) and run != self._run
         if is_new and not await self._tell_what_is_here():
             return None
+        self._executor.note_told(run)
         if is_new:
-            self._executor.note_told(run)
             async with self._executor.quiet():
                 await self._tell_what_is_missing()
             log.warning("redis.restarted", agents=len(self._agents.all()), tasks=len(self._executor.running()))
         view = await place.store.workers.view(place.pool, place.worker_id)
         self._run = run
-        self._executor.note_told(run)
         self._stopped.clear()
         return view
 
