@@ -66,9 +66,9 @@ async def test_tasks_at_once(pool: Pool) -> None:
     assert (usage.running, usage.queued, usage.held) == (2, 1, True)
     await first[0].cancel()
     await waits.result(10)
-    again = [await pool.submit("Sleeper", 0, tenant="acme") for _ in range(2)] + [await agent.submit(60)]
-    assert await again[0].result(10)
-    await wait_until(has_status(again[2], "leased"))
+    again = [await pool.submit("Sleeper", 0, tenant="acme") for _ in range(2)]
+    assert [await task.result(10) for task in again]
+    await wait_until(has_status(await agent.submit(60), "leased"))
     more = await pool.submit("Counter", 1, tenant="acme")
     await pool.limit_tenant("acme", running=9)
     assert await more.result(10) == 1
