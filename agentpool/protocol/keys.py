@@ -219,7 +219,7 @@ class Keys:
         return f"{self.prefix}tenant:{pool}:{tenant}:requests"
 
     def tenant_usage(self, pool: str, tenant: str) -> str:
-        """HASH with expiry: mean run time and tokens of the tenant's tasks, in all and by type."""
+        """HASH with expiry: mean run time and tokens of the tenant's tasks, in all and by type; who was last."""
         return f"{self.prefix}tenant:{pool}:{tenant}:usage"
 
     def leader_lock(self, pool: str) -> str:

@@ -9,7 +9,7 @@ from support.everywhere import CAPACITY, POOL, has_status, one_pool
 from support.wait import wait_until
 
 import agentpool
-from agentpool.client import Client, Pool
+from agentpool.client import Client, Pool, TaskHandle
 
 
 @pytest.fixture(params=["redis", "local"])
@@ -73,6 +73,28 @@ async def test_tasks_at_once(pool: Pool) -> None:
     await pool.limit_tenant("acme", running=9)
     assert await more.result(10) == 1
     await first[1].cancel()
+
+
+async def test_at_a_limit_mail_and_tasks_by_type_take_turns(pool: Pool) -> None:
+    await pool.limit_tenant("acme", running=1)
+    agent = await pool.spawn("Sleeper", tenant="acme", timeout=10)
+    ended: list[str] = []
+
+    async def note_end(task: TaskHandle, what: str) -> None:
+        await task.result(30)
+        ended.append(what)
+
+    async def enough(*tasks: tuple[TaskHandle, str]) -> str:
+        ended.clear()
+        await asyncio.gather(*(note_end(task, what) for task, what in tasks))
+        return "".join(ended)
+
+    many = [(task, "t") for task in await pool.submit_many("Sleeper", [0.02] * 30, tenant="acme")]
+    mail = [(await agent.submit(0), "m") for _ in range(2)]
+    assert (await enough(*many, *mail)).rindex("m") < 20, "mail does not wait for all of these"
+    many = [(await agent.submit(0.02), "m") for _ in range(30)]
+    by_type = [(task, "t") for task in await pool.submit_many("Sleeper", [0] * 2, tenant="acme")]
+    assert (await enough(*many, *by_type)).rindex("t") < 20, "nor the other way round"
 
 
 async def test_an_execution_for_a_tenant_is_refused_at_its_total(pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 from support.seeds import (
@@ -162,6 +163,83 @@ async def test_many_agents_that_wait_for_their_tenant_are_woken_in_steps(store: 
         woken.update(command.agent_id for command in await read_commands(heard) if command.agent_id)
     assert len(woken) == 119
     assert not (await store.tenants.usage("p", "acme")).held
+
+
+# -- the last place goes to mail and to tasks by type in turns ---------------------------------------------------
+
+
+async def seed_both(store: Store) -> None:
+    """acme may run one task; w1 hosts its agent, for which two wait, and two by type, of which w2 has begun one."""
+    await seed_pool(store)
+    await seed_worker(store)
+    await store.tenants.limit("p", "acme", {"running": 1})
+    await seed_running_agent(store, tenant="acme")
+    await seed_worker(store, "w2")
+    for n in range(2):
+        await seed_task(store, f"t{n}", tenant="acme")
+    assert ids(await exchange(store, "w2", room=1)) == ["p/t0"]
+    for n in range(2):
+        await seed_task(store, f"m{n}", agent="a1", tenant="acme")
+    assert ids(await exchange(store, names=["a1"])) == []
+
+
+async def end(store: Store, id: str, agent: str = "", worker: str = "w1", **more: Any) -> list[str]:
+    """Hand in one task and go on with what the worker then gets; returns what that is."""
+    return ids(await exchange(store, worker, ended=[ended(f"p/{id}", agent)], **more))
+
+
+async def test_neither_mail_nor_tasks_by_type_wait_for_all_of_the_other(store: Store) -> None:
+    await seed_both(store)
+    async with listening(store, store.keys.worker_channel("w1")) as heard:
+        assert await end(store, "t0", worker="w2", room=9) == [], "it is the turn of mail"
+        assert [command.agent_id for command in await read_commands(heard)] == ["p/a1"]
+    assert ids(await exchange(store, "w2", room=9)) == []
+    assert ids(await exchange(store, names=["a1"])) == ["p/m0"]
+    async with listening(store, store.keys.worker_channel("w2")) as heard:
+        assert await end(store, "m0", "a1", names=["a1"]) == [], "it is the turn of tasks by type"
+        assert Wake(process_id="w2") in await read_commands(heard), "for w1 asked for none"
+    assert ids(await exchange(store, "w2", room=9)) == ["p/t1"]
+    assert await end(store, "t1", worker="w2", room=9) == []
+    assert ids(await exchange(store, names=["a1"])) == ["p/m1"]
+    assert await end(store, "m1", "a1", names=["a1"], room=9) == []
+    assert (await store.tenants.usage("p", "acme")).running == 0
+
+
+async def test_a_worker_takes_by_type_itself_what_its_agents_leave(store: Store) -> None:
+    await seed_both(store)
+    await end(store, "t0", worker="w2")
+    assert ids(await exchange(store, names=["a1"])) == ["p/m0"]
+    assert await end(store, "m0", "a1", names=["a1"], room=9) == ["p/t1"]
+
+
+async def test_a_turn_that_nobody_takes_ends(store: Store) -> None:
+    await seed_both(store)
+    assert await end(store, "t0", worker="w2", room=9) == []
+    await asyncio.sleep(0.025)
+    await store.tasks.fire_timers("p")
+    assert ids(await exchange(store, "w2", room=9)) == ["p/t1"], "the worker of the agent did not take it"
+    await end(store, "t1", worker="w2")
+    assert ids(await exchange(store, names=["a1"])) == ["p/m0"]
+    await seed_task(store, "t2", tenant="acme")
+    assert await end(store, "m0", "a1", names=["a1"]) == [], "it is the turn of tasks by type"
+    async with listening(store, store.keys.worker_channel("w1")) as heard:
+        await asyncio.sleep(0.025)
+        await store.tasks.fire_timers("p")
+        assert "p/a1" in [command.agent_id for command in await read_commands(heard)]
+    assert ids(await exchange(store, names=["a1"])) == ["p/m1"]
+    assert await end(store, "m1", "a1", room=9) == ["p/t2"]
+
+
+async def test_with_two_places_both_go_on_at_once(store: Store) -> None:
+    await seed_both(store)
+    await store.tenants.limit("p", "acme", {"running": 2})
+    await exchange(store, "w2")
+    assert ids(await exchange(store, names=["a1"])) == ["p/m0"]
+    assert ids(await exchange(store, "w2", room=9)) == [], "both places are taken"
+    assert await end(store, "t0", worker="w2", room=9) == ["p/t1"]
+    await seed_task(store, "t2", tenant="acme")
+    assert ids(await exchange(store, "w2", ended=[ended("p/t1")])) == []
+    assert await end(store, "m0", "a1", names=["a1"], room=9) == ["p/m1", "p/t2"]
 
 
 # -- what one tenant holds --------------------------------------------------------------------------------------

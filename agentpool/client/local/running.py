@@ -90,16 +90,19 @@ class Running:
 
     def dispatch_agent(self, name: str) -> None:
         """Begin the next task of an agent, if it is free and has one that its tenant may begin."""
-        agent = self._registry.find(name)
+        agent = None if self._is_closed else self._registry.find(name)
         if not (agent and self.waiting.mail(name) and self._registry.is_idle(name) and self.host.agents.is_idle(name)):
             return
         tenant = self._tenants.of(agent.tenant)
         allowed, wait_ms = tenant.allowance()
-        if allowed:
-            self._begin(self.waiting.next_for(name), Lease(tenant))
-        else:
+        if not allowed:
             tenant.mail.add(name)
             self.waiting.lanes.hold(tenant, wait_ms)
+        elif allowed == 1 and tenant.last_place_to_mail and self.waiting.lanes.has_turn(tenant.name):
+            tenant.last_place_to_mail = False
+            asyncio.get_running_loop().call_soon(self.dispatch_agent, name)  # if no task by type has a slot for it
+        else:
+            self._begin(self.waiting.next_for(name), Lease(tenant))
 
     def let_go(self, tenant: Tenant) -> None:
         """A tenant that was at a limit may go on, or comes back here."""
@@ -122,6 +125,7 @@ class Running:
 
     def _begin(self, task: LocalTask, lease: Lease) -> None:
         request, tenant = task.request, lease.tenant
+        tenant.last_place_to_mail = bool(request.agent_name) and tenant.allowance()[0] == 1
         task.lease = lease
         tenant.tasks += 1
         tenant.tokens.add(lease.tokens)

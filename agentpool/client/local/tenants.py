@@ -31,6 +31,8 @@ class Tenant:
         """It is at a limit, and has no turn."""
         self.mail: set[str] = set()
         """Names of agents whose mail waits until the tenant may go on."""
+        self.last_place_to_mail = False
+        """The last place that its limits left went to mail: the next one goes to a task by type, if one waits."""
         self.mean_ms: float | None = None
         self._mean_tokens: float | None = None
         self._by_type: dict[str, tuple[float, float | None]] = {}

@@ -10,7 +10,7 @@
 -- ARGV[8…] type, JSON   pairs; then field, value pairs of settings, of which `=<tenant>` are limits of that tenant
 -- BUILDS   lock:pool:{p}:leader  pool:{p}:types  pool:{p}:limits  pool:{p}:events  pool:{p}:held  pool:{p}:lanes
 --          pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}  pool:{p}:tenants  tenant:{p}:{t}:mail  agent:{p}/{n}
---          pool:{p}:processes  pool:{p}:due  process:{w}
+--          pool:{p}:processes  pool:{p}:due  process:{w}  tenant:{p}:{t}:usage
 -- RETURNS  {"ok"} | {"fenced"} | {"too_old", oldest schema that may take part, release of the pool}
 -- AGAIN    the same
 

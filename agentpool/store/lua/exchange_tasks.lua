@@ -38,7 +38,7 @@ if not status or status == 'lost' then
 end
 last = tonumber(last) or 0
 local is_quiet = false
-claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
+claimer.worker, claimer.capacity, claimer.labels = worker, tonumber(capacity) or 0, labels or ''
 
 -- Tell the worker of a task that it has, if it has.
 local function tell_of(id)
@@ -97,8 +97,14 @@ local function take_tasks()
     write_order()
   end
   rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
-  if ended.returned > 0 then
-    wake_workers(ended.returned) -- others, who may have room for what this one could not begin
+  local others = ended.returned
+  for _, tenants in ipairs({ended.let_go, claimer.left}) do
+    for _, tenant in ipairs(tenants) do
+      others = others + (has_turn(tenant) and 1 or 0)
+    end
+  end
+  if others > 0 then
+    wake_workers(others) -- who may have room for what this one could not begin
   end
 end
 

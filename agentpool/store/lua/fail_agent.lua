@@ -16,6 +16,7 @@
 --          pool:{p}:pending  pool:{p}:processes  pool:{p}:tenants  pool:{p}:trail:{id}  pool:{p}:turns:{lane}
 --          pool:{p}:worker:{w}:cancels  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:tasks
 --          pool:{p}:worker:{w}:waits  task:{p}/{id}  tenant:{p}:{t}:mail  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits
+--          tenant:{p}:{t}:usage
 -- RETURNS  {"ok"} | {"more"} | {"stale"}
 -- AGAIN    the same, with another event; after the end, "stale". "more": call again, its mailbox held more than one call may fail
 

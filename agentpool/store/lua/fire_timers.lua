@@ -9,7 +9,7 @@
 --          pool:{p}:tenants  pool:{p}:held  pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}
 --          pool:{p}:children:{id}  pool:{p}:key:{digest}  pool:{p}:followed  pool:{p}:trail:{id}  pool:{p}:audit
 --          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:waits  pool:{p}:ended:{n}
---          tenant:{p}:{t}:delayed
+--          tenant:{p}:{t}:delayed  tenant:{p}:{t}:usage
 -- RETURNS  {"ok", fired, ms until the next one is due or -1}
 -- AGAIN    what is still due, which a repeat may find none of
 
@@ -73,7 +73,7 @@ for _, timer in ipairs(fired) do
     redis.call('HINCRBY', POOL, 'delayed', -1)
   end
   if kind == 'tenant' then
-    woken = woken + (let_go(id) and 1 or 0)
+    woken = woken + (let_go(id, true) and 1 or 0)
   else
     local head = id and read_head(id)
     if head and kind == 'start' then

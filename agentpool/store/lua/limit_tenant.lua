@@ -6,7 +6,7 @@
 -- ARGV[5]  words          `name=value` of those that are set live, all of them; empty: as configured
 -- BUILDS   pool:{p}:limits  pool:{p}:held  pool:{p}:lanes  pool:{p}:lane:{lane}:{t}  pool:{p}:turns:{lane}
 --          pool:{p}:tenants  tenant:{p}:{t}:mail  agent:{p}/{n}  pool:{p}:processes  pool:{p}:events  pool:{p}:due
---          process:{w}
+--          process:{w}  tenant:{p}:{t}:usage
 -- RETURNS  {"ok"} | {"unknown_pool"}
 -- AGAIN    the same, with another event
 

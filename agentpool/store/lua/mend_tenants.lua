@@ -6,7 +6,7 @@
 -- ARGV[4…] entry          at most 100: `tenant kind id`, the kind being agents, tasks, waits or delayed
 -- BUILDS   agent:{p}/{n}  pool:{p}:due  pool:{p}:held  pool:{p}:lane:{lane}:{t}  pool:{p}:lanes  pool:{p}:leases
 --          pool:{p}:tenants  pool:{p}:turns:{lane}  pool:{p}:worker:{w}:waits  process:{w}  task:{p}/{id}
---          tenant:{p}:{t}:mail
+--          tenant:{p}:{t}:mail  tenant:{p}:{t}:usage
 -- RETURNS  {"ok"}
 -- AGAIN    the same
 

@@ -24,6 +24,7 @@
 --          pool:{p}:suspects  pool:{p}:attempts  pool:{p}:errors:{id}  pool:{p}:dead  pool:{p}:letter:{id}
 --          pool:{p}:audit  pool:{p}:followed  pool:{p}:trail:{id}  lock:pool:{p}:leader  pool:{p}:affinity
 --          pool:{p}:children:{id}  pool:{p}:due  pool:{p}:key:{digest}  pool:{p}:served  tenant:{p}:{t}:mail
+--          tenant:{p}:{t}:usage
 -- RETURNS  {"more", moved} | {"done", moved} | {"gone"} | {"fenced"} | {"alive"} | {"held"}
 -- AGAIN    "more" until everything is moved, then "gone"
 

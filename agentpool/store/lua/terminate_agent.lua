@@ -15,6 +15,7 @@
 --          pool:{p}:lanes  pool:{p}:processes  pool:{p}:tenants  pool:{p}:trail:{id}  pool:{p}:turns:{lane}
 --          pool:{p}:worker:{w}:cancels  pool:{p}:worker:{w}:runs  pool:{p}:worker:{w}:tasks
 --          pool:{p}:worker:{w}:waits  tenant:{p}:{t}:mail  tenant:{p}:{t}:tasks  tenant:{p}:{t}:waits
+--          tenant:{p}:{t}:usage
 -- RETURNS  {"ok", worker or ""} | {"more"} | {"ended"} | {"unknown"} | {"kept", status, worker}
 -- AGAIN    "ended" for an hour after the end, then "unknown". "more": call again
 

@@ -4,8 +4,9 @@
 -- Tasks that a tenant of weight 1 gets at most when it has its turn.
 local VISIT = 16
 
--- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
-local claimer = {worker = '', capacity = 0, labels = '', alone = false}
+-- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false; and tenants
+-- whose mail has left a place to tasks by type, which others may have to take.
+local claimer = {worker = '', capacity = 0, labels = '', alone = false, left = {}}
 
 -- What a worker has taken, as it is told and as it is written, once for all; `terms` by header line.
 local function new_taken()
@@ -147,6 +148,12 @@ local function claim_mailbox(name)
     redis.call('SADD', tenant_key(tenant, 'mail'), name)
     hold(tenant, wait)
     return
+  elseif allowed == 1 and usage_of(tenant).last_place == 'mail' and has_turn(tenant) then
+    redis.call('SADD', tenant_key(tenant, 'mail'), name)
+    note_last_place(tenant, '')
+    look_again(tenant, TURN_MS)
+    claimer.left[#claimer.left + 1] = tenant
+    return
   end
   local record = redis.call('GET', task_key(id))
   if record and is_suspect(id) then
@@ -159,6 +166,11 @@ local function claim_mailbox(name)
   if record and parse_head(record) then
     lease_one('runs', id, rank, record)
     redis.call('HSET', agent, 'status', 'active', 'task_id', id)
+    if allowed == 1 then
+      note_last_place(tenant, 'mail')
+    elseif allowed < MOST_AT_ONCE and let_go(tenant) then
+      claimer.left[#claimer.left + 1] = tenant
+    end
   end
 end
 
@@ -311,6 +323,13 @@ local function visit(turn, most)
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
   else
     redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+  end
+  if got >= allowed then
+    note_last_place(tenant, 'by type')
+    if redis.call('EXISTS', tenant_key(tenant, 'mail')) == 1 then
+      local _, again = allowance(tenant)
+      hold(tenant, again)
+    end
   end
   return got
 end

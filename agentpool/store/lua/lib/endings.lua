@@ -4,8 +4,8 @@
 -- task: those that were taken together share a lease table, so they are counted together, and what is written for each
 -- is gathered and written for all.
 
-local ended = {ids = {}, outcomes = {}, groups = {}, tallies = {}, replies = {}, stale = {}, agents = {}, returned = 0,
-  has_cancels = false, has_held = false, waits_here = false}
+local ended = {ids = {}, outcomes = {}, groups = {}, tallies = {}, replies = {}, stale = {}, agents = {}, let_go = {},
+  returned = 0, has_cancels = false, has_held = false, waits_here = false}
 
 -- What a tenant's tasks come to, of those that ended now.
 local function tally_of(tenant)
@@ -171,7 +171,7 @@ local function weigh_in(tenant, tally)
   usage.count = before + tally.count
   redis.call('HSET', known, 'ms', string.format('%.4f', usage.ms), 'count', usage.count, unpack(words))
   if math.floor(before / 100) < math.floor(usage.count / 100) or before == 0 then
-    redis.call('EXPIRE', known, 604800)
+    redis.call('EXPIRE', known, USAGE_TTL_S)
   end
 end
 
@@ -191,8 +191,8 @@ local function settle_tenant(worker, tenant, tally)
     local tag = tag_of(tenant)
     set_tag(tenant, (tag > 0 and tag or virtual_time()) + tally.late_ms / limits_of(tenant).weight)
   end
-  if ended.has_held then
-    let_go(tenant)
+  if ended.has_held and let_go(tenant) then
+    ended.let_go[#ended.let_go + 1] = tenant
   end
 end
 

@@ -6,7 +6,20 @@
 -- pool:{p}:turns:{lane} by its tag, and the least one is next. What ran longer or shorter than estimated is corrected
 -- when it ends. A tenant at a limit leaves the index for pool:{p}:held and comes back when it may go on.
 
+--
+-- The last place below a limit goes to mail of the tenant's agents and to its tasks by type in turns: neither waits for
+-- all of the other. Each has it for itself for a moment only, for it may be that nobody can take it now.
+
 local ESTIMATE_MS = 10
+
+-- How long the last place is left to mail, or to tasks by type, at most.
+local TURN_MS = 20
+
+-- Tasks that a tenant without limits may begin now.
+local MOST_AT_ONCE = 1000
+
+-- How long what a tenant used is remembered.
+local USAGE_TTL_S = 604800
 
 local function tenant_key(tenant, what)
   return prefix .. 'tenant:' .. pool .. ':' .. tenant .. ':' .. what
@@ -88,16 +101,18 @@ end
 
 local known_usage, known_mean = {}, nil
 
--- What is known of a tenant's tasks: mean run time in ms and how many it is from. `type`: whose means to read beside.
+-- What is known of a tenant's tasks: mean run time in ms and how many it is from, and to what the last place that its
+-- limits left went. `type`: whose means to read beside.
 local function usage_of(tenant, type)
   local usage = known_usage[tenant]
   if not usage then
-    local ms, count, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms', 'count',
-      'ms:' .. (type or ''), 'tokens:' .. (type or '')))
+    local ms, count, last_place, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms',
+      'count', 'last_place', 'ms:' .. (type or ''), 'tokens:' .. (type or '')))
     if not ms then -- of a tenant of which nothing is known yet
       known_mean = known_mean or redis.call('HGET', POOL, 'mean_ms')
     end
-    usage = {ms = tonumber(ms or known_mean) or ESTIMATE_MS, count = tonumber(count) or 0, types = {}}
+    usage = {ms = tonumber(ms or known_mean) or ESTIMATE_MS, count = tonumber(count) or 0, types = {},
+      last_place = last_place or ''}
     if type then
       usage.types[type] = {tonumber(type_ms), tonumber(type_tokens)}
     end
@@ -189,6 +204,12 @@ local function write_turns()
   end
 end
 
+-- Look again in so many ms what a tenant may begin.
+local function look_again(tenant, wait_ms)
+  redis.call('ZADD', POOL .. ':due', now + wait_ms, 'tenant ' .. tenant)
+  tell_leader('timer')
+end
+
 -- Take a tenant out of its turns until a task of it ends, or, with `wait_ms`, until then at the latest.
 local function hold(tenant, wait_ms)
   redis.call('SADD', POOL .. ':held', tenant)
@@ -196,39 +217,70 @@ local function hold(tenant, wait_ms)
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
   end
   if wait_ms and wait_ms > 0 then
-    redis.call('ZADD', POOL .. ':due', now + wait_ms, 'tenant ' .. tenant)
-    tell_leader('timer')
+    look_again(tenant, wait_ms)
   end
 end
 
--- Give a held tenant its turns back; true when it was held and has tasks that wait.
-local function let_go(tenant)
-  if redis.call('SREM', POOL .. ':held', tenant) == 0 then
-    return false
-  end
-  local waits = false
-  local mail = tenant_key(tenant, 'mail')
-  for _, name in ipairs(redis.call('SPOP', mail, 100)) do
+-- Wake idle agents of a tenant whose mail waits, at most 100; true when there were any.
+local function wake_mail(tenant)
+  local has_woken = false
+  for _, name in ipairs(redis.call('SPOP', tenant_key(tenant, 'mail'), 100)) do
     local worker, status = unpack(redis.call('HMGET', agent_key(name), 'process_id', 'status'))
     if status == 'idle' then
       command(worker, {type = 'wake', agent_id = pool .. '/' .. name}, true)
+      has_woken = true
     end
   end
+  return has_woken
+end
+
+-- Give a held tenant its turns back; true when it was held and has tasks that wait. `is_due`: it was not to be held for
+-- longer, nor is its mail.
+local function let_go(tenant, is_due)
+  if redis.call('SREM', POOL .. ':held', tenant) == 0 and not is_due then
+    return false
+  end
+  local has_woken, waiting = wake_mail(tenant), {}
   for _, lane in ipairs(lanes()) do
     if redis.call('EXISTS', lane_key(lane, tenant)) == 1 then
-      enlist(lane, tenant)
-      waits = true
+      waiting[#waiting + 1] = lane
     end
   end
-  if redis.call('EXISTS', mail) == 1 then
+  if has_woken and #waiting > 0 and not is_due and usage_of(tenant).last_place == 'by type' then
+    hold(tenant, TURN_MS)
+    return false
+  end
+  for _, lane in ipairs(waiting) do
+    enlist(lane, tenant)
+  end
+  if redis.call('EXISTS', tenant_key(tenant, 'mail')) == 1 then
     hold(tenant, 1)
   end
-  return waits
+  return #waiting > 0
+end
+
+local function has_turn(tenant)
+  for _, lane in ipairs(lanes()) do
+    if redis.call('ZSCORE', POOL .. ':turns:' .. lane, tenant) then
+      return true
+    end
+  end
+  return false
+end
+
+-- Note to what the last place of a tenant went: 'mail', 'by type', or '' when it was left to tasks by type.
+local function note_last_place(tenant, what)
+  local usage = usage_of(tenant)
+  if usage.last_place ~= what then
+    usage.last_place = what
+    redis.call('HSET', tenant_key(tenant, 'usage'), 'last_place', what)
+    redis.call('EXPIRE', tenant_key(tenant, 'usage'), USAGE_TTL_S)
+  end
 end
 
 -- How many tasks a tenant may begin now, and when to look again in ms if that is a matter of time.
 local function allowance(tenant)
-  local limits, most, wait = limits_of(tenant), 1000, 0
+  local limits, most, wait = limits_of(tenant), MOST_AT_ONCE, 0
   if limits.running > 0 then
     most = limits.running - running_of(tenant)
   end
