@@ -207,6 +207,7 @@ class Call(Coroutine[Any, Any, Any]):
         finally:
             view[0] = 0
             self._meter.cpu_s += thread_time() - began
+        del self  # an error's frames lead back to this one (Python 3.13), which must not lead to who keeps the error
         raise StopIteration
 
     def throw(self, error: Any, *rest: Any) -> Any:

@@ -1,7 +1,6 @@
 """A cancellation at any await point leaks no place, no agent, nobody in line."""
 
 import asyncio
-import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
@@ -25,15 +24,16 @@ from agentpool.pool.saving import _save
 
 
 class CancelAt:
-    """Runs a coroutine and cancels its task at one await point: as it begins to wait, or (`late`) in the very step in
+    """Awaits a coroutine and cancels its task at one await point: as it begins to wait, or (`late`) in the very step in
     which that for which it waits has come. `reached` tells whether there was such a point.
     """  # fmt: skip
 
-    def __init__(self, point: int, *, late: bool) -> None:
+    def __init__(self, point: int, code: Coroutine[Any, Any, Any], *, late: bool) -> None:
         self.point, self.late, self.reached = point, late, False
+        self._code = code
 
-    @types.coroutine
-    def run(self, code: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    def __await__(self) -> Generator[Any, Any, Any]:
+        code = self._code
         task, point, result = asyncio.current_task(), 0, None
         assert task is not None
         step: Callable[[], Any] = lambda: code.send(None)  # noqa: E731
@@ -154,8 +154,8 @@ async def test_a_cancellation_at_any_await_point_leaks_nothing(scene: Scene, lea
         agent = controlled(healthy=healthy, snapshot=snapshot, restore=restore)
         pool = AgentPool(agent, config(min_size=2 if scene in (warm, load) else 0, drain_timeout=5))
         await pool.open()
-        canceller = CancelAt(point, late=late)
-        task = asyncio.create_task(canceller.run(await scene(pool, agent)))
+        canceller = CancelAt(point, await scene(pool, agent), late=late)
+        task = asyncio.ensure_future(canceller)
         await asyncio.wait([task])
         assert task.cancelled() == canceller.reached, task
         check(pool)
