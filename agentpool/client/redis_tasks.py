@@ -59,7 +59,9 @@ class RedisTasks:
         await self._send([request])
 
     async def run(self, request: Request) -> Outcome:
-        """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task."""
+        """Submit and wait for the outcome; a cancellation, a timeout or the client's end cancels the task, but not if
+        another asked for it with its key.
+        """
         future = self._replies.task(request.task_id)
         try:
             (task_id,) = await self._replies.recovery.insist(lambda: self._send([request]))
@@ -70,10 +72,10 @@ class RedisTasks:
             return await self._wait_or_stop(request, future)
         except (asyncio.CancelledError, PoolClosed):
             with self._replies.withdrawing():
-                await self._cleanup.run(lambda: self._store.tasks.cancel(request.task_id))
+                await self._cleanup.run(lambda: self._store.tasks.withdraw(request.task_id))
             raise
         except RedisUnavailable:
-            self._cleanup.start(lambda: self._store.tasks.cancel(request.task_id))
+            self._cleanup.start(lambda: self._store.tasks.withdraw(request.task_id))
             raise
         finally:
             self._replies.recovery.leave(request.task_id)
@@ -158,7 +160,7 @@ class RedisTasks:
     async def _withdraw(self, requests: Sequence[Request]) -> None:
         for request in requests:
             with contextlib.suppress(UnknownTask):
-                await self._store.tasks.cancel(request.task_id)
+                await self._store.tasks.withdraw(request.task_id)
 
     async def _wait_or_stop(self, request: Request, future: "asyncio.Future[Outcome]") -> Outcome:
         try:
@@ -170,10 +172,10 @@ class RedisTasks:
 
     async def _stop(self, request: Request) -> Outcome:
         """Cancel a task whose time is over; returns its outcome if it finished in this very moment."""
-        answer = await self._store.tasks.cancel(request.task_id)
+        answer = await self._store.tasks.withdraw(request.task_id)
         if answer == "finished" and (outcome := await self._store.tasks.read(request.task_id)):
             return outcome
-        raise request.timed_out(while_it_ran=answer == "asked") from None
+        raise request.timed_out(answer) from None
 
 
 def _options(request: Request) -> SubmitOptions:

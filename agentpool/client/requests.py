@@ -138,10 +138,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             reply_to, self.agent_name, self.agent_type, self.tenant, self.lane, self.later_us, self.options
         )
 
-    def timed_out(self, *, while_it_ran: bool) -> TaskTimedOut:
-        """Return the error for a run that was cancelled because its patience is over."""
-        where = "while it ran" if while_it_ran else "before any agent took it"
-        return TaskTimedOut(f"Task {self.task_id} did not finish within {self.timeout} s and was cancelled {where}.")
+    def timed_out(self, answer: str) -> TaskTimedOut:
+        """Return the error for a run that was withdrawn because its patience is over; the answer was asked (it ran),
+        shared or any other.
+        """
+        late = f"Task {self.task_id} did not finish within {self.timeout} s"
+        if answer == "shared":
+            return TaskTimedOut(f"{late}. It goes on, as it was asked for again with its key.")
+        return TaskTimedOut(
+            f"{late} and was cancelled {'while it ran' if answer == 'asked' else 'before any agent took it'}."
+        )
 
 
 def new_request(pool: str, kind: Kind, input: Any, *, agent_name: str = "", **options: Any) -> Request:

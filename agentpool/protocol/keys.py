@@ -151,7 +151,9 @@ class Keys:
         return f"{self.pool(pool)}:letter:{id}"
 
     def key(self, pool: str, digest: str) -> str:
-        """STRING: `<task id> <digest of the input>` of an idempotency key; expires some time after the task ended."""
+        """STRING: `<task id> <digest of the input>` of an idempotency key, and `shared` once it was found; expires some
+        time after the task ended.
+        """
         return f"{self.pool(pool)}:key:{digest}"
 
     def children(self, pool: str, id: str) -> str:

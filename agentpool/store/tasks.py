@@ -176,7 +176,16 @@ class Tasks:
 
     async def cancel(self, task_id: str) -> str:
         """Cancel a task; returns cancelled, asked (its worker was told) or finished. Raises `UnknownTask`."""
-        answer = await self._connection.call("cancel_task", pool_of(task_id), task_id)
+        return await self._cancel(task_id, "cancel")
+
+    async def withdraw(self, task_id: str) -> str:
+        """Cancel a task because who asked for it waits no more; returns what `cancel` does, or shared: it goes on,
+        since another asked for it with its key. If not, its key means nothing any more. Raises `UnknownTask`.
+        """
+        return await self._cancel(task_id, "withdraw")
+
+    async def _cancel(self, task_id: str, how: str) -> str:
+        answer = await self._connection.call("cancel_task", pool_of(task_id), task_id, how)
         if answer[0] == "unknown":
             raise refusal(pool_of(task_id), task_id, ["unknown_task"])
         return str(answer[0])

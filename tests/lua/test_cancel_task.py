@@ -170,3 +170,32 @@ async def test_what_ends_with_its_agent_tells_how_many_attempts_began(store: Sto
     await seed_task(store, "waits", agent="a1")
     await store.agents.terminate("p/a1")
     assert [(await store.tasks.info(f"p/{id}"))["attempts"] for id in ("runs", "waits")] == [1, 0]
+
+
+async def test_what_another_asked_for_with_its_key_is_not_withdrawn(store: Store) -> None:
+    await seed_pool(store)
+    for _ in range(2):
+        assert await seed_task(store, key="k", digest="d") == "p/t1", "its own repeat, after a lost reply"
+    assert await seed_task(store, "t2", key="k", digest="d") == "p/t1"
+    assert [await store.tasks.withdraw("p/t1") for _ in range(2)] == ["shared", "shared"]
+    assert await read_outcome(store) == ""
+    assert await store.tasks.cancel("p/t1") == "cancelled"
+    assert await store.connection.redis.pttl(store.keys.key("p", "k")) > 0
+    assert await seed_task(store, "t3", key="k", digest="d") == "p/t1"
+    assert await store.connection.redis.pttl(store.keys.key("p", "k")) > 0
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_the_key_of_what_is_withdrawn_is_free(store: Store, runs: bool) -> None:
+    await seed_pool(store)
+    await seed_worker(store)
+    await seed_task(store, key="k", digest="d")
+    if runs:
+        await exchange(store, room=1)
+    assert await store.tasks.withdraw("p/t1") == ("asked" if runs else "cancelled")
+    assert await seed_task(store, "t2", key="k", digest="other") == "p/t2"
+    assert await store.tasks.withdraw("p/t1") == ("asked" if runs else "finished")
+    await finish(store, verdict="back")
+    assert await read_outcome(store) == "cancelled"
+    assert await store.connection.redis.pttl(store.keys.key("p", "k")) == -1, "the key is another's"
+    assert await seed_task(store, "t3", key="k", digest="other") == "p/t2"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
+import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -549,11 +550,12 @@ EXAMPLES = os.environ.get("MACHINE_EXAMPLES")
 """Set it to look further than each run of the tests does, and to have what is found made small (with --timeout=0)."""
 
 
+@pytest.mark.timeout(400)
 def test_invariants_hold_whatever_is_called(redis_url: str) -> None:
     run_state_machine_as_test(
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=int(EXAMPLES or 60),
+            max_examples=int(EXAMPLES or 40),
             stateful_step_count=50,
             deadline=None,
             derandomize="CI" in os.environ,

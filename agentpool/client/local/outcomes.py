@@ -60,6 +60,7 @@ class Keys:
     def __init__(self, ttl: float) -> None:
         self._ttl = ttl
         self._keys: dict[str, tuple[str, str]] = {}
+        self._shared: set[str] = set()
         self._ending: OrderedDict[str, float] = OrderedDict()
         """Those whose task has ended, in the order in which they are forgotten."""
 
@@ -70,18 +71,33 @@ class Keys:
 
     def add(self, digest: str, task_id: str, input_digest: str) -> None:
         """The key means this task from now on."""
-        self._ending.pop(digest, None)
+        self.drop(digest)
         self._keys[digest] = task_id, input_digest
 
-    def task_ended(self, digest: str) -> None:
-        """The key's task has its outcome."""
-        if digest in self._keys:
+    def share(self, digest: str) -> None:
+        """The key's task was asked for again."""
+        self._shared.add(digest)
+
+    def give_up(self, digest: str, task_id: str) -> bool:
+        """Who asked for the key's task waits no more: if nobody else did, the key means nothing any more. Tells whether
+        that is so.
+        """
+        if self._keys.get(digest, ("",))[0] == task_id:
+            if digest in self._shared:
+                return False
+            self.drop(digest)
+        return True
+
+    def task_ended(self, digest: str, task_id: str) -> None:
+        """A task that had this key has its outcome."""
+        if self._keys.get(digest, ("",))[0] == task_id:
             self._ending[digest] = monotonic() + self._ttl
         self._forget()
 
     def drop(self, digest: str) -> None:
         """The key means nothing any more."""
         self._keys.pop(digest, None)
+        self._shared.discard(digest)
         self._ending.pop(digest, None)
 
     def _forget(self) -> None:

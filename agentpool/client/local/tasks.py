@@ -103,7 +103,7 @@ class LocalTasks:
         except AgentPoolError:
             for request in requests:
                 if request.task_id in self._tasks:
-                    self.cancel(request.task_id)
+                    self.withdraw(request.task_id)
             raise
         self._look(requests[0])
         return ids
@@ -111,7 +111,9 @@ class LocalTasks:
     def _submit_once(self, request: Request, tenant: str, *, nested: bool) -> str:
         known = self._keys.find(request.key)
         if known and (known[0] in self._tasks or known[0] in self._outcomes):
-            return self.admission.check_key(request, known)
+            task_id = self.admission.check_key(request, known)
+            self._keys.share(request.key)
+            return task_id
         self.admission.check([request], tenant)
         self._keys.add(request.key, request.task_id, request.input_digest)
         self._accept(LocalTask(request, tenant, keep=True, nested=nested))
@@ -174,7 +176,9 @@ class LocalTasks:
     # -- waited for, followed, cancelled ------------------------------------------------------------------------
 
     async def run(self, request: Request, *, nested: bool = False) -> Outcome:
-        """Submit a task and return its outcome; when the caller is gone or its patience is over, it is cancelled."""
+        """Submit a task and return its outcome; when the caller is gone or its patience is over, it is cancelled,
+        unless another asked for it with its key.
+        """
         (task_id,) = self.submit([request], keep=False, nested=nested)
         if task_id != request.task_id:
             return await self.outcome(task_id, request.patience)  # another asked for it with the same key
@@ -182,13 +186,11 @@ class LocalTasks:
         try:
             await asyncio.wait([future], timeout=request.patience)
         except asyncio.CancelledError:
-            if not future.done():
-                self.cancel(task_id)
+            if not future.done() and self.withdraw(task_id) != "shared":
                 await asyncio.wait([future], timeout=CALLER_WAITS)
             raise
         if not future.done():
-            answer = self.cancel(task_id)
-            raise request.timed_out(while_it_ran=answer == "asked")
+            raise request.timed_out(self.withdraw(task_id))
         return future.result()
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
@@ -234,6 +236,15 @@ class LocalTasks:
         self._waiting.take_out(task)
         self._finish(task, _ended(TaskStatus.CANCELLED, "TaskCancelled", "cancelled before it ran", task.attempts))
         return "cancelled"
+
+    def withdraw(self, task_id: str) -> str:
+        """Cancel a task because who asked for it waits no more; returns what `cancel` does, or shared: it goes on,
+        since another asked for it with its key. If not, its key means nothing any more. Raises `UnknownTask`.
+        """
+        task = self._tasks.get(task_id)
+        if task and task.request.key and not self._keys.give_up(task.request.key, task_id):
+            return "shared"
+        return self.cancel(task_id)
 
     def info(self, task_id: str) -> dict[str, Any]:
         """Return a task as plain data; raises `UnknownTask`."""
@@ -349,7 +360,7 @@ class LocalTasks:
         for kind in (EXPIRE, PROMOTE):
             self._timers.cancel(kind, task.id)
         if request.key:
-            self._keys.task_ended(request.key)
+            self._keys.task_ended(request.key, task.id)
         if parent := self._tasks.get(request.parent):
             parent.children.discard(task.id)
             if not parent.children:

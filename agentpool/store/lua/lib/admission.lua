@@ -73,12 +73,17 @@ local function measure_records(group)
   end
 end
 
--- The answer for a key that a task has already.
-local function find_key(options)
-  local known, input = string.match(redis.call('GET', POOL .. ':key:' .. options.key) or '', '^(%S+) (%S+)$')
-  if known and redis.call('EXISTS', task_key(known)) == 1 then
-    return {input == options.input and 'known' or 'conflict', known}
+-- The answer for a key that a task has already. Whoever gets that as theirs shares it from now on.
+local function find_key(group)
+  local options, known, input = group.options, read_key(group.options.key)
+  if not known or redis.call('EXISTS', task_key(known)) == 0 then
+    return nil
+  elseif input ~= options.input then
+    return {'conflict', known}
+  elseif known ~= group.ids[1] then
+    redis.call('SET', POOL .. ':key:' .. options.key, known .. ' ' .. input .. ' shared', 'KEEPTTL')
   end
+  return {'known', known}
 end
 
 -- When a queue will have room again, in ms, at the rate at which the pool has ended tasks of late.
@@ -159,7 +164,7 @@ local function refusal_of(group)
   if not intake.exists then
     return {'unknown_pool'}
   end
-  local refused = find_target(group) or measure_records(group) or (group.options.key and find_key(group.options))
+  local refused = find_target(group) or measure_records(group) or (group.options.key and find_key(group))
   if refused then
     return refused
   end

@@ -249,10 +249,15 @@ end
 
 -- -- ends -----------------------------------------------------------------------------------------------------------
 
+-- The task that an idempotency key means, the digest of its input, and `shared` when another asked for it again.
+local function read_key(digest)
+  return string.match(redis.call('GET', POOL .. ':key:' .. digest) or '', '^(%S+) (%S+) ?(.*)$')
+end
+
 -- What hangs on a task's options ends with it: the life of its key, its timer, its parent's wait.
 local function end_options(id, head)
   local digest, parent = option(head, 'key'), option(head, 'parent')
-  if digest then
+  if digest and read_key(digest) == id then
     local ttl = tonumber(redis.call('HGET', POOL, 'key_ttl_ms')) or 3600000
     redis.call('PEXPIRE', POOL .. ':key:' .. digest, ttl)
   end
