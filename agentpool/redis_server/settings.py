@@ -38,6 +38,8 @@ def _write_config(folder: Folder, settings: RedisSettings, socket_path: Path) ->
         "aof-load-truncated": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
+        # The tasks of a worker, some dozens to a hundred, would be looked through from the beginning for each new one.
+        "zset-max-listpack-entries": "16",
         "always-show-logo": "no",
     }
     lines = [f"{name} ".encode() + _quoted(value) for name, value in options.items()]
