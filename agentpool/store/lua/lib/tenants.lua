@@ -5,7 +5,6 @@
 -- was dispatched. Whoever comes starts at max(V, F), so leaving and returning gains nothing; who waits stands in
 -- pool:{p}:turns:{lane} by its tag, and the least one is next. What ran longer or shorter than estimated is corrected
 -- when it ends. A tenant at a limit leaves the index for pool:{p}:held and comes back when it may go on.
-
 --
 -- The last place below a limit goes to mail of the tenant's agents and to its tasks by type in turns: neither waits for
 -- all of the other. Each has it for itself for a moment only, for it may be that nobody can take it now.
