@@ -82,14 +82,14 @@ class Subscription:
             link.write("SUBSCRIBE", *self._channels)
             await _lost(link, self._connection.timeout)
             if not self.is_up:
-                raise TimeoutError
+                raise TimeoutError(f"not subscribed within {self._connection.timeout} s")
             while True:
                 await _lost(link, PING_INTERVAL - link.silent_s)
                 if link.silent_s >= PING_INTERVAL:
                     link.write("PING")
                     await _lost(link, PONG_TIMEOUT)
-                    if link.silent_s >= PONG_TIMEOUT:
-                        raise TimeoutError
+                    if link.silent_s >= PING_INTERVAL + PONG_TIMEOUT:  # else it was heard since
+                        raise TimeoutError(f"no answer to a PING within {PONG_TIMEOUT} s")
         finally:
             link.close()
 

@@ -1,11 +1,14 @@
 """A subscription proves itself alive, is renewed when it cannot, and does without the right to subscribe."""
 
+import asyncio
+
 import pytest
 import redis
 from support.wait import wait_until
 
 from agentpool.store import Connection
 from agentpool.store import subscription as module
+from agentpool.store.link import Listener
 from agentpool.store.subscription import Subscription
 
 
@@ -33,6 +36,27 @@ async def test_a_quiet_subscription_is_pinged_and_one_that_does_not_answer_is_re
     await wait_until(lambda: len(ready) > 1)
     assert subscription.is_up
     await subscription.stop()
+    await subscription.stop()
+    await connection.close()
+
+
+async def test_a_quiet_subscription_that_answers_is_kept(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = module._lost
+
+    async def wait_longer(link: Listener, timeout: float) -> None:
+        await wait(link, timeout)
+        await asyncio.sleep(0.02)  # a timer is late by more than an answer takes
+
+    monkeypatch.setattr(module, "_lost", wait_longer)
+    monkeypatch.setattr(module, "PING_INTERVAL", 0.3)
+    monkeypatch.setattr(module, "PONG_TIMEOUT", 0.1)
+    connection = Connection(redis_url, command_timeout=0.5)
+    ready: list[bool] = []
+    subscription = Subscription(connection, ["a"], on_message=lambda *m: None, on_ready=lambda: ready.append(True))
+    subscription.start()
+    await wait_until(lambda: ready)
+    await asyncio.sleep(2)  # three pings and what follows them
+    assert ready == [True]
     await subscription.stop()
     await connection.close()
 
