@@ -145,9 +145,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         late = f"Task {self.task_id} did not finish within {self.timeout} s"
         if answer == "shared":
             return TaskTimedOut(f"{late}. It goes on, as it was asked for again with its key.")
-        return TaskTimedOut(
-            f"{late} and was cancelled {'while it ran' if answer == 'asked' else 'before any agent took it'}."
-        )
+        where = "while it ran" if answer == "asked" else "before any agent took it"
+        return TaskTimedOut(f"{late} and was cancelled {where}.")
 
 
 def new_request(pool: str, kind: Kind, input: Any, *, agent_name: str = "", **options: Any) -> Request:

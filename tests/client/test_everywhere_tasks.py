@@ -53,12 +53,13 @@ async def test_the_same_key_means_the_same_task(pool: Pool) -> None:
     assert await slow.cancel()
 
 
-async def test_who_waits_no_more_takes_a_task_from_nobody_who_asked_for_it_with_its_key(pool: Pool) -> None:
-    async def runs() -> bool:
-        return (await pool.stats()).running_tasks == 1
+async def one_runs(pool: Pool) -> bool:
+    return (await pool.stats()).running_tasks == 1
 
+
+async def test_who_waits_no_more_takes_a_task_from_nobody_who_asked_for_it_with_its_key(pool: Pool) -> None:
     first = asyncio.create_task(pool.run("Napper", 1.0, key="k"))
-    await wait_until(runs)
+    await wait_until(lambda: one_runs(pool))
     shared = await pool.submit("Napper", 1.0, key="k")
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -67,12 +68,9 @@ async def test_who_waits_no_more_takes_a_task_from_nobody_who_asked_for_it_with_
 
 
 async def test_the_key_of_a_task_that_was_withdrawn_is_free(pool: Pool) -> None:
-    async def runs() -> bool:
-        return (await pool.stats()).running_tasks == 1
-
     for input in 60.0, 61.0:
         first = asyncio.create_task(pool.run("Napper", input, key="k"))
-        await wait_until(runs)
+        await wait_until(lambda: one_runs(pool))
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first

@@ -555,7 +555,7 @@ def test_invariants_hold_whatever_is_called(redis_url: str) -> None:
     run_state_machine_as_test(
         lambda: Machine(redis_url),
         settings=settings(
-            max_examples=int(EXAMPLES or 40),
+            max_examples=int(EXAMPLES or 60),
             stateful_step_count=50,
             deadline=None,
             derandomize="CI" in os.environ,

@@ -44,10 +44,6 @@ class Lanes:
         if not self._tenants.of(tenant).held:
             self.fair.join(tenant)
 
-    def has_turn(self, tenant: str) -> bool:
-        """Tell whether something of a tenant waits that may begin."""
-        return self.fair.waits(tenant)
-
     def remove(self, level: str, tenant: str, task_id: str) -> None:
         """Take a task out, wherever it stands."""
         self._levels[level][tenant].remove(task_id)

@@ -82,7 +82,7 @@ class Keys:
         """Who asked for the key's task waits no more: if nobody else did, the key means nothing any more. Tells whether
         that is so.
         """
-        if self._keys.get(digest, ("",))[0] == task_id:
+        if self._means(digest, task_id):
             if digest in self._shared:
                 return False
             self.drop(digest)
@@ -90,7 +90,7 @@ class Keys:
 
     def task_ended(self, digest: str, task_id: str) -> None:
         """A task that had this key has its outcome."""
-        if self._keys.get(digest, ("",))[0] == task_id:
+        if self._means(digest, task_id):
             self._ending[digest] = monotonic() + self._ttl
         self._forget()
 
@@ -99,6 +99,9 @@ class Keys:
         self._keys.pop(digest, None)
         self._shared.discard(digest)
         self._ending.pop(digest, None)
+
+    def _means(self, digest: str, task_id: str) -> bool:
+        return digest in self._keys and self._keys[digest][0] == task_id
 
     def _forget(self) -> None:
         while self._ending:

@@ -98,7 +98,7 @@ class Running:
         if not allowed:
             tenant.mail.add(name)
             self.waiting.lanes.hold(tenant, wait_ms)
-        elif allowed == 1 and tenant.last_place_to_mail and self.waiting.lanes.has_turn(tenant.name):
+        elif allowed == 1 and tenant.last_place_to_mail and self.waiting.lanes.fair.waits(tenant.name):
             tenant.last_place_to_mail = False
             asyncio.get_running_loop().call_soon(self.dispatch_agent, name)  # if no task by type has a slot for it
         else:

@@ -38,7 +38,7 @@ if not status or status == 'lost' then
 end
 last = tonumber(last) or 0
 local is_quiet = false
-claimer.worker, claimer.capacity, claimer.labels = worker, tonumber(capacity) or 0, labels or ''
+claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
 
 -- Tell the worker of a task that it has, if it has.
 local function tell_of(id)
@@ -98,10 +98,8 @@ local function take_tasks()
   end
   rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
   local others = ended.returned
-  for _, tenants in ipairs({ended.let_go, claimer.left}) do
-    for _, tenant in ipairs(tenants) do
-      others = others + (has_turn(tenant) and 1 or 0)
-    end
+  for _, tenant in ipairs(with_a_place) do
+    others = others + (has_turn(tenant) and 1 or 0)
   end
   if others > 0 then
     wake_workers(others) -- who may have room for what this one could not begin

@@ -4,9 +4,8 @@
 -- Tasks that a tenant of weight 1 gets at most when it has its turn.
 local VISIT = 16
 
--- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false; and tenants
--- whose mail has left a place to tasks by type, which others may have to take.
-local claimer = {worker = '', capacity = 0, labels = '', alone = false, left = {}}
+-- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
+local claimer = {worker = '', capacity = 0, labels = '', alone = false}
 
 -- What a worker has taken, as it is told and as it is written, once for all; `terms` by header line.
 local function new_taken()
@@ -152,7 +151,7 @@ local function claim_mailbox(name)
     redis.call('SADD', tenant_key(tenant, 'mail'), name)
     note_last_place(tenant, '')
     look_again(tenant, TURN_MS)
-    claimer.left[#claimer.left + 1] = tenant
+    with_a_place[#with_a_place + 1] = tenant
     return
   end
   local record = redis.call('GET', task_key(id))
@@ -169,7 +168,7 @@ local function claim_mailbox(name)
     if allowed == 1 then
       note_last_place(tenant, 'mail')
     elseif allowed < MOST_AT_ONCE and let_go(tenant) then
-      claimer.left[#claimer.left + 1] = tenant
+      with_a_place[#with_a_place + 1] = tenant
     end
   end
 end

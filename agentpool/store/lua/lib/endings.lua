@@ -4,8 +4,8 @@
 -- task: those that were taken together share a lease table, so they are counted together, and what is written for each
 -- is gathered and written for all.
 
-local ended = {ids = {}, outcomes = {}, groups = {}, tallies = {}, replies = {}, stale = {}, agents = {}, let_go = {},
-  returned = 0, has_cancels = false, has_held = false, waits_here = false}
+local ended = {ids = {}, outcomes = {}, groups = {}, tallies = {}, replies = {}, stale = {}, agents = {}, returned = 0,
+  has_cancels = false, has_held = false, waits_here = false}
 
 -- What a tenant's tasks come to, of those that ended now.
 local function tally_of(tenant)
@@ -192,7 +192,7 @@ local function settle_tenant(worker, tenant, tally)
     set_tag(tenant, (tag > 0 and tag or virtual_time()) + tally.late_ms / limits_of(tenant).weight)
   end
   if ended.has_held and let_go(tenant) then
-    ended.let_go[#ended.let_go + 1] = tenant
+    with_a_place[#with_a_place + 1] = tenant
   end
 end
 

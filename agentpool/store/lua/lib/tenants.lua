@@ -258,6 +258,9 @@ local function let_go(tenant, is_due)
   return #waiting > 0
 end
 
+-- Tenants that got a turn here, or whose mail left one to tasks by type: others may have to take what they may begin.
+local with_a_place = {}
+
 local function has_turn(tenant)
   for _, lane in ipairs(lanes()) do
     if redis.call('ZSCORE', POOL .. ':turns:' .. lane, tenant) then
