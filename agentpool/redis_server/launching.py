@@ -65,7 +65,7 @@ def launch(folder: Folder, settings: RedisSettings, lock: Lock, socket_path: Pat
     if folder.has_lost_its_manifest():
         raise ServerError(explain_lost_manifest(folder))
     prepare_socket_folder(socket_path, folder)
-    write_settings(folder, settings, socket_path)
+    write_settings(folder, settings, socket_path, binary.version)
     log_start = folder.log_bytes()
     process = _spawn(folder, binary, lock)
     # At once, so that there is hardly a moment in which a server lives that no file knows.

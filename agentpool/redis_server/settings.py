@@ -5,14 +5,18 @@ import secrets
 from pathlib import Path
 
 from agentpool.config import RedisSettings
+from agentpool.redis_server.binaries import Version
 from agentpool.redis_server.folder import Folder, write_private
 
 __all__ = ["write_settings"]
 
+SETS_AS_LISTS: Version = (7, 2)
+"""The first version that keeps small sets of text as lists."""
 
-def write_settings(folder: Folder, settings: RedisSettings, socket_path: Path) -> None:
+
+def write_settings(folder: Folder, settings: RedisSettings, socket_path: Path, version: Version) -> None:
     _write_password(folder, settings)
-    _write_config(folder, settings, socket_path)
+    _write_config(folder, settings, socket_path, version)
 
 
 def _write_password(folder: Folder, settings: RedisSettings) -> None:
@@ -24,7 +28,7 @@ def _write_password(folder: Folder, settings: RedisSettings) -> None:
     write_private(folder.password, password.encode() + b"\n")
 
 
-def _write_config(folder: Folder, settings: RedisSettings, socket_path: Path) -> None:
+def _write_config(folder: Folder, settings: RedisSettings, socket_path: Path, version: Version) -> None:
     options: dict[str, str | Path] = {
         "dir": folder.path,
         "logfile": folder.log,
@@ -38,8 +42,9 @@ def _write_config(folder: Folder, settings: RedisSettings, socket_path: Path) ->
         "aof-load-truncated": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
-        # The tasks of a worker, some dozens to a hundred, would be looked through from the beginning for each new one.
+        # The tasks of a worker or a tenant, some dozens to a hundred, would be looked through for each new one.
         "zset-max-listpack-entries": "16",
+        **({"set-max-listpack-entries": "16"} if version >= SETS_AS_LISTS else {}),
         "always-show-logo": "no",
     }
     lines = [f"{name} ".encode() + _quoted(value) for name, value in options.items()]

@@ -7,7 +7,8 @@ the function's: `allow-oom` for what ends, moves or keeps alive what exists and 
 What scripts share is in `lua/lib`; `@include` says of which of these files a script needs something. All of it is
 defined once, when the library is loaded: a script that is sent defines its functions anew in every call, which took
 longer than the rest of a small one. So the variables there are the library's, and each call sets all of them again
-before it does anything else.
+before it does anything else, but for those in capitals, which are set with the library: constants, and memories of
+what is the same in every call.
 
 The names of library and functions end with a hash of the text, so an old and a new release run side by side.
 """
@@ -79,16 +80,24 @@ def _assembled(shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> str
     variables = [(found[1], found[2] or "nil") for found in _VARIABLES.finditer(rest)]
     if left := _VARIABLES.sub("", rest).strip():
         raise ValueError(f"neither a function nor a variable of lua/lib: {left}")
-    begin = _through_table("\n".join(f"  {names} = {values}" for names, values in variables), functions)
+    lasting = [f"{names} = {values}" for names, values in variables if _lasts(names, values)]
+    passing = "\n".join(f"  {names} = {values}" for names, values in variables if not _lasts(names, values))
+    begin = _through_table(passing, functions)
     return "\n\n".join(
         [
             "local lib, KEYS, ARGV = {}",
             f"local {', '.join(names for names, _ in variables)}",
+            "\n".join(lasting),
             _through_table(defined, functions),
             f"local function begin(keys, arguments)\n  KEYS, ARGV = keys, arguments\n{begin}\nend",
             *(_registered(name, text, functions) for name, text in scripts),
         ]
     )
+
+
+def _lasts(names: str, values: str) -> bool:
+    """Tell whether variables keep their values from call to call."""
+    return names.isupper() and "KEYS[" not in values
 
 
 def _registered(name: str, text: str, functions: Iterable[str]) -> str:

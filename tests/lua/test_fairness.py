@@ -7,6 +7,7 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Mapping
+from itertools import groupby
 
 import msgspec
 import pytest
@@ -160,6 +161,46 @@ async def test_tenants_that_were_served_long_ago_are_forgotten(store: Store) -> 
 
 
 # -- levels -----------------------------------------------------------------------------------------------------
+
+
+async def test_more_tenants_than_are_looked_at_at_once_have_their_turns(store: Store) -> None:
+    tenants = [f"t{number:02}" for number in range(45)]
+    playing = await play(store, dict.fromkeys(tenants, 100.0), slots=40)
+    for tenant in tenants:
+        await seed_many(store, tenant, 3)
+    await playing.until(10_000)
+    assert sorted(playing.taken) == sorted(f"p/normal-{tenant}-{number}" for tenant in tenants for number in range(3))
+    assert await store.connection.redis.zcard(store.keys.turns("p", "normal")) == 0
+    for tenant in tenants:
+        await seed_many(store, tenant, 1, lane="urgent")
+    await seed_worker(store, "w2", capacity=50)
+    assert len(ids(await exchange(store, "w2", room=50))) == 45
+
+
+async def test_held_tenants_before_the_others_do_not_hide_them(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=25)
+    for number in range(25):
+        tenant = f"t{number:02}"
+        await store.tenants.limit("p", tenant, {"running": 1})
+        await seed_lease(store, f"first-of-{tenant}", tenant=tenant)
+        await seed_many(store, tenant, 1)
+    await seed_many(store, "z", 1)
+    await seed_worker(store, "w2")
+    assert ids(await exchange(store, "w2", room=10)) == ["p/normal-z-0"]
+
+
+@pytest.mark.parametrize(("run_ms", "count"), [(0.05, 50), (1, 16), (4, 12), (100, 1)])
+async def test_a_turn_is_for_more_tasks_where_they_are_shorter(store: Store, run_ms: float, count: int) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=50)
+    for tenant in ("a", "b"):
+        await seed_lease(store, f"known-{tenant}", tenant=tenant)
+        await exchange(store, ended=[ended(f"p/known-{tenant}", run_ms=run_ms)])
+        await seed_many(store, tenant, 60)
+    found = await exchange(store, room=50)
+    turns = [len(list(tasks)) for _, tasks in groupby(task.header.tenant for task in found.tasks)]
+    assert turns[0] == count
 
 
 async def test_urgent_goes_first_but_leaves_one_in_eight(store: Store) -> None:

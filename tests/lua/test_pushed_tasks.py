@@ -134,6 +134,8 @@ async def test_a_tenant_that_used_nothing_of_late_is_forgotten(store: Store) -> 
     await redis.zadd(tags, {"gone": -1.0})
     (command,) = await submit_heard(store, "t1", tenant="acme")
     assert isinstance(command, Run)
+    for _ in range(8):  # it is looked for now and then
+        await exchange(store)
     assert await redis.zrange(tags, 0, -1) == ["acme"]
 
 

@@ -93,8 +93,13 @@ local function take_tasks()
     end
   end
   write_leases()
+  if number % 8 == 0 then
+    forget_idle_tenants()
+  end
   if #taken.ids > 0 then
     write_order()
+  else
+    write_turns()
   end
   rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
   local others = ended.returned

@@ -38,11 +38,12 @@ local function read_groups()
       group.options[word] = value
     end
     place = place + 7
-    local named = {}
+    local named, ids, records, kept = {}, group.ids, group.records, 0
     for at = place, place + 2 * count - 1, 2 do
-      if not named[ARGV[at]] then
-        named[ARGV[at]] = true
-        group.ids[#group.ids + 1], group.records[#group.records + 1] = ARGV[at], ARGV[at + 1]
+      local id = ARGV[at]
+      if not named[id] then
+        named[id], kept = true, kept + 1
+        ids[kept], records[kept] = id, ARGV[at + 1]
       end
     end
     place, groups[#groups + 1] = place + 2 * count, group
@@ -75,6 +76,11 @@ local function note_parent(group)
   end
 end
 
+-- Tell whether records are kept in another form than that in which they came.
+local function is_to_complete(group)
+  return group.options.delay or group.lane ~= group.as_given[2] or group.tenant ~= group.as_given[1]
+end
+
 -- The record as it is kept: with its agent's tenant or the labels of its type, and with a word that the bounds of queues
 -- do not count it when it comes late.
 local function complete(record, group)
@@ -91,13 +97,18 @@ end
 
 -- Write the records of a group, unless one is known, which is false then; else returns their size.
 local function keep(group)
-  local written, bytes = {}, 0
-  for at, id in ipairs(group.ids) do
-    local record = group.is_complete and group.records[at] or complete(group.records[at], group)
-    group.records[at], bytes = record, bytes + #record
-    written[2 * at - 1], written[2 * at] = task_key(id), record
+  local written, bytes, records = {}, 0, group.records
+  if not group.is_complete and is_to_complete(group) then
+    for at, record in ipairs(records) do
+      records[at] = complete(record, group)
+    end
   end
   group.is_complete = true
+  for at, id in ipairs(group.ids) do
+    local record = records[at]
+    bytes = bytes + #record
+    written[2 * at - 1], written[2 * at] = task_key(id), record
+  end
   return redis.call('MSETNX', unpack(written)) == 1 and bytes
 end
 
@@ -116,8 +127,7 @@ end
 local function ranked_from(rank, ids)
   local ranked = {}
   for at, id in ipairs(ids) do
-    ranked[#ranked + 1] = rank + at - 1
-    ranked[#ranked + 1] = id
+    ranked[2 * at - 1], ranked[2 * at] = rank + at - 1, id
   end
   return ranked
 end
@@ -136,8 +146,7 @@ local function hand_in(group, bytes)
   local favourite = options.sticky and redis.call('HGET', POOL .. ':affinity', options.sticky)
   local may_give = intake.queued == 0 and not (needs_labels or options.parent)
   local ranked = ranked_from(now_us + group.later_us, group.ids)
-  local waits, first = give_or_queue(group, ranked, group.records, bytes, may_give, favourite)
-  intake.queued = intake.queued + (waits and #group.ids or 0)
+  local first = give_or_queue(group, ranked, group.records, bytes, may_give, favourite)
   -- One that has gone is forgotten here; one that is only full now stays the favourite.
   if options.sticky and first and first ~= favourite
       and not (favourite and redis.call('ZSCORE', POOL .. ':processes', favourite)) then

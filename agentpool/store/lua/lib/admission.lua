@@ -5,15 +5,27 @@
 
 local intake = nil
 
--- The pool as all groups of one call find it; what is taken in is counted in it.
+-- The pool as all groups of one call find it; what is taken in is counted in it. `newly_queued` is written down once.
 local function read_intake()
-  local status, max_bytes, max_queued, max_queued_pool, queued, rate, delayed, tenant_limits, virtual_time, mean_ms =
-    unpack(redis.call('HMGET', POOL, 'status', 'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'rate',
-      'delayed', 'tenant_limits', 'virtual_time', 'mean_ms'))
-  pool_limits, present_time, known_mean = {tenant_limits, max_queued}, tonumber(virtual_time) or 0, mean_ms
-  intake = {exists = status and status ~= 'removed', max_bytes = tonumber(max_bytes), max_queued = tonumber(max_queued),
-    max_queued_pool = tonumber(max_queued_pool) or 0, queued = tonumber(queued) or 0, rate = tonumber(rate) or 0,
-    delayed = tonumber(delayed) or 0, types = {}}
+  local status = pool_field('status')
+  intake = {exists = status and status ~= 'removed', types = {}, depths = {}, newly_queued = 0}
+  for _, name in ipairs({'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'delayed', 'rate'}) do
+    intake[name] = tonumber(pool_field(name)) or 0
+  end
+end
+
+-- How many tasks by type of a tenant wait: `all`, and by lane. Looked up once, and then kept as tasks are taken in.
+local function depths_of(tenant)
+  local depths = intake.depths[tenant]
+  if not depths then
+    depths = {all = 0, lanes = {}}
+    intake.depths[tenant] = depths
+    for _, lane in ipairs(lanes()) do
+      depths.lanes[lane] = redis.call('ZCARD', lane_key(lane, tenant))
+      depths.all = depths.all + depths.lanes[lane]
+    end
+  end
+  return depths
 end
 
 -- The labels that a type of the pool needs, joined by `+`; nil for a type that it does not have.
@@ -67,8 +79,8 @@ local function measure_records(group)
     if header_bytes > HEADER_BYTES - 200 then
       return {'too_large', header_bytes, HEADER_BYTES - 200} -- labels of its type and `delay` may still come to it
     end
-    if #record > intake.max_bytes + 1024 then
-      return {'too_large', #record, intake.max_bytes}
+    if #record > intake.max_input_bytes + 1024 then
+      return {'too_large', #record, intake.max_input_bytes}
     end
   end
 end
@@ -99,7 +111,7 @@ local function over_bounds(group, count)
     return nil
   end
   local bound = limits_of(group.tenant).queued
-  local depth = bound > 0 and queued_of(group.tenant) or 0
+  local depth = bound > 0 and depths_of(group.tenant).all or 0
   if bound > 0 and depth + count > bound then
     return {'full', depth, bound, retry_ms(depth + count - bound)}
   end
@@ -138,7 +150,7 @@ end
 local function over_limits(group, count)
   local tenant, limits = group.tenant, limits_of(group.tenant)
   local again = math.ceil(usage_of(tenant).ms)
-  local waits = queued_of(tenant)
+  local waits = depths_of(tenant).all
   if group.options.limits == 'total' and limits.agents > 0 and holds_more(tenant, count + waits, limits.agents) then
     return {'limited', 'TOTAL_LIMIT', limits.agents, again}
   end

@@ -43,6 +43,42 @@ local function server_run()
   return type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
 end
 
+-- What follows from a text alone is remembered from call to call: for each kind of it, of many texts the latest.
+local MEMORY_SIZE = 500
+local MEMORIES = {}
+
+local function recall(kind, text)
+  local memory = MEMORIES[kind]
+  return memory and memory.values[text]
+end
+
+local function memorize(kind, text, value)
+  local memory = MEMORIES[kind]
+  if not memory or memory.size == MEMORY_SIZE then
+    memory = {size = 0, values = {}}
+    MEMORIES[kind] = memory
+  end
+  memory.size = memory.size + 1
+  memory.values[text] = value
+  return value
+end
+
+-- Fields of the pool that scripts go by. Who needs one needs others, too, so they are read together, once.
+local POOL_FIELDS = {'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'delayed', 'rate_since', 'rate_count',
+  'rate', 'mean_ms', 'tenant_limits', 'virtual_time', 'result_ttl_ms', 'status'}
+local pool_fields = nil
+
+-- A field of the pool as this script found it.
+local function pool_field(name)
+  if not pool_fields then
+    pool_fields = {}
+    for at, value in ipairs(redis.call('HMGET', POOL, unpack(POOL_FIELDS))) do
+      pool_fields[POOL_FIELDS[at]] = value
+    end
+  end
+  return pool_fields[name]
+end
+
 local function agent_key(name)
   return prefix .. 'agent:' .. pool .. '/' .. name
 end

@@ -1,8 +1,10 @@
 -- What a worker takes: from the mailboxes of its idle agents, and by type in the turns of tenants.
 -- Needs base.lua, workers.lua, tenants.lua and tasks.lua.
 
--- Tasks that a tenant of weight 1 gets at most when it has its turn.
+-- Tasks that a tenant of weight 1 gets at most when it has its turn; or of very short ones, as many as take so many ms:
+-- each turn costs the server as much as ten tasks.
 local VISIT = 16
+local VISIT_MS = 5
 
 -- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
 local claimer = {worker = '', capacity = 0, labels = '', alone = false}
@@ -27,13 +29,14 @@ end
 -- What the leases of all tasks with this header line say, and what such a task is charged in advance; nil for a line
 -- that is none.
 local function make_terms(line, charge)
-  local type, tenant = string.match(line, '^task %S+ %S+ (%S+) (%S+) ')
+  local head = head_in(line)
+  local tenant = head.tenant
   if not tenant then
     return nil
   end
   local terms = {tenant = tenant, ms = 0, tokens = 0, tokens_per_task = limits_of(tenant).tokens_per_task}
   if charge then
-    terms.ms, terms.tokens = estimate(tenant, type)
+    terms.ms, terms.tokens = estimate(tenant, head.type)
   end
   terms.words = string.format('%s %.3f %.0f ', claimer.worker, terms.ms, terms.tokens) .. line .. ' '
   return terms
@@ -63,7 +66,9 @@ local function lease(set, id, rank, record, terms)
   count = #answer
   answer[count + 1], answer[count + 2], answer[count + 3] = id, record, attempt_words(id, terms.tokens_per_task)
   taken.ids[#taken.ids + 1] = id
-  tell_followers(id, 'task.started', claimer.worker)
+  if has_followers() then
+    tell_followers(id, 'task.started', claimer.worker)
+  end
 end
 
 local function write_leases()
@@ -81,16 +86,10 @@ local function write_leases()
   end
 end
 
-local function write_virtual_time()
-  if present_time then
-    redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', present_time))
-  end
-end
-
 -- What a tenant has used no more of, so that its turn begins at the present virtual time anyway, is forgotten.
 local function forget_idle_tenants()
   local past = redis.call('ZRANGEBYSCORE', POOL .. ':tenants', '-inf',
-    '(' .. string.format('%.6f', virtual_time()), 'LIMIT', 0, 10)
+    '(' .. string.format('%.6f', virtual_time()), 'LIMIT', 0, 100)
   if #past > 0 then
     redis.call('ZREM', POOL .. ':tenants', unpack(past))
   end
@@ -98,9 +97,8 @@ end
 
 -- Write down up to where tenants were served.
 local function write_order()
-  forget_idle_tenants()
   write_turns()
-  write_virtual_time()
+  redis.call('HSET', POOL, 'virtual_time', string.format('%.6f', virtual_time()))
 end
 
 -- Nothing is charged in advance: what it took counts when it ends.
@@ -250,28 +248,73 @@ end
 
 local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
 
--- The tenant whose turn it is in a lane, and its tag. One that was served in another lane meanwhile has moved.
-local function first_of(lane)
-  while true do
-    local tenant, tag = unpack(redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, 0, 'WITHSCORES'))
-    tag = tonumber(tag)
-    if not tenant or not tags[tenant] or tags[tenant] < tag + 0.001 then
-      return tenant, tag
-    end
-    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+-- Turns of a lane that are read at once, and of each lane those that are not over yet: {tenant, tag, lane}, … by tag.
+local TURNS = 20
+local turns = {}
+
+local function read_turns(lane)
+  local rows, found = redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, TURNS - 1, 'WITHSCORES'), {}
+  for i = 1, #rows, 2 do
+    found[#found + 1] = {tenant = rows[i], tag = tonumber(rows[i + 1]), lane = lane}
+  end
+  found.has_more = #found == TURNS
+  turns[lane] = found
+  return found
+end
+
+-- A tenant was served since its turn was read, here or in another lane: it comes again later, maybe behind those that
+-- were read.
+local function move_back(found, turn)
+  table.remove(found, 1)
+  turn.tag = tags[turn.tenant]
+  unwritten[turn.tenant] = true
+  local place = 1
+  while found[place] and found[place].tag <= turn.tag do
+    place = place + 1
+  end
+  if found[place] or not found.has_more then
+    table.insert(found, place, turn)
   end
 end
 
--- The tenant whose turn it is in the lanes of a level: tenant, lane, tag.
+-- Whose turn it is in a lane; nil when nobody's.
+local function first_of(lane)
+  local found = turns[lane] or read_turns(lane)
+  while true do
+    local turn = found[1]
+    if not turn and found.has_more then
+      write_turns()
+      found = read_turns(lane)
+    elseif not turn then
+      return nil
+    elseif held_now[turn.tenant] then
+      table.remove(found, 1)
+    elseif tags[turn.tenant] and tags[turn.tenant] >= turn.tag + 0.001 then
+      move_back(found, turn)
+    else
+      return turn
+    end
+  end
+end
+
+-- Whose turn it is in the lanes of a level.
 local function next_turn(level)
   local best
   for _, lane in ipairs(levels[level]) do
-    local tenant, tag = first_of(lane)
-    if tenant and (not best or tag < best[3]) then
-      best = {tenant, lane, tag}
+    local turn = first_of(lane)
+    if turn and (not best or turn.tag < best.tag) then
+      best = turn
     end
   end
   return best
+end
+
+-- Nothing of a tenant waits in a lane any more.
+local function end_turn(turn)
+  table.remove(turns[turn.lane], 1)
+  local gone = ended_turns[turn.lane] or {}
+  gone[#gone + 1] = turn.tenant
+  ended_turns[turn.lane] = gone
 end
 
 -- Lease tasks of a tenant whose turn has come, given as id, rank, … and their records, and charge it for them; `tag` is
@@ -302,26 +345,25 @@ end
 
 -- Serve the tenant whose turn it is, at most `most` tasks; returns how many, or nil when it could not be served.
 local function visit(turn, most)
-  local tenant, lane, tag = unpack(turn)
-  local queue, limits, usage = lane_key(lane, tenant), limits_of(tenant), usage_of(tenant)
+  local tenant = turn.tenant
+  local queue, limits, usage = lane_key(turn.lane, tenant), limits_of(tenant), usage_of(tenant)
   local allowed, wait = allowance(tenant)
   if allowed == 0 then
     hold(tenant, wait)
     return nil
   end
   -- Those whose tasks take long are served one by one, so that nobody is far ahead for as long as they take.
-  local quantum = math.max(1, math.floor(50 * limits.weight / math.max(usage.ms, 0.001)))
-  local count = math.min(most, allowed, math.ceil(VISIT * limits.weight), quantum)
+  local a_ms = limits.weight / math.max(usage.ms, 0.001)
+  local quantum = math.max(1, math.floor(50 * a_ms))
+  local count = math.min(most, allowed, math.ceil(math.max(VISIT * limits.weight, VISIT_MS * a_ms)), quantum)
   local popped, keys = redis.call('ZPOPMIN', queue, count), {'MGET'}
   for i = 1, #popped, 2 do
     keys[#keys + 1] = task_key(popped[i])
   end
   taken.dequeued = taken.dequeued + #popped / 2
-  local got = lease_all(tenant, tag, popped, #keys > 1 and redis.call(unpack(keys)) or {})
+  local got = lease_all(tenant, tags[tenant] or turn.tag, popped, #keys > 1 and redis.call(unpack(keys)) or {})
   if #popped / 2 < count or redis.call('EXISTS', queue) == 0 then
-    redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
-  else
-    redis.call('ZADD', POOL .. ':turns:' .. lane, string.format('%.6f', tags[tenant]), tenant)
+    end_turn(turn)
   end
   if got >= allowed then
     note_last_place(tenant, 'by type')
@@ -338,7 +380,7 @@ local function serve(level, most, quick)
   local got = 0
   for _ = 1, 2 * most + 20 do
     local turn = got < most and next_turn(level)
-    if not turn or quick and (usage_of(turn[1]).count < 8 or usage_of(turn[1]).ms >= 5) then
+    if not turn or quick and (usage_of(turn.tenant).count < 8 or usage_of(turn.tenant).ms >= 5) then
       break
     end
     got = got + (visit(turn, most - got) or 0)

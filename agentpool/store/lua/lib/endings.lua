@@ -198,8 +198,8 @@ end
 
 -- How many tasks end in a second, over some ten seconds, and how long they took in the mean.
 local function measure_rate(count)
-  local since, so_far, rate, mean = unpack(redis.call('HMGET', POOL, 'rate_since', 'rate_count', 'rate', 'mean_ms'))
-  since, so_far = tonumber(since) or now, (tonumber(so_far) or 0) + count
+  local rate, mean = pool_field('rate'), tonumber(pool_field('mean_ms'))
+  local since, so_far = tonumber(pool_field('rate_since')) or now, (tonumber(pool_field('rate_count')) or 0) + count
   local runs, ms = 0, 0
   for _, tally in pairs(ended.tallies) do
     runs, ms = runs + tally.count, ms + tally.ms
@@ -211,7 +211,7 @@ local function measure_rate(count)
   end
   if runs > 0 then
     words[#words + 1] = 'mean_ms'
-    words[#words + 1] = string.format('%.4f', blend(tonumber(mean), ms / runs, runs))
+    words[#words + 1] = string.format('%.4f', blend(mean, ms / runs, runs))
   end
   redis.call('HSET', POOL, unpack(words))
 end
@@ -296,7 +296,6 @@ local function take_in(worker, ids_at, count)
   for tenant, tally in pairs(ended.tallies) do
     settle_tenant(worker, tenant, tally)
   end
-  write_turns()
   for reply_to, entries in pairs(ended.replies) do
     send_reply(reply_to, entries)
   end

@@ -40,12 +40,16 @@ local function candidates(warm, favourite)
   return found
 end
 
+-- Tell whether a suspect waits for a worker of its own, or somebody at a limit.
+local function somebody_waits()
+  return redis.call('EXISTS', POOL .. ':suspects', POOL .. ':held') == 1
+end
+
 -- Tell whether a worker may be given tasks of a tenant that it has not asked for: it listens, it is prompt, nothing
 -- shall run alone, and neither the tenant's limits nor its turn stand against it.
 local function may_be_given(row, tenant, count)
   return row.listens == '1' and (tonumber(row.lag) or 0) <= PROMPT_MS and (row.alone or '') == ''
-    and count <= math.min(row.free, VISIT) and redis.call('EXISTS', POOL .. ':suspects', POOL .. ':held') == 0
-    and allowance(tenant) >= count
+    and count <= math.min(row.free, VISIT) and not somebody_waits() and allowance(tenant) >= count
 end
 
 -- Lease tasks of a tenant, given as `lease_all` takes them, to a worker, which is told by `hand_over`.
@@ -66,8 +70,21 @@ local function ask_workers(rows, count)
   is_short_of_room = is_short_of_room or count > 0
 end
 
+-- Let a group of tasks by type wait, given as rank, id, …
+local function queue_group(group, ranked, count)
+  local lane, depths = group.lane, depths_of(group.tenant)
+  local before = depths.lanes[lane] or 0
+  redis.call('ZADD', lane_key(lane, group.tenant), unpack(ranked))
+  if before == 0 then
+    add_lane(lane)
+    enlist(lane, group.tenant)
+  end
+  depths.all, depths.lanes[lane] = depths.all + count, before + count
+  intake.queued, intake.newly_queued = intake.queued + count, intake.newly_queued + count
+end
+
 -- Give a group of tasks by type, given as rank, id, … and records, or let it wait. `may_give`: nothing waits before it.
--- Returns whether it waits, and the worker that comes first for it.
+-- Returns the worker that comes first for it.
 local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
   local rows, count = candidates(group.type .. '/' .. group.tenant, favourite), #records
   local first = rows[1]
@@ -78,22 +95,19 @@ local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
     end
     give(first.worker, group.tenant, ids, records)
     first.free, pushed_bytes = first.free - count, pushed_bytes + bytes
-    return false, first.worker
+  else
+    queue_group(group, ranked, count)
+    ask_workers(rows, count)
   end
-  local queue = lane_key(group.lane, group.tenant)
-  redis.call('ZADD', queue, unpack(ranked))
-  redis.call('HINCRBY', POOL, 'queued', count)
-  if redis.call('ZCARD', queue) == count then
-    add_lane(group.lane)
-    enlist(group.lane, group.tenant)
-  end
-  ask_workers(rows, count)
-  return true, first and first.worker
+  return first and first.worker
 end
 
 -- Write down what was given, and tell the workers: of their tasks with a command, whose version shows if it is lost.
 local function hand_over()
   local workers = {}
+  if intake.newly_queued > 0 then
+    redis.call('HINCRBY', POOL, 'queued', intake.newly_queued)
+  end
   for worker in pairs(gifts) do
     workers[#workers + 1] = worker
   end

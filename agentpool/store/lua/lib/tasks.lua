@@ -25,11 +25,8 @@ local function option(head, name)
   return head.options and string.match(head.options, ',' .. name .. '=([^,]*)')
 end
 
-local known_ttl
-
 local function result_ttl()
-  known_ttl = known_ttl or tonumber(redis.call('HGET', POOL, 'result_ttl_ms')) or 3600000
-  return known_ttl
+  return tonumber(pool_field('result_ttl_ms')) or 3600000
 end
 
 -- What an execution's end leaves in the audit, for outcomes that no worker wrote.
@@ -204,6 +201,11 @@ end
 
 local known_leases = {}
 
+-- What a header line says; not to be changed.
+local function head_in(line)
+  return recall('head', line) or memorize('head', line, parse_head(line) or {})
+end
+
 -- What a lease says beside the rank, with the words of its task's header: one table for all that say the same, as those
 -- do that were taken together. And the rank, as text.
 local function parse_lease(text)
@@ -211,11 +213,12 @@ local function parse_lease(text)
   local lease = known_leases[words]
   if words and not lease then
     local worker, ms, tokens, line = string.match(words, '^(%S+) (%S+) (%S+) (task .*)$')
-    lease = line and parse_head(line)
-    if not lease then
+    local head = line and head_in(line)
+    if not (head and head.reply_to) then
       return nil
     end
-    lease.worker, lease.ms, lease.tokens = worker, tonumber(ms), tonumber(tokens)
+    lease = {worker = worker, ms = tonumber(ms), tokens = tonumber(tokens), reply_to = head.reply_to, agent = head.agent,
+      type = head.type, tenant = head.tenant, lane = head.lane, later_us = head.later_us, options = head.options}
     known_leases[words] = lease
   end
   return lease, rank

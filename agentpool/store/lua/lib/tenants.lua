@@ -14,6 +14,9 @@ local ESTIMATE_MS = 10
 -- How long the last place is left to mail, or to tasks by type, at most.
 local TURN_MS = 20
 
+-- Tasks that one script takes or hands in at most.
+local TASKS_AT_ONCE = 100
+
 -- Tasks that a tenant without limits may begin now.
 local MOST_AT_ONCE = 1000
 
@@ -28,31 +31,31 @@ local function lane_key(lane, tenant)
   return POOL .. ':lane:' .. lane .. ':' .. tenant
 end
 
-local function read_words(limits, text)
-  for name, value in string.gmatch(text or '', '(%S+)=(%S+)') do
-    limits[name] = tonumber(value)
+-- What words like `running=5` come to, of which the last of a name counts; a limit that is not named is none.
+local function limits_in(words)
+  local limits = recall('limits', words)
+  if not limits then
+    limits = memorize('limits', words, {weight = 1, agents = 0, running = 0, tokens_per_minute = 0,
+      tokens_per_task = 0, requests_per_minute = 0, queued = 0})
+    for name, value in string.gmatch(words, '(%S+)=(%S+)') do
+      limits[name] = tonumber(value)
+    end
   end
+  return limits
 end
 
-local known_limits, pool_limits, has_limits = {}, nil, nil
+local known_limits, has_limits = {}, nil
 
 -- The limits of a tenant; 0 is none. What was set live is above the configuration, and that above the defaults.
 local function limits_of(tenant)
   local limits = known_limits[tenant]
   if not limits then
-    limits = {weight = 1, agents = 0, running = 0, tokens_per_minute = 0, tokens_per_task = 0,
-      requests_per_minute = 0, queued = 0}
-    pool_limits = pool_limits or redis.call('HMGET', POOL, 'tenant_limits', 'max_queued')
-    limits.queued = tonumber(pool_limits[2]) or 0
-    if tenant ~= 'default' then
-      read_words(limits, pool_limits[1])
-    end
     if has_limits == nil then
       has_limits = redis.call('EXISTS', POOL .. ':limits') == 1
     end
     local given = has_limits and redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant) or {}
-    read_words(limits, given[1])
-    read_words(limits, given[2])
+    limits = limits_in(table.concat({'queued=' .. (pool_field('max_queued') or 0),
+      tenant ~= 'default' and pool_field('tenant_limits') or '', given[1] or '', given[2] or ''}, ' '))
     known_limits[tenant] = limits
   end
   return limits
@@ -98,7 +101,7 @@ local function running_of(tenant)
   return redis.call('SCARD', tenant_key(tenant, 'tasks')) - redis.call('SCARD', tenant_key(tenant, 'waits'))
 end
 
-local known_usage, known_mean = {}, nil
+local known_usage = {}
 
 -- What is known of a tenant's tasks: mean run time in ms and how many it is from, and to what the last place that its
 -- limits left went. `type`: whose means to read beside.
@@ -107,10 +110,7 @@ local function usage_of(tenant, type)
   if not usage then
     local ms, count, last_place, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms',
       'count', 'last_place', 'ms:' .. (type or ''), 'tokens:' .. (type or '')))
-    if not ms then -- of a tenant of which nothing is known yet
-      known_mean = known_mean or redis.call('HGET', POOL, 'mean_ms')
-    end
-    usage = {ms = tonumber(ms or known_mean) or ESTIMATE_MS, count = tonumber(count) or 0, types = {},
+    usage = {ms = tonumber(ms or pool_field('mean_ms')) or ESTIMATE_MS, count = tonumber(count) or 0, types = {},
       last_place = last_place or ''}
     if type then
       usage.types[type] = {tonumber(type_ms), tonumber(type_tokens)}
@@ -147,7 +147,7 @@ end
 local present_time, known_lanes, tags, unwritten = nil, nil, {}, {}
 
 local function virtual_time()
-  present_time = present_time or tonumber(redis.call('HGET', POOL, 'virtual_time')) or 0
+  present_time = present_time or tonumber(pool_field('virtual_time')) or 0
   return present_time
 end
 
@@ -157,6 +157,11 @@ local function lanes()
 end
 
 local function add_lane(lane)
+  for _, known in ipairs(lanes()) do
+    if known == lane then
+      return
+    end
+  end
   redis.call('SADD', POOL .. ':lanes', lane)
   known_lanes = nil
 end
@@ -174,9 +179,20 @@ local function tag_of(tenant)
   return tags[tenant]
 end
 
+-- Whether anybody is held at a limit, and who has come to be in this script.
+local somebody_held, held_now = nil, {}
+
+-- Tell whether a tenant is held at a limit. Mostly nobody is, which saves looking for each.
+local function is_held(tenant)
+  if somebody_held == nil then
+    somebody_held = redis.call('EXISTS', POOL .. ':held') == 1
+  end
+  return somebody_held and redis.call('SISMEMBER', POOL .. ':held', tenant) == 1
+end
+
 -- Give a tenant with waiting tasks its turn in a lane.
 local function enlist(lane, tenant)
-  if redis.call('SISMEMBER', POOL .. ':held', tenant) == 1 then
+  if is_held(tenant) then
     return
   end
   local tag = math.max(virtual_time(), tag_of(tenant))
@@ -187,8 +203,16 @@ local function set_tag(tenant, tag)
   tags[tenant], unwritten[tenant] = tag, true
 end
 
--- Write the finish tags that have moved, and the places of those tenants in every lane where they wait.
+-- Tenants of which nothing waits any more, by lane.
+local ended_turns = {}
+
+-- Write whose turns are over, the finish tags that have moved, and the places of those tenants in every lane where they
+-- wait.
 local function write_turns()
+  for lane, gone in pairs(ended_turns) do
+    redis.call('ZREM', POOL .. ':turns:' .. lane, unpack(gone))
+  end
+  ended_turns = {}
   local moved = {}
   for tenant in pairs(unwritten) do
     moved[#moved + 1] = string.format('%.6f', tags[tenant])
@@ -212,6 +236,7 @@ end
 -- Take a tenant out of its turns until a task of it ends, or, with `wait_ms`, until then at the latest.
 local function hold(tenant, wait_ms)
   redis.call('SADD', POOL .. ':held', tenant)
+  somebody_held, held_now[tenant] = true, true
   for _, lane in ipairs(lanes()) do
     redis.call('ZREM', POOL .. ':turns:' .. lane, tenant)
   end
@@ -239,6 +264,7 @@ local function let_go(tenant, is_due)
   if redis.call('SREM', POOL .. ':held', tenant) == 0 and not is_due then
     return false
   end
+  held_now[tenant] = nil
   local has_woken, waiting = wake_mail(tenant), {}
   for _, lane in ipairs(lanes()) do
     if redis.call('EXISTS', lane_key(lane, tenant)) == 1 then
@@ -284,7 +310,10 @@ end
 local function allowance(tenant)
   local limits, most, wait = limits_of(tenant), MOST_AT_ONCE, 0
   if limits.running > 0 then
-    most = limits.running - running_of(tenant)
+    most = limits.running - redis.call('SCARD', tenant_key(tenant, 'tasks'))
+    if most < TASKS_AT_ONCE then -- else those that wait for tasks of their own make no difference
+      most = most + redis.call('SCARD', tenant_key(tenant, 'waits'))
+    end
   end
   if limits.requests_per_minute > 0 then
     local used, again = read_window(tenant, 'requests', limits.requests_per_minute, 1)
@@ -300,13 +329,4 @@ local function allowance(tenant)
     most, wait = math.min(most, fit), math.max(wait, again)
   end
   return math.max(most, 0), wait
-end
-
--- Tasks of a tenant that wait, by type and for agents, in lanes.
-local function queued_of(tenant)
-  local depth = 0
-  for _, lane in ipairs(lanes()) do
-    depth = depth + redis.call('ZCARD', lane_key(lane, tenant))
-  end
-  return depth
 end
