@@ -70,11 +70,11 @@ class Host:
             self.by_type.release(lease)
 
     def pass_on(self, run: Run, next: Run) -> bool:
-        """Begin a task on the agent of a run of the same type and tenant that has ended, as if that were released
-        first; False, and nothing happens, when it must be.
+        """Begin a task on the agent of a run of the same type and tenant that has ended, under the same lease; False,
+        and nothing happens, when the agent must be released first.
         """
         lease = run.lease
-        if lease is None or not self.by_type.renew(lease):
+        if lease is None or self.by_type.is_over or not lease.may_stay():
             return False
         run.lease, next.lease = None, lease
         self.begin(next)

@@ -13,7 +13,7 @@ from agentpool.errors import AgentLimitError, AgentPoolError, InvalidInput
 from agentpool.hosting.place import Place
 from agentpool.policy.retries import next_retry
 from agentpool.pool import StartFailed
-from agentpool.pool.calls import MESSAGE_CHARACTERS_MAX, Call, Ended, brief, describe
+from agentpool.pool.calls import MESSAGE_CHARACTERS_MAX, Call, Ended, Tell, brief, describe
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import TaskStatus
@@ -130,7 +130,7 @@ class Run:
         return type.decode(self.task.envelope.input)
 
     def perform(
-        self, begin: Callable[[Context, Any, float | None], Call], input: Any, *, agent_id: str, fence: int = 0
+        self, begin: Callable[[Context, Any, float | None, Tell], Call], input: Any, *, agent_id: str, fence: int = 0
     ) -> None:
         """Call the agent's `run()`; what it comes to is told to `done`."""
         task, place = self.task, self._place
@@ -142,8 +142,7 @@ class Run:
         timeout = envelope.timeout_ms / 1000 or place.settings.task_timeout or None
         mark = self.mark = place.marks.begin(task.id, monotonic() + timeout if timeout else 0.0)
         context = self._context = place.context_of(task, agent_id, fence, mark)
-        call = self._call = begin(context, input, timeout)
-        call.then(self._ended)
+        self._call = begin(context, input, timeout, self._ended)
 
     def conclude(self, outcome: Outcome) -> None:
         """End a run that did not reach an agent, in the loop's next step."""
@@ -168,9 +167,8 @@ class Run:
 
     # -- its end ------------------------------------------------------------------------------------------------
 
-    def _ended(self, ended: Ended) -> None:
-        call, context = self._call, self._context
-        assert call is not None
+    def _ended(self, call: Call, ended: Ended) -> None:
+        context = self._context
         assert context is not None
         self.duration_ms = round(1e6 * (call.over_at - call.began)) / 1000
         self.own_ms = None if call.own_s is None else 1000 * call.own_s

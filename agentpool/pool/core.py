@@ -167,16 +167,6 @@ class Core:
             self.ledger.move(member, GIVEN_BACK)
             self.idle.append(member)
 
-    def renew(self, member: Member) -> bool:
-        """Have an agent back that is taken again at once, if it would be idle in between, and may be taken so."""
-        if member.attention or member.running or self.waiters.count or not self.short:
-            return False
-        if member.state is not PooledState.ACTIVE:
-            return False
-        self.ledger.hand_over(member)
-        member.last_used = monotonic()
-        return True
-
     def put_back(self, member: Member) -> None:
         """Have an agent back that was held, but not used."""
         if member.attention or member.running:

@@ -20,7 +20,6 @@ from agentpool.pool.core import Core
 from agentpool.pool.instance import MakeContext
 from agentpool.pool.lease import Lease
 from agentpool.pool.ledger import PoolEvent
-from agentpool.pool.member import Member
 from agentpool.pool.metrics import AgentFacts, PoolMetrics, read_metrics
 from agentpool.pool.recycler import Recycler
 from agentpool.pool.saving import SaveReport, load_state, save_state
@@ -128,13 +127,6 @@ class AgentPool:
         """Run one task on any agent; `timeout` s bound the wait for the agent."""
         async with self.acquire(timeout, priority=priority) as agent:
             return await agent.run(input)
-
-    def _after_run(self, member: Member, now: float, *, held: bool, well: bool) -> None:
-        if well and not member.proved and self._core.circuit.note_run(member):
-            self._spawner.fill()
-        self._recycler.consider(member, now)
-        if not held and not member.running and member.state is PooledState.ACTIVE:
-            self._core.give_back(member)  # its lease ended before its task did
 
     async def warm(self) -> int:
         """Wait until `min_size` agents are ready, as far as there is room; raises why they cannot be started."""
