@@ -130,17 +130,15 @@ class Run:
         return type.decode(self.task.envelope.input)
 
     def perform(
-        self, begin: Callable[[Context, Any, float | None, Tell], Call], input: Any, *, agent_id: str, fence: int = 0
+        self, begin: Callable[[Context, Any, float | None, Tell], Call], input: Any, agent_id: str, fence: int = 0
     ) -> None:
         """Call the agent's `run()`; what it comes to is told to `done`."""
         task, place = self.task, self._place
         envelope = task.envelope
         assert envelope is not None
         self._starting = None
-        if self.mark:
-            self._unmark()
         timeout = envelope.timeout_ms / 1000 or place.settings.task_timeout or None
-        mark = self.mark = place.marks.begin(task.id, monotonic() + timeout if timeout else 0.0)
+        mark = self.mark = place.marks.begin(task.id, monotonic() + timeout if timeout else 0.0, self.mark)
         context = self._context = place.context_of(task, agent_id, fence, mark)
         self._call = begin(context, input, timeout, self._ended)
 
@@ -172,14 +170,13 @@ class Run:
         assert context is not None
         self.duration_ms = round(1e6 * (call.over_at - call.began)) / 1000
         self.own_ms = None if call.own_s is None else 1000 * call.own_s
-        if ended.kind != "abandoned":  # whose code goes on under its number, which must not be another's then
-            self._unmark()
         tokens = context.token_count
-        if ended.kind == "returned" and not ended.why:
-            outcome = self._returned(ended.value, tokens)
-        else:
-            outcome = self._complete(self._failure(ended), tokens)
+        outcome = self._returned(ended.value, tokens) if ended.well else self._complete(self._failure(ended), tokens)
+        if ended.kind == "abandoned":
+            self.mark = 0  # the code goes on under its number, which must not be another's then
         self.done(self, self._ending(outcome))
+        if self.mark:  # it was not left to the next task of the agent
+            self._unmark()
 
     def _unmark(self) -> None:
         if self.mark:
@@ -226,8 +223,8 @@ class Run:
             error = TaskError(type="ResultTooLarge", message=text)
             return self._complete(failed(TaskStatus.FAILED, error), tokens)
         return Outcome(
-            TaskStatus.SUCCEEDED, settings.worker_id, self._agent_id, msgspec.Raw(result), None, self.duration_ms,
-            tokens, self.task.attempt,
+            TaskStatus.SUCCEEDED, settings.worker_id, self.pinned.id if self.pinned else "", msgspec.Raw(result), None,
+            self.duration_ms, tokens, self.task.attempt,
         )  # fmt: skip
 
     def _failure(self, ended: Ended) -> Outcome:

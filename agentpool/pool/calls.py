@@ -82,11 +82,13 @@ class Owner:
     seconds. `id` stands on every log line that the agent's code writes.
     """
 
-    __slots__ = ("gave_up", "grace", "id", "meter", "under_way")
+    __slots__ = ("deadlines", "gave_up", "grace", "id", "meter", "under_way")
 
     def __init__(self, id: str, grace: float, meter: Meter, gave_up: Tell) -> None:
         self.id, self.grace, self.meter, self.gave_up = id, grace, meter, gave_up
         self.under_way: set[Call] = set()
+        self.deadlines: _Deadlines | None = None
+        """Those of the loop that the last call with a long one was in."""
 
 
 class OnCpu:
@@ -134,6 +136,13 @@ class _Here(threading.local):
 
 
 _here = _Here()
+
+
+def _deadlines_of(loop: asyncio.AbstractEventLoop) -> _Deadlines:
+    found = _here.deadlines
+    if found is None or found.loop is not loop:
+        found = _here.deadlines = _Deadlines(loop)
+    return found
 
 
 def _variable_of(field: str) -> ContextVar[Any]:
@@ -199,9 +208,9 @@ class Call(Coroutine[Any, Any, Any]):
         elif timeout < LONG_TIMEOUT:
             self._timer = loop.call_later(timeout, self.expire)
         else:
-            deadlines = _here.deadlines
+            deadlines = owner.deadlines
             if deadlines is None or deadlines.loop is not loop:
-                deadlines = _here.deadlines = _Deadlines(loop)
+                deadlines = owner.deadlines = _deadlines_of(loop)
             self._deadlines = deadlines
             deadlines[self] = self.began + timeout
             if not deadlines.is_timed:

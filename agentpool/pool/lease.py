@@ -92,7 +92,8 @@ class Lease:
     @property
     def agent_id(self) -> str:
         """The id of the agent."""
-        return self._held().id
+        member = self._member
+        return (member if member is not None and member.state is ACTIVE else self._held()).id
 
     def facts(self) -> "AgentFacts":
         """Return what is known of the agent."""
@@ -112,7 +113,9 @@ class Lease:
 
     def begin(self, context: Context, input: Any, timeout: float | None, *tells: Tell) -> Call:
         """Begin one task, its input being as the agent declares it; `tells` are told of its end, in turn."""
-        member, core = self._held(), self._core
+        member, core = self._member, self._core
+        if member is None or member.state is not ACTIVE:
+            member = self._held()
         if running_loop() is not core.loop:
             core.check_loop()
         if member.running:

@@ -62,8 +62,9 @@ def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
         envelope.input if envelope and is_told else NOTHING,
         outcome.result if is_told else NOTHING,
     )
+    text = encode_json(line)
     # What an agent returned as JSON that it wrote itself may have line ends between its words.
-    return encode_json(line).replace(b"\n", b" ")
+    return text.replace(b"\n", b" ") if is_told else text
 
 
 def log_end(run: Run, ended: EndedTask, *, late: bool) -> None:
