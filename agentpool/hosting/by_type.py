@@ -88,6 +88,7 @@ class ByType:
                 self._place.settings.agents,
                 name=self._place.pool,
                 context=partial(self._place.context, tenant=tenant),
+                times_runs=False,  # nobody asks: each task says it of itself
             )
             await pool.open()
         self._pools.move_to_end(key)

@@ -33,10 +33,12 @@ STOPPED = {
 }
 """What a run that was told to stop comes to; for all other reasons, given in words, it was cancelled."""
 
+FAILED, SUCCEEDED = TaskStatus.FAILED, TaskStatus.SUCCEEDED
+
 Verdict = Literal["done", "dead", "unstarted", "retry", "back"]
 
 
-class Ending(msgspec.Struct, frozen=True):
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """How a run ended, and what becomes of its task: done, dead (a dead letter), unstarted (a dead letter because its
     agent cannot be started), retry after `delay` s, or back to where it waited, without that it counts: at once, or
     after `delay` s because its agent could not be started this time.
@@ -132,7 +134,7 @@ class Run:
     def perform(
         self, begin: Callable[[Context, Any, float | None, Tell], Call], input: Any, agent_id: str, fence: int = 0
     ) -> None:
-        """Call the agent's `run()`; what it comes to is told to `done`."""
+        """Call the agent's `run()` by `begin`; what it comes to is told to `done`."""
         task, place = self.task, self._place
         envelope = task.envelope
         assert envelope is not None
@@ -156,12 +158,12 @@ class Run:
             self.conclude(failed(TaskStatus.INVALID, word))
         elif isinstance(error, StartFailed):
             word = TaskError(type="AgentFailed", message=str(error), traceback=error.traceback)
-            ending = self._after_failed_start(self._complete(failed(TaskStatus.FAILED, word)))
+            ending = self._after_failed_start(self._complete(failed(FAILED, word)))
             asyncio.get_running_loop().call_soon(self.done, self, ending)
         elif isinstance(error, AgentPoolError):
-            self.conclude(failed(TaskStatus.FAILED, TaskError(type=type(error).__name__, message=str(error))))
+            self.conclude(failed(FAILED, TaskError(type=type(error).__name__, message=str(error))))
         else:
-            self.conclude(failed(TaskStatus.FAILED, describe(error)))
+            self.conclude(failed(FAILED, describe(error)))
 
     # -- its end ------------------------------------------------------------------------------------------------
 
@@ -174,7 +176,8 @@ class Run:
         outcome = self._returned(ended.value, tokens) if ended.well else self._complete(self._failure(ended), tokens)
         if ended.kind == "abandoned":
             self.mark = 0  # the code goes on under its number, which must not be another's then
-        self.done(self, self._ending(outcome))
+        is_done = outcome.status is SUCCEEDED and not self.why
+        self.done(self, Ending("done", outcome) if is_done else self._ending(outcome))
         if self.mark:  # it was not left to the next task of the agent
             self._unmark()
 
@@ -189,7 +192,7 @@ class Run:
     def _ending(self, outcome: Outcome) -> Ending:
         if self.why == GIVE_BACK:
             return Ending("back", outcome)
-        if outcome.status is not TaskStatus.FAILED:
+        if outcome.status is not FAILED:
             return Ending("done", outcome)
         if self.task.header.option("parent") and not (self.policy or (self.task.envelope and self.task.envelope.retry)):
             return Ending("done", outcome)  # who waits for it has its own attempts; together they would multiply
@@ -216,14 +219,14 @@ class Run:
         except Exception as problem:  # noqa: BLE001 (an agent's own classes may raise anything here)
             text = f"run() returned a {type(value).__name__}, which has no JSON form: {brief(problem)}"
             error = TaskError(type="InvalidResult", message=text[:MESSAGE_CHARACTERS_MAX])
-            return self._complete(failed(TaskStatus.FAILED, error), tokens)
+            return self._complete(failed(FAILED, error), tokens)
         if len(result) > settings.max_result_bytes:
             bound = settings.max_result_bytes
             text = f"The result has {len(result)} bytes; the bound is {bound}. Return a reference to it instead."
             error = TaskError(type="ResultTooLarge", message=text)
-            return self._complete(failed(TaskStatus.FAILED, error), tokens)
+            return self._complete(failed(FAILED, error), tokens)
         return Outcome(
-            TaskStatus.SUCCEEDED, settings.worker_id, self.pinned.id if self.pinned else "", msgspec.Raw(result), None,
+            SUCCEEDED, settings.worker_id, self.pinned.id if self.pinned else "", msgspec.Raw(result), None,
             self.duration_ms, tokens, self.task.attempt,
         )  # fmt: skip
 
@@ -239,7 +242,7 @@ class Run:
         assert error is not None
         # What a task may not use it may not use the next time either.
         self._raised = () if isinstance(error, AgentLimitError) else tuple(c.__name__ for c in type(error).__mro__)
-        return failed(TaskStatus.FAILED, describe(error))
+        return failed(FAILED, describe(error))
 
     @property
     def _agent_id(self) -> str:

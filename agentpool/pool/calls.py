@@ -37,7 +37,7 @@ OWN_FOLDER = str(Path(__file__).parent)
 
 class Ended(msgspec.Struct, frozen=True):
     """How a call ended. `why` is what it was told to stop for, '' when nobody did; `timed_out` says that its own
-    time was over.
+    time was over, `well` that it came to its own end without an error.
     """
 
     kind: Literal["returned", "raised", "abandoned"]
@@ -45,11 +45,7 @@ class Ended(msgspec.Struct, frozen=True):
     error: BaseException | None = None
     why: str = ""
     timed_out: bool = False
-
-    @property
-    def well(self) -> bool:
-        """Tell whether the call came to its own end without an error."""
-        return self.kind == "returned" and not self.why
+    well: bool = False
 
     def describe(self, what: str) -> str:
         """Say in bounded text why this is a failure."""
@@ -333,7 +329,7 @@ class Call(Coroutine[Any, Any, Any]):
             self._end_with_task()
         else:
             self._task = None
-            self._outside.run(self._end, Ended("returned", value), now)
+            self._outside.run(self._end, Ended("returned", value, None, "", False, True), now)
 
     def _end_with_task(self) -> None:
         if self._task is not None:
@@ -344,7 +340,7 @@ class Call(Coroutine[Any, Any, Any]):
         self._disarm()
         error = asyncio.CancelledError() if task.cancelled() else self._raised
         self._raised = None
-        ended = Ended("returned", task.result()) if error is None else Ended("raised", error=error)
+        ended = Ended("returned", task.result(), well=True) if error is None else Ended("raised", error=error)
         self._end(ended, monotonic())
 
     def _abandon(self) -> None:
@@ -354,10 +350,12 @@ class Call(Coroutine[Any, Any, Any]):
         if self._ended is not None:
             return
         if self.why:
-            ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out)
+            ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out, well=False)
         self._ended, self.over_at = ended, now
-        if self._deadlines is not None or self._timer is not None:
-            self._disarm()
+        if self._deadlines is not None:
+            self._deadlines.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
         self._owner.under_way.discard(self)
         if ended.kind == "abandoned":
             self._owner.gave_up(self, ended)

@@ -51,7 +51,10 @@ class Core:
     spawner: "Spawner"
     recycler: "Recycler"
 
-    def __init__(self, type: AgentType, config: PoolConfig, name: str, make_context: MakeContext) -> None:
+    def __init__(
+        self, type: AgentType, config: PoolConfig, name: str, make_context: MakeContext, *, times_runs: bool = True
+    ) -> None:
+        self.times_runs = times_runs
         self.type, self.config, self.name, self.make_context = type, config, name, make_context
         self.loop: asyncio.AbstractEventLoop | None = None
         self.members: dict[str, Member] = {}

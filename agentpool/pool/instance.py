@@ -116,12 +116,12 @@ class Instance:
 
     # -- what it is asked ---------------------------------------------------------------------------------------
 
-    def run(self, context: Context, input: Any, timeout: float | None, *tells: Tell) -> Call:
-        """Begin one task; `tells` are told of its end, in turn."""
+    def run(self, context: Context, input: Any, timeout: float | None, tell: Tell, then: Tell | None = None) -> Call:
+        """Begin one task; `tell` and `then` are told of its end."""
         self.requests += 1
         return Call(
-            self._owner, self._run_label, timeout, self._agent.run, (context, input), tells, context.task_id,
-            context.mark,
+            self._owner, self._run_label, timeout, self._agent.run, (context, input), (tell, then) if then else (tell,),
+            context.task_id, context.mark,
         )  # fmt: skip
 
     def ask_health(self, timeout: float) -> Call:

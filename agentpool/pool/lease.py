@@ -111,8 +111,8 @@ class Lease:
         call = self.begin(context, input, core.config.run_timeout if timeout is None else timeout)
         return _value_of(await call.result(), agent_id)
 
-    def begin(self, context: Context, input: Any, timeout: float | None, *tells: Tell) -> Call:
-        """Begin one task, its input being as the agent declares it; `tells` are told of its end, in turn."""
+    def begin(self, context: Context, input: Any, timeout: float | None, tell: Tell | None = None) -> Call:
+        """Begin one task, its input being as the agent declares it; `tell` is told of its end."""
         member, core = self._member, self._core
         if member is None or member.state is not ACTIVE:
             member = self._held()
@@ -124,11 +124,12 @@ class Lease:
         member.requests += 1
         core.counted.requests += 1
         self._at_work = member
-        return member.instance.run(context, input, timeout, self._ran, *tells)
+        return member.instance.run(context, input, timeout, self._ran, tell)
 
     def _ran(self, call: Call, ended: Ended) -> None:
         core, member, now = self._core, self._at_work, call.over_at
-        core.runs.record(now - call.began)
+        if core.times_runs:
+            core.runs.record(now - call.began)
         member.running -= 1
         if not ended.well:
             member.errors += 1

@@ -37,7 +37,8 @@ PRIORITY = 5
 class AgentPool:
     """A bounded set of agents of one class in one event loop. Open it with `async with`, or `open()` and `close()`.
 
-    `name` comes before the ids of its agents; `context` makes what agents are told of themselves.
+    `name` comes before the ids of its agents; `context` makes what agents are told of themselves;
+    `times_runs`: `metrics()` tell how long runs took.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class AgentPool:
         *,
         name: str = "local",
         context: MakeContext | None = None,
+        times_runs: bool = True,
     ) -> None:
         self.config, self.name = config or PoolConfig(), name
         self.type = AgentType(check_agent_class(getattr(agent, "__name__", repr(agent)), agent))
-        self._core = Core(self.type, self.config, name, context or self._default_context)
+        self._core = Core(self.type, self.config, name, context or self._default_context, times_runs=times_runs)
         self._acquirer = Acquirer(self._core)
         self._spawner = self._core.spawner = Spawner(self._core)
         self._recycler = self._core.recycler = Recycler(self._core, self._spawner)

@@ -72,7 +72,7 @@ class TaskGroup(msgspec.Struct, frozen=True):
     tasks: Sequence[tuple[str, TaskEnvelope]]
 
 
-class EndedTask(msgspec.Struct, frozen=True):
+class EndedTask(msgspec.Struct, frozen=True, gc=False):
     """What a worker says of a task that it had: `verdict` is done, dead, unstarted, retry or back."""
 
     id: str
