@@ -329,7 +329,7 @@ class Call(Coroutine[Any, Any, Any]):
             self._end_with_task()
         else:
             self._task = None
-            self._outside.run(self._end, Ended("returned", value, None, "", False, True), now)
+            self._outside.run(self._tell, Ended("returned", value, None, "", False, True), now)
 
     def _end_with_task(self) -> None:
         if self._task is not None:
@@ -351,6 +351,9 @@ class Call(Coroutine[Any, Any, Any]):
             return
         if self.why:
             ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out, well=False)
+        self._tell(ended, now)
+
+    def _tell(self, ended: Ended, now: float) -> None:
         self._ended, self.over_at = ended, now
         if self._deadlines is not None:
             self._deadlines.pop(self, None)
@@ -361,9 +364,11 @@ class Call(Coroutine[Any, Any, Any]):
             self._owner.gave_up(self, ended)
         for tell in self._tells:
             tell(self, ended)
-        for told in self._others:
-            told(ended)
-        self._tells = self._others = ()
+        self._tells = ()
+        if self._others:
+            for told in self._others:
+                told(ended)
+            self._others = ()
         if self._over is not None:
             self._over.set_result(ended)
 

@@ -107,7 +107,9 @@ class Slots:
         # Not `duration_ms`: on a busy host each would seem long, and an agent be made for nearly each of them.
         took = run.own_ms
         if took is not None or run.has_begun:
-            self._note(run.duration_ms if took is None else took)
+            took = run.duration_ms if took is None else took
+            mean = self._mean_ms = took if self._mean_ms is None else self._mean_ms + (took - self._mean_ms) / 10
+            self._is_short, self._stuck = mean < SHORT_MS, False
         key = run.key
         queue = self._waiting.get(key)
         if queue and self._taken <= self._slots + self._place.waits and self._host.pass_on(run, queue[0]):
@@ -125,12 +127,6 @@ class Slots:
             del self._busy[key]
         self._host.release(run)
         self.dispatch(key)
-
-    def _note(self, ms: float) -> None:
-        """Note how long a task took."""
-        mean = self._mean_ms
-        mean = ms if mean is None else mean + (ms - mean) / 10
-        self._mean_ms, self._is_short, self._stuck = mean, mean < SHORT_MS, False
 
     def dispatch(self, first: Key | None = None) -> None:
         """Start tasks that wait here: of the key whose agent has just become free, else of whichever can start."""
