@@ -163,7 +163,7 @@ class LocalTasks:
         # Nobody waits for it, its key is spent, and its parent has gone on.
         request = msgspec.structs.replace(
             dead, task_id=f"{self._pool}/{new_id()}", options=f"replays={task_id}", delay_ms=0, expires_ms=0, key="",
-            parent="", limits="",
+            parent="", limits="", model=None,
         )  # fmt: skip
         tenant = self.letters.get(task_id).tenant
         self.letters.purge([task_id])
