@@ -221,7 +221,7 @@ class Pool:
             return await self.submit_many(agent_type, batch, **options)
 
         parallel = PARALLEL if max_parallel is None else check_count("max_parallel", max_parallel)
-        return map_tasks(submit, inputs, parallel, ordered=ordered, cleanup=self._client.cleanup)
+        return map_tasks(self._client, submit, inputs, parallel, ordered=ordered)
 
     def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:
         """Return a handle of a task by its id, without I/O; the class of its agent types the result."""

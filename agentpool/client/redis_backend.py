@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any
 
+from agentpool.client.backend import Waiter
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.recovering import Recovery
 from agentpool.client.redis_spawning import RedisSpawning
@@ -83,6 +84,9 @@ class RedisBackend:
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         return self.replies.watch(task_id)
+
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        self.replies.tell(task_id, waiter)
 
     def outcome(self, task_id: str, timeout: float | None) -> Coroutine[Any, Any, Outcome]:
         return self._tasks.outcome(task_id, timeout)

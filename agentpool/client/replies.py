@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agentpool.client.backend import Waiter
 from agentpool.client.cleanup import CLOSE_WAITS_S
 from agentpool.client.recovering import Recovery
 from agentpool.clock import monotonic
@@ -51,7 +52,7 @@ OUTAGE_S = 30.0
 _STARTED = frozenset({AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLING})
 
 
-Waiters = dict[str, list["asyncio.Future[Any]"]]
+Waiters = dict[str, list[Waiter]]
 """Those who wait for an answer, by what it is about. One who was cancelled stays up to the next tick."""
 
 
@@ -119,16 +120,19 @@ class Replies:
         future.cancel()
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        """Wait for the outcome, or `UnknownTask`, of a task that Redis may have or not; what has come already is not
-        looked up again.
-        """
+        """Wait for the outcome, or `UnknownTask`, of a task that Redis may have or not."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.tell(task_id, future)
+        return future
+
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        """Have a waiter told what `watch` returns; what has come already is not looked up again."""
         if outcome := self._recent.get(task_id):
-            future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            future.set_result(outcome)
-            return future
+            waiter.set_result(outcome)
+            return
         if task_id not in self._sent or not self._subscription.is_up:
             self._look_at(task_id)
-        return self._expect(self._tasks, task_id)
+        self._expect(self._tasks, task_id, waiter)
 
     def sent(self, task_ids: Iterable[str]) -> None:
         """Redis accepted these tasks, whose replies come to this client: there is no need to look at once."""
@@ -191,18 +195,17 @@ class Replies:
             if not self._withdrawing:
                 self._withdrawn.set()
 
-    def _expect(self, waiters: Waiters, id: str) -> "asyncio.Future[Any]":
+    def _expect(self, waiters: Waiters, id: str, waiter: Waiter) -> None:
         if not self._started:
             self.listen()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if others := waiters.get(id):
-            others.append(future)
+            others.append(waiter)
         else:
-            waiters[id] = [future]
-        return future
+            waiters[id] = [waiter]
 
     def _expect_unsent(self, waiters: Waiters, id: str) -> "asyncio.Future[Any]":
-        future = self._expect(waiters, id)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._expect(waiters, id, future)
         if others := self._unsent.get(id):
             others.append(future)
         else:
