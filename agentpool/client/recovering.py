@@ -18,7 +18,10 @@ from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError, RedisUnavailable, UnknownAgent, UnknownAgentType, UnknownPool, UnknownTask
 from agentpool.store import Store
 
-__all__ = ["Recovery"]
+__all__ = ["UNKNOWN", "Recovery"]
+
+UNKNOWN = (UnknownAgent, UnknownPool)
+"""What may become known in a moment, if the server has just started anew."""
 
 KEPT_S = 10.0
 KEPT_TASKS = 20_000
@@ -125,14 +128,24 @@ class Recovery:
         """Return what `ask` does with the arguments. What is unknown although the server has just started anew may
         become known in a moment, as workers and masters tell of it: then it is asked again.
         """
+        try:
+            return await ask(*args, **kwargs)
+        except UNKNOWN as error:
+            return await self.insist_after(error, ask, *args, **kwargs)
+
+    async def insist_after(
+        self, error: AgentPoolError, ask: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Go on as `insist` does where the first answer was this error, one of `UNKNOWN`."""
         while True:
+            await self.look()
+            if monotonic() > self._settled_at:
+                raise error
+            await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 (jitter, no secret)
             try:
                 return await ask(*args, **kwargs)
-            except (UnknownAgent, UnknownPool):
-                await self.look()
-                if monotonic() > self._settled_at:
-                    raise
-            await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 (jitter, no secret)
+            except UNKNOWN as again:
+                error = again
 
     # -- a server that has started anew -------------------------------------------------------------------------
 

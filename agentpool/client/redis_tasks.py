@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from agentpool.client.cleanup import Cleanup
+from agentpool.client.recovering import UNKNOWN
 from agentpool.client.replies import Replies
 from agentpool.client.requests import Request
 from agentpool.client.submitting import Gathering
@@ -41,7 +42,10 @@ class RedisTasks:
         self._replies.listen()
         try:
             # Within, as what fails is withdrawn.
-            ids = await self._replies.recovery.insist(self._send, requests)
+            try:
+                ids = await self._send(requests)
+            except UNKNOWN as error:
+                ids = await self._replies.recovery.insist_after(error, self._send, requests)
         except asyncio.CancelledError:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
@@ -68,7 +72,10 @@ class RedisTasks:
         """
         future = self._replies.task(request.task_id)
         try:
-            (task_id,) = await self._replies.recovery.insist(self._send, [request])
+            try:
+                (task_id,) = await self._send([request])
+            except UNKNOWN as error:
+                (task_id,) = await self._replies.recovery.insist_after(error, self._send, [request])
             if task_id != request.task_id:
                 return await self.outcome(task_id, request.patience)  # another asked for it with the same key
             self._replies.recovery.wait_for(task_id, request)

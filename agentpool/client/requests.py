@@ -187,7 +187,8 @@ def _model_for(
     **shared: Any,
 ) -> Request:
     """Return what tasks share, from what may mean another thing each time, and what does not."""
-    words = (kind.name, _delay_ms(delay, at), requires if isinstance(requires, str) else tuple(requires))
+    delay_ms = 0 if delay is None and at is None else _delay_ms(delay, at)
+    words = (kind.name, delay_ms, requires if isinstance(requires, str) else tuple(requires))
     try:
         return _model(*words, **shared)
     except TypeError:
