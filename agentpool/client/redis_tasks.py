@@ -153,7 +153,7 @@ class RedisTasks:
         answers = await self._store.tasks.submit_groups(
             [
                 TaskGroup(
-                    *_shared(group[0].model or group[0], reply_to),
+                    *_shared(group[0].alike or group[0], reply_to),
                     [(request.task_id, request.envelope) for request in group],
                 )
                 for group in groups
@@ -184,9 +184,9 @@ class RedisTasks:
 
 
 @lru_cache(maxsize=1024)
-def _shared(model: Request, reply_to: str) -> tuple[TaskHeader, SubmitOptions]:
-    """Return what tasks that are copies of a model share, as the store takes it."""
-    return model.header(reply_to), _options(model)
+def _shared(alike: Request, reply_to: str) -> tuple[TaskHeader, SubmitOptions]:
+    """Return what a group shares, as the store takes it."""
+    return alike.header(reply_to), _options(alike)
 
 
 def _options(request: Request) -> SubmitOptions:

@@ -95,7 +95,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A task that is asked for: of one pinned agent, or of any agent of a type; the other of the two is empty.
 
     Times are in whole ms where they say so. Tasks that are handed in together share everything but id and envelope.
-    Two requests are never equal, which makes a model a key that costs nothing. (`gc`: there are many of them, and they
+    Two requests are never equal, which makes `alike` a key that costs nothing. (`gc`: there are many of them, and they
     hold nothing that could hold them.)
     """
 
@@ -118,8 +118,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     sticky: str = ""
     limits: str = ""
     """`reject` or `total`: refuse at a limit, instead of waiting."""
-    model: "Request | None" = None
-    """What it is a copy of, but for id and envelope; None with a key, which is a task's own."""
+    alike: "Request | None" = None
+    """The same one for all that share everything but id, envelope and timeout; None with a key, which is a task's own.
+    """
 
     @property
     def later_us(self) -> int:
@@ -175,7 +176,7 @@ def new_requests(
 
 def _copy(model: Request, pool: str, kind: Kind, input: Any) -> Request:
     envelope = replace(model.envelope, input=kind.encode(input))
-    return replace(model, task_id=f"{pool}/{new_id()}", envelope=envelope, model=model)
+    return replace(model, task_id=f"{pool}/{new_id()}", envelope=envelope)
 
 
 def _model_for(
@@ -235,18 +236,16 @@ def _model(
     }
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise InvalidInput(f"retry is {retry!r}: it must be a RetryPolicy, or None.", "$.retry")
-    return Request(
-        task_id="",
+    envelope = TaskEnvelope(
+        msgspec.Raw(b"null"),
+        milliseconds("timeout", timeout),
+        "" if project is None else check_name("project", project),
+        retry,
+    )
+    alike = _alike(
         agent_name=agent_name,
         agent_type="" if agent_name else agent_type,
         tenant=tenant,
-        timeout=timeout,
-        envelope=TaskEnvelope(
-            msgspec.Raw(b"null"),
-            milliseconds("timeout", timeout),
-            "" if project is None else check_name("project", project),
-            retry,
-        ),
         priority=priority,
         lane=lane,
         options=",".join(f"{name}={value}" for name, value in words.items() if value),
@@ -256,6 +255,15 @@ def _model(
         sticky=_sticky(sticky, tenant, project),
         limits=limits or _limits(when_limited),
     )
+    return replace(alike, timeout=timeout, envelope=envelope, alike=alike)
+
+
+@lru_cache(maxsize=1024)
+def _alike(**shared: Any) -> Request:
+    """Return what stands for all requests that share these words; what differs in the envelope alone, as by its
+    project, may be handed in together.
+    """
+    return Request(task_id="", timeout=None, envelope=TaskEnvelope(msgspec.Raw(b"null")), **shared)
 
 
 def _with_keys(requests: list[Request], type: str, key: str) -> list[Request]:
@@ -267,7 +275,7 @@ def _with_keys(requests: list[Request], type: str, key: str) -> list[Request]:
         digest = _digest(request.tenant, request.agent_name or type, own)
         words = ",".join(word for word in (request.options, f"key={digest}") if word)
         input_digest = _digest(bytes(request.envelope.input))
-        keyed.append(replace(request, options=words, key=digest, input_digest=input_digest, model=None))
+        keyed.append(replace(request, options=words, key=digest, input_digest=input_digest, alike=None))
     return keyed
 
 

@@ -50,7 +50,7 @@ class _Line:
         self._send, self._on_idle = send, on_idle
         self._loop = asyncio.get_running_loop()
         self._groups: dict[Request, list[_Asked]] = {}
-        """By the model of their requests."""
+        """By what their requests share."""
         self._count = self._bytes = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._turn: asyncio.Handle | None = None
@@ -60,7 +60,7 @@ class _Line:
     def add(self, request: Request) -> _Asked:
         """Let a request wait for the next call."""
         asked = _Asked(request, self._loop.create_future())
-        alike = request.model or request
+        alike = request.alike or request
         if group := self._groups.get(alike):
             group.append(asked)
         else:

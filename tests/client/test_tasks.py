@@ -33,6 +33,7 @@ from agentpool.client.client import RedisClient
 from agentpool.client.kinds import UNTYPED, Kind, kind_of
 from agentpool.client.requests import new_request, new_requests
 from agentpool.client.tasks import result_of
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import TaskStatus
 from agentpool.protocol.tasks import Outcome, TaskError
 
@@ -242,14 +243,17 @@ def test_labels_that_can_be_read_once_are_those_of_each_task() -> None:
     assert [request.lane for request in requests] == ["normal+big+gpu"] * 2
 
 
-def test_requests_are_alike_when_they_were_given_the_same_words() -> None:
+def test_requests_are_alike_when_they_differ_by_their_envelopes_alone() -> None:
     one, other, third = (new_request("p", Kind("Echo"), 1, tenant=tenant) for tenant in "aab")
-    assert one.model is other.model is not third.model
-    assert new_request("p", Kind("Echo"), 1, tenant="a", key="k").model is None
+    assert one.alike is other.alike is not third.alike
+    odd = RetryPolicy(attempts=2, on=[ValueError])  # type: ignore[arg-type]
+    for options in ({"project": "x"}, {"retry": RetryPolicy(attempts=3)}, {"retry": odd}):
+        assert new_request("p", Kind("Echo"), 1, tenant="a", **options).alike is one.alike
+    assert new_request("p", Kind("Echo"), 1, tenant="a", key="k").alike is None
 
 
 async def test_an_option_that_there_is_not_is_refused(client: Client) -> None:
-    for wrong in ("delay_ms", "agent_type", "model"):
+    for wrong in ("delay_ms", "agent_type", "alike"):
         with pytest.raises(TypeError, match=wrong):
             await client.pool(POOL).submit("Echo", 1, **{wrong: 5})  # type: ignore[arg-type]
 

@@ -164,7 +164,7 @@ class LocalTasks:
         # Nobody waits for it, its key is spent, and its parent has gone on.
         request = msgspec.structs.replace(
             dead, task_id=f"{self._pool}/{new_id()}", options=f"replays={task_id}", delay_ms=0, expires_ms=0, key="",
-            parent="", limits="", model=None,
+            parent="", limits="", alike=None,
         )  # fmt: skip
         tenant = self.letters.get(task_id).tenant
         self.letters.purge([task_id])
