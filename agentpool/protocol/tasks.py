@@ -103,7 +103,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """By the number of the attempt, or `start <n>`, or `crash <n>`: worker, time and error."""
 
 
-class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
+class TaskError(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What went wrong, as text."""
 
     type: str = ""
@@ -135,6 +135,7 @@ def encode_task(header: TaskHeader, envelope: TaskEnvelope) -> bytes:
     return encode_header(header) + encode_json(envelope)
 
 
+@lru_cache(maxsize=1024)
 def encode_header(header: TaskHeader) -> bytes:
     """Return the line that a task begins with."""
     who = f"{header.reply_to or '-'} {header.agent_name or '-'} {header.agent_type or '-'} {header.tenant}"

@@ -57,6 +57,8 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def words(self) -> str:
         """Return them as the script takes them."""
+        if self == NO_OPTIONS:
+            return ""
         given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name))}
         return " ".join(name if value is True else f"{name}={value}" for name, value in given.items())
 
