@@ -219,6 +219,8 @@ class Executor:
         """Exchange once; False when there was nothing to do."""
         if self._slots.has_very_short:
             await self._let_more_end()
+        if self._reports.is_sending:
+            await asyncio.sleep(0)  # what a task reported goes ahead of its end
         names = self._idle_with_mail()
         room, prefetch = (self._turns_wait and self._open and self._slots.room()) or NO_ROOM
         ended = list(islice(self._ended.values(), ENDED_PER_EXCHANGE))
