@@ -13,8 +13,10 @@ from agentpool_worker.place import WorkPlace
 
 __all__ = ["Slots"]
 
-PREFETCH = 90
-"""Tasks beyond the slots, where they are short."""
+PREFETCH, PREFETCH_MAX = 90, 190
+"""Tasks beyond the slots, where they are short; and where `AHEAD_MS` are even more of them."""
+AHEAD_MS = 20.0
+"""Of very short tasks so much is taken ahead: what runs while an exchange brings the next hundred."""
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
 VERY_SHORT_MS = 1.0
@@ -60,10 +62,15 @@ class Slots:
     def room(self) -> tuple[int, int] | None:
         """Return how many more tasks there is room for: in slots, and beyond them; None where none may be taken."""
         here = self._taken + self._waiting_count
-        ahead = self._is_short and not self._stuck and self._slots > 0
-        prefetch = PREFETCH - max(0, here - self._slots) if ahead else 0
-        room, prefetch = max(0, self._slots - here), max(0, prefetch)
+        room, prefetch = max(0, self._slots - here), max(0, self._prefetch() - max(0, here - self._slots))
         return (room, prefetch) if room or prefetch or self._place.waits else None
+
+    def _prefetch(self) -> int:
+        """Return how many tasks beyond the slots may be here."""
+        mean = self._mean_ms
+        if mean is None or not self._is_short or self._stuck or not self._slots:
+            return 0
+        return int(min(max(PREFETCH, AHEAD_MS / max(mean, 0.001)), PREFETCH_MAX))
 
     def changed(self) -> None:
         """Pinned agents came or went."""
