@@ -41,7 +41,6 @@ class Context:
 
     def __init__(
         self,
-        *,
         agent_id: str,
         pool: str,
         tenant: str = "default",

@@ -14,7 +14,19 @@ from agentpool.protocol.limits import TenantUsage
 from agentpool.protocol.records import AgentRecord, PoolInfo, PoolStats, TypeInfo, WorkerRecord
 from agentpool.protocol.tasks import DeadLetter, Outcome
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Waiter"]
+
+
+class Waiter(Protocol):
+    """Who is told an outcome, or why there is none, as a future is."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, outcome: Any, /) -> None: ...
+
+    def set_exception(self, error: Any, /) -> None: ...
+
+    def exception(self) -> BaseException | None: ...
 
 
 class Backend(Protocol):
@@ -77,6 +89,9 @@ class Backend(Protocol):
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
         ...
+
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        """Have a waiter told what `watch` returns; it may be told at once, and is not when it is done already."""
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for the outcome of a task, several callers at once; it goes on when the wait ends.

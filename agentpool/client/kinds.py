@@ -13,6 +13,10 @@ from agentpool.protocol.codec import encode_json
 __all__ = ["UNTYPED", "Kind", "check_count", "kind_of", "milliseconds"]
 
 
+_PLAIN = (str, int, bool)
+"""Types of input that are right as they are: what is of just this type needs no second look."""
+
+
 class Kind:
     """Encodes input and decodes results of an agent type of which only the name is known, or not even that."""
 
@@ -21,14 +25,7 @@ class Kind:
 
     def encode(self, input: Any) -> msgspec.Raw:
         """Return the input as JSON; raises `InvalidInput`."""
-        try:
-            raw = encode_json(input)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidInput(f"The input cannot be written as JSON: {error}") from None
-        # NaN and infinities become null; without one there is nothing to look for.
-        if b"null" in raw:
-            _refuse_odd_floats(input)
-        return msgspec.Raw(raw)
+        return _as_json(input)
 
     def decode(self, task_id: str, raw: msgspec.Raw) -> Any:
         """Return the result from JSON."""
@@ -41,15 +38,17 @@ class _ClassKind(Kind):
     def __init__(self, cls: type[Agent]) -> None:
         super().__init__(cls.__name__)
         self._type = AgentType(check_agent_class(cls.__name__, cls))
+        self._plain = self._type.input_type if self._type.input_type in _PLAIN else None
         try:
             self._result = msgspec.json.Decoder(result_type_of(cls))
         except TypeError as error:
             raise ConfigError(f"{cls.__name__}.run: its result type cannot be decoded from JSON: {error}") from None
 
     def encode(self, input: Any) -> msgspec.Raw:
-        raw = super().encode(input)
+        raw = _as_json(input)
         # By way of JSON, because a struct is not checked when it is made, and because the worker will do the same.
-        self._type.decode(raw)
+        if type(input) is not self._plain:
+            self._type.decode(raw)
         return raw
 
     def decode(self, task_id: str, raw: msgspec.Raw) -> Any:
@@ -60,6 +59,18 @@ class _ClassKind(Kind):
                 f"the result is not what {self.name}.run declares here: {error}. Does the worker have another release?"
             )
             raise TaskFailed(task_id, "ValidationError", hint) from None
+
+
+def _as_json(input: Any) -> msgspec.Raw:
+    try:
+        raw = encode_json(input)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"The input cannot be written as JSON: {error}") from None
+    # NaN and infinities become null; without one there is nothing to look for. (`in` would try first whether the word
+    # is a number, and raise and catch an error each time.)
+    if raw.find(b"null") >= 0:
+        _refuse_odd_floats(input)
+    return msgspec.Raw(raw)
 
 
 def _refuse_odd_floats(input: Any) -> None:

@@ -6,12 +6,14 @@ import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agentpool.client.cleanup import Cleanup
 from agentpool.client.tasks import TaskHandle
 from agentpool.errors import UnknownTask
 from agentpool.protocol.tasks import Outcome
+
+if TYPE_CHECKING:
+    from agentpool.client.client import Client
 
 __all__ = ["PARALLEL", "map_tasks"]
 
@@ -22,17 +24,55 @@ BATCH_PART = 10
 Submit = Callable[[list[Any]], Awaitable[list[TaskHandle]]]
 
 
+class _Awaited:
+    """A task that was handed in. It is told its outcome as a future is, but notes that at once: a future's callback
+    would cost a turn of the loop for each task.
+    """
+
+    __slots__ = ("_answer", "_note", "handle")
+
+    def __init__(self, handle: TaskHandle, note: Callable[["_Awaited"], None]) -> None:
+        self.handle, self._note = handle, note
+        self._answer: Outcome | BaseException | None = None
+
+    def done(self) -> bool:
+        return self._answer is not None
+
+    def set_result(self, outcome: Outcome) -> None:
+        self._answer = outcome
+        self._note(self)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._answer = error
+        self._note(self)
+
+    def exception(self) -> BaseException | None:
+        return None if isinstance(self._answer, Outcome) else self._answer
+
+    def give_up(self) -> None:
+        """Nobody waits any more."""
+        self._answer = self._answer or asyncio.CancelledError()
+
+    def result(self) -> Any:
+        """Return the task's result, or raise why there is none."""
+        if isinstance(self._answer, Outcome):
+            return self.handle.read(self._answer)
+        assert self._answer is not None
+        raise self._answer
+
+
 async def map_tasks(
-    submit: Submit, inputs: Iterable[Any] | AsyncIterable[Any], parallel: int, *, ordered: bool, cleanup: Cleanup
+    client: "Client", submit: Submit, inputs: Iterable[Any] | AsyncIterable[Any], parallel: int, *, ordered: bool
 ) -> AsyncGenerator[Any, None]:
     """Yield results; whatever is unfinished when this ends is cancelled."""
     source, is_over = _batches(inputs), False
-    waiting: dict[asyncio.Future[Outcome], TaskHandle] = {}
-    order, came = deque[asyncio.Future[Outcome]](), asyncio.Event()
+    waiting: set[_Awaited] = set()
+    order, came = deque[_Awaited](), asyncio.Event()
     """Those to yield next: all in order, or else those that are done."""
 
-    def note(future: "asyncio.Future[Outcome]") -> None:
-        order.append(future)
+    def note(awaited: _Awaited) -> None:
+        if not ordered:
+            order.append(awaited)
         came.set()
 
     try:
@@ -40,33 +80,31 @@ async def map_tasks(
             if not is_over and parallel - len(waiting) >= max(1, parallel // BATCH_PART):
                 batch = await source(parallel - len(waiting))
                 is_over = len(batch) < parallel - len(waiting)
-                for handle in await submit(batch):
-                    future = handle.watch()
-                    waiting[future] = handle
-                    if ordered:
-                        order.append(future)
-                    else:
-                        future.add_done_callback(note)
+                new = [_Awaited(handle, note) for handle in await submit(batch)]
+                waiting.update(new)
+                if ordered:
+                    order.extend(new)
+                for awaited in new:
+                    client.backend.tell(awaited.handle.id, awaited)
             if not waiting:
                 return
-            if ordered:
-                await asyncio.wait([order[0]])
-            elif not order:
+            while not (order and order[0].done()):
                 came.clear()
                 await came.wait()
             while order and order[0].done():
-                future = order.popleft()
-                yield waiting.pop(future).read(future.result())
+                awaited = order.popleft()
+                waiting.remove(awaited)
+                yield awaited.result()
                 if not is_over and parallel - len(waiting) >= max(1, parallel // BATCH_PART):
                     break  # the next batch is due
     finally:
-        _give_up(waiting, cleanup)
+        _give_up(waiting, client)
 
 
-def _give_up(waiting: "dict[asyncio.Future[Outcome], TaskHandle]", cleanup: Cleanup) -> None:
-    left = [handle for future, handle in waiting.items() if not future.done()]
-    for future in waiting:
-        future.cancel()
+def _give_up(waiting: set[_Awaited], client: "Client") -> None:
+    left = [awaited.handle for awaited in waiting if not awaited.done()]
+    for awaited in waiting:
+        awaited.give_up()
 
     async def cancel_all() -> None:
         for handle in left:
@@ -74,7 +112,7 @@ def _give_up(waiting: "dict[asyncio.Future[Outcome], TaskHandle]", cleanup: Clea
                 await handle.cancel()
 
     if left:
-        cleanup.start(cancel_all)
+        client.cleanup.start(cancel_all)
 
 
 def _batches(inputs: Iterable[Any] | AsyncIterable[Any]) -> Callable[[int], Awaitable[list[Any]]]:

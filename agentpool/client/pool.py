@@ -142,7 +142,10 @@ class Pool:
         """
         kind = kind_of(agent_type)
         request = new_request(self.name, kind, input, **options)
-        return await self._known(run_task(self._client, request, kind))
+        try:
+            return await run_task(self._client, request, kind)
+        except UnknownPool:
+            raise await self._unknown() from None
 
     async def submit(self, agent_type: str | type[Agent], input: Any, **options: Unpack[TaskOptions]) -> TaskHandle:
         """Hand in a task for any agent of the type: when this returns, the server has it.
@@ -150,8 +153,13 @@ class Pool:
         Raises `QueueFull`, `AgentLimitError`, `Unplaceable`, `IdempotencyConflict` and what else `TaskOptions` can lead
         to; then nothing was accepted.
         """
-        handles = await self.submit_many(agent_type, [input], **options)
-        return handles[0]
+        kind = kind_of(agent_type)
+        request = new_request(self.name, kind, input, **options)
+        try:
+            (task_id,) = await self._client.backend.submit([request])
+        except UnknownPool:
+            raise await self._unknown() from None
+        return TaskHandle(self._client, task_id, kind)
 
     async def submit_many(
         self, agent_type: str | type[Agent], inputs: Iterable[Any], **options: Unpack[TaskOptions]
@@ -213,7 +221,7 @@ class Pool:
             return await self.submit_many(agent_type, batch, **options)
 
         parallel = PARALLEL if max_parallel is None else check_count("max_parallel", max_parallel)
-        return map_tasks(submit, inputs, parallel, ordered=ordered, cleanup=self._client.cleanup)
+        return map_tasks(self._client, submit, inputs, parallel, ordered=ordered)
 
     def task(self, id: str, agent_type: str | type[Agent] | None = None) -> TaskHandle:
         """Return a handle of a task by its id, without I/O; the class of its agent types the result."""
@@ -316,9 +324,14 @@ class Pool:
                 yield event
 
     async def _known(self, asked: Awaitable[T]) -> T:
-        """Await something; where the pool is unknown, say which pools there are."""
+        """Await something; where the pool is unknown, say which pools there are. What every task goes through does this
+        by itself, as each further coroutine costs something with each.
+        """
         try:
             return await asked
         except UnknownPool:
-            known = await self._client.backend.pool_names()
-            raise UnknownPool(self.name, known, "" if known else " Does agentpool-master run?") from None
+            raise await self._unknown() from None
+
+    async def _unknown(self) -> UnknownPool:
+        known = await self._client.backend.pool_names()
+        return UnknownPool(self.name, known, "" if known else " Does agentpool-master run?")

@@ -11,19 +11,25 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from agentpool.client.requests import Request, Spawn
 from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError, RedisUnavailable, UnknownAgent, UnknownAgentType, UnknownPool, UnknownTask
 from agentpool.store import Store
 
-__all__ = ["Recovery"]
+__all__ = ["UNKNOWN", "Recovery"]
+
+UNKNOWN = (UnknownAgent, UnknownPool)
+"""What may become known in a moment, if the server has just started anew."""
 
 KEPT_S = 10.0
 KEPT_TASKS = 20_000
 KEPT_BYTES = 16_000_000
 """Of what was submitted and nobody waits for: what a server may lose is a few seconds old."""
+BATCH_TASKS = 500
+BATCH_BYTES = 1_000_000
+"""From which on a batch of it is full."""
 PATIENCE_S = 10.0
 """How long after a restart of the server an agent or a pool may be unknown."""
 
@@ -34,6 +40,7 @@ SETTLING_S = 3.0
 
 Asked = Request | Spawn
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Recovery:
@@ -51,7 +58,11 @@ class Recovery:
         """The run of the server that this client has seen last, '' before it looked."""
         self._waiting: dict[str, Asked] = {}
         self._recent: deque[tuple[float, int, Sequence[Request]]] = deque()
+        """Batches of what was accepted: until when, and their bytes."""
         self._tasks = self._bytes = 0
+        self._latest: list[Request] = []
+        self._latest_bytes = 0
+        """The next batch: what is accepted one by one shall not cost a look at the clock each."""
         self._again: dict[str, Asked] = {}
         """To be handed in again, and not done yet."""
         self._begins_at = self._until = self._settled_at = 0.0
@@ -75,17 +86,23 @@ class Recovery:
 
     def keep(self, requests: Sequence[Request]) -> None:
         """Redis has accepted these; they are kept for a while, as far as the bounds allow."""
-        if not requests:
-            return
-        now, size = monotonic(), sum(len(request.envelope.input) for request in requests)
-        recent = self._recent
-        recent.append((now, size, requests))
-        self._tasks, self._bytes = self._tasks + len(requests), self._bytes + size
-        while recent and (self._tasks > KEPT_TASKS or self._bytes > KEPT_BYTES):
+        self._latest += requests
+        for request in requests:
+            self._latest_bytes += len(request.envelope.input)
+        if len(self._latest) >= BATCH_TASKS or self._latest_bytes >= BATCH_BYTES:
+            self._end_batch()
+
+    def _end_batch(self) -> None:
+        if self._latest:
+            self._recent.append((monotonic(), self._latest_bytes, self._latest))
+            self._tasks, self._bytes = self._tasks + len(self._latest), self._bytes + self._latest_bytes
+            self._latest, self._latest_bytes = [], 0
+        while self._recent and (self._tasks > KEPT_TASKS or self._bytes > KEPT_BYTES):
             self._forget_first()
 
     def forget_old(self) -> None:
         """Forget what the server had long enough; it was just looked at, so that this is no outage."""
+        self._end_batch()
         while self._recent and monotonic() - self._recent[0][0] > KEPT_S:
             self._forget_first()
 
@@ -107,18 +124,28 @@ class Recovery:
         """Tell whether this is about to be handed in again."""
         return id in self._again
 
-    async def insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return what `ask` does. What is unknown although the server has just started anew may become known in a
-        moment, as workers and masters tell of it: then it is asked again.
+    async def insist(self, ask: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `ask` does with the arguments. What is unknown although the server has just started anew may
+        become known in a moment, as workers and masters tell of it: then it is asked again.
         """
+        try:
+            return await ask(*args, **kwargs)
+        except UNKNOWN as error:
+            return await self.insist_after(error, ask, *args, **kwargs)
+
+    async def insist_after(
+        self, error: AgentPoolError, ask: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Go on as `insist` does where the first answer was this error, one of `UNKNOWN`."""
         while True:
-            try:
-                return await ask()
-            except (UnknownAgent, UnknownPool):
-                await self.look()
-                if monotonic() > self._settled_at:
-                    raise
+            await self.look()
+            if monotonic() > self._settled_at:
+                raise error
             await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 (jitter, no secret)
+            try:
+                return await ask(*args, **kwargs)
+            except UNKNOWN as again:
+                error = again
 
     # -- a server that has started anew -------------------------------------------------------------------------
 
@@ -130,6 +157,7 @@ class Recovery:
         before, self.run = self.run, run
         if "" in (before, run) or before == run:
             return False
+        self._end_batch()
         self._again.update(self._waiting)
         self._again.update({request.task_id: request for _, _, batch in self._recent for request in batch})
         now = monotonic()

@@ -5,9 +5,10 @@ Nothing above imports this before a client opens, because it costs what loading 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any
 
+from agentpool.client.backend import Waiter
 from agentpool.client.cleanup import Cleanup
 from agentpool.client.recovering import Recovery
 from agentpool.client.redis_spawning import RedisSpawning
@@ -73,17 +74,22 @@ class RedisBackend:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    async def submit(self, requests: Sequence[Request]) -> list[str]:
-        return await self._tasks.submit(requests)
+    # Those that every task goes through pass coroutines on: to await one within another costs something with each.
 
-    async def run(self, request: Request) -> Outcome:
-        return await self._tasks.run(request)
+    def submit(self, requests: Sequence[Request]) -> Coroutine[Any, Any, list[str]]:
+        return self._tasks.submit(requests)
+
+    def run(self, request: Request) -> Coroutine[Any, Any, Outcome]:
+        return self._tasks.run(request)
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        return self._tasks.watch(task_id)
+        return self.replies.watch(task_id)
 
-    async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
-        return await self._tasks.outcome(task_id, timeout)
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        self.replies.tell(task_id, waiter)
+
+    def outcome(self, task_id: str, timeout: float | None) -> Coroutine[Any, Any, Outcome]:
+        return self._tasks.outcome(task_id, timeout)
 
     async def cancel(self, task_id: str) -> bool:
         return await self.store.tasks.cancel(task_id) != "finished"

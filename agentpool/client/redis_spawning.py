@@ -54,7 +54,7 @@ class RedisSpawning:
         """Return the answer, or None when the agent runs though none came; raises why it does not run in time."""
         try:
             return await self._replies.wait(
-                future, timeout, f"agent {request.agent_id} was not ready; the request was withdrawn"
+                future, timeout, "agent {} was not ready; the request was withdrawn", request.agent_id
             )
         except TimeoutError:
             await self._withdraw(request)

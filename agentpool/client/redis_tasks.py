@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from functools import lru_cache
+from typing import Any
 
 import msgspec
 
 from agentpool.client.cleanup import Cleanup
+from agentpool.client.recovering import UNKNOWN
 from agentpool.client.replies import Replies
 from agentpool.client.requests import Request
 from agentpool.client.submitting import Gathering
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
 from agentpool.protocol.events import TaskEvent
 from agentpool.protocol.states import OUTCOMES
-from agentpool.protocol.tasks import Outcome
+from agentpool.protocol.tasks import Outcome, TaskHeader
 from agentpool.store import Store
 from agentpool.store.tasks import SubmitOptions, TaskGroup
 
@@ -39,7 +42,10 @@ class RedisTasks:
         self._replies.listen()
         try:
             # Within, as what fails is withdrawn.
-            ids = await self._replies.recovery.insist(lambda: self._send(requests))
+            try:
+                ids = await self._send(requests)
+            except UNKNOWN as error:
+                ids = await self._replies.recovery.insist_after(error, self._send, requests)
         except asyncio.CancelledError:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
@@ -48,9 +54,11 @@ class RedisTasks:
             if (is_away and not requests[0].key) or (len(requests) > 1 and not is_away):
                 self._cleanup.start(lambda: self._withdraw(requests))
             raise
-        # What a key named already is another's to ask for again.
-        self._replies.recovery.keep([one for one, id in zip(requests, ids, strict=True) if one.task_id == id])
-        if not requests[0].key:
+        if requests[0].key:
+            # What a key named already is another's to ask for again.
+            self._replies.recovery.keep([one for one, id in zip(requests, ids, strict=True) if one.task_id == id])
+        else:
+            self._replies.recovery.keep(requests)
             self._replies.sent(ids)
         return ids
 
@@ -64,7 +72,10 @@ class RedisTasks:
         """
         future = self._replies.task(request.task_id)
         try:
-            (task_id,) = await self._replies.recovery.insist(lambda: self._send([request]))
+            try:
+                (task_id,) = await self._send([request])
+            except UNKNOWN as error:
+                (task_id,) = await self._replies.recovery.insist_after(error, self._send, [request])
             if task_id != request.task_id:
                 return await self.outcome(task_id, request.patience)  # another asked for it with the same key
             self._replies.recovery.wait_for(task_id, request)
@@ -81,17 +92,10 @@ class RedisTasks:
             self._replies.recovery.leave(request.task_id)
             self._replies.leave(request.task_id, future)
 
-    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        """Return what will be the outcome of a task that Redis may have or not, or `UnknownTask`."""
-        return self._replies.watch(task_id)
-
-    async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
+    def outcome(self, task_id: str, timeout: float | None) -> Coroutine[Any, Any, Outcome]:
         """Wait for a task that Redis may have or not; raises `TimeoutError` or `UnknownTask`."""
-        if outcome := self._replies.known(task_id):
-            return outcome
-        return await self._replies.wait(
-            self.watch(task_id), timeout, f"the result of task {task_id} was waited for; the task goes on"
-        )
+        doing = "the result of task {} was waited for; the task goes on"
+        return self._replies.wait(self._replies.watch(task_id), timeout, doing, task_id)
 
     async def follow(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
         """Yield what the task is now, what it reported and what happens to it, up to its end."""
@@ -109,13 +113,15 @@ class RedisTasks:
                     yield _event(task_id, fields)
         yield TaskEvent("task.finished", task_id)
 
-    async def _send(self, requests: Sequence[Request]) -> list[str]:
+    def _send(self, requests: Sequence[Request]) -> Coroutine[Any, Any, list[str]]:
         """Send tasks, and see it through though the caller is cancelled: only then can they be cancelled in Redis."""
         first = requests[0]
         if len(requests) == 1 and not first.key:
-            await self._gathering.submit(first)
-            return [first.task_id]
-        sending = asyncio.ensure_future(self._send_with_keys(requests) if first.key else self._send_alike(requests))
+            return self._gathering.submit(first)
+        return self._send_to_the_end(self._send_with_keys(requests) if first.key else self._send_alike(requests))
+
+    async def _send_to_the_end(self, sends: Coroutine[Any, Any, list[str]]) -> list[str]:
+        sending = asyncio.ensure_future(sends)
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -147,8 +153,7 @@ class RedisTasks:
         answers = await self._store.tasks.submit_groups(
             [
                 TaskGroup(
-                    group[0].header(reply_to),
-                    _options(group[0]),
+                    *_shared(group[0].alike or group[0], reply_to),
                     [(request.task_id, request.envelope) for request in group],
                 )
                 for group in groups
@@ -165,7 +170,7 @@ class RedisTasks:
     async def _wait_or_stop(self, request: Request, future: "asyncio.Future[Outcome]") -> Outcome:
         try:
             return await self._replies.wait(
-                future, request.patience, f"task {request.task_id} was not finished; it was cancelled"
+                future, request.patience, "task {} was not finished; it was cancelled", request.task_id
             )
         except TimeoutError:
             return await self._stop(request)
@@ -176,6 +181,12 @@ class RedisTasks:
         if answer == "finished" and (outcome := await self._store.tasks.read(request.task_id)):
             return outcome
         raise request.timed_out(answer) from None
+
+
+@lru_cache(maxsize=1024)
+def _shared(alike: Request, reply_to: str) -> tuple[TaskHeader, SubmitOptions]:
+    """Return what a group shares, as the store takes it."""
+    return alike.header(reply_to), _options(alike)
 
 
 def _options(request: Request) -> SubmitOptions:

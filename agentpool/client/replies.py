@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agentpool.client.backend import Waiter
 from agentpool.client.cleanup import CLOSE_WAITS_S
 from agentpool.client.recovering import Recovery
 from agentpool.clock import monotonic
@@ -51,7 +52,7 @@ OUTAGE_S = 30.0
 _STARTED = frozenset({AgentStatus.IDLE, AgentStatus.ACTIVE, AgentStatus.RECYCLING})
 
 
-Waiters = dict[str, list["asyncio.Future[Any]"]]
+Waiters = dict[str, list[Waiter]]
 """Those who wait for an answer, by what it is about. One who was cancelled stays up to the next tick."""
 
 
@@ -118,19 +119,20 @@ class Replies:
                 del self._unsent[id]
         future.cancel()
 
-    def known(self, task_id: str) -> Outcome | None:
-        """Return an outcome that has come already, if nobody waited for it then."""
-        return self._recent.get(task_id)
-
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        """Wait for the outcome of a task that Redis may have or not; what has come already is not looked up again."""
+        """Wait for the outcome, or `UnknownTask`, of a task that Redis may have or not."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.tell(task_id, future)
+        return future
+
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        """Have a waiter told what `watch` returns; what has come already is not looked up again."""
         if outcome := self._recent.get(task_id):
-            future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            future.set_result(outcome)
-            return future
+            waiter.set_result(outcome)
+            return
         if task_id not in self._sent or not self._subscription.is_up:
             self._look_at(task_id)
-        return self._expect(self._tasks, task_id)
+        self._expect(self._tasks, task_id, waiter)
 
     def sent(self, task_ids: Iterable[str]) -> None:
         """Redis accepted these tasks, whose replies come to this client: there is no need to look at once."""
@@ -146,10 +148,11 @@ class Replies:
             self._subscription.start()
             self._lookups.start()
 
-    async def wait(self, future: "asyncio.Future[T]", timeout: float | None, doing: str) -> T:
+    async def wait(self, future: "asyncio.Future[T]", timeout: float | None, doing: str, id: str) -> T:
         """Return the answer; raises `TimeoutError`, or `RedisUnavailable` when Redis is away at the deadline.
 
-        Raises `PoolClosed` with what its holder is `doing`, a clause, when the client is closed meanwhile.
+        Raises `PoolClosed` with what its holder is `doing`, a clause with {} for the id, when the client is closed
+        meanwhile.
         """
         try:
             if timeout is None:
@@ -161,7 +164,8 @@ class Replies:
                 raise RedisUnavailable(str(self._outage[1])) from None
             raise
         except PoolClosed:
-            raise PoolClosed(f"This client was closed while {doing}. Open a client, and ask again.") from None
+            what = doing.format(id)
+            raise PoolClosed(f"This client was closed while {what}. Open a client, and ask again.") from None
         finally:
             future.cancel()
 
@@ -191,17 +195,17 @@ class Replies:
             if not self._withdrawing:
                 self._withdrawn.set()
 
-    def _expect(self, waiters: Waiters, id: str) -> "asyncio.Future[Any]":
-        self.listen()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def _expect(self, waiters: Waiters, id: str, waiter: Waiter) -> None:
+        if not self._started:
+            self.listen()
         if others := waiters.get(id):
-            others.append(future)
+            others.append(waiter)
         else:
-            waiters[id] = [future]
-        return future
+            waiters[id] = [waiter]
 
     def _expect_unsent(self, waiters: Waiters, id: str) -> "asyncio.Future[Any]":
-        future = self._expect(waiters, id)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._expect(waiters, id, future)
         if others := self._unsent.get(id):
             others.append(future)
         else:
@@ -215,24 +219,26 @@ class Replies:
             reply = decode_reply(text)
         except msgspec.DecodeError:
             return  # of a later release, and a hint only
-        match reply:
-            case TasksDone(tasks=tasks):
-                for task_id, outcome in tasks:
-                    self._take(task_id, outcome)
-            case AgentReady() | AgentEnded():
-                _settle(self._agents, reply.agent_id, reply)
+        if isinstance(reply, TasksDone):
+            self._take(reply.tasks)
+        else:
+            _settle(self._agents, reply.agent_id, reply)
 
-    def _take(self, task_id: str, outcome: Outcome | None) -> None:
-        """A task is done; without an outcome that is to be fetched, if anybody waits for it."""
-        self._sent.discard(task_id)
-        if outcome is None:
-            if task_id in self._tasks:
-                self._look_at(task_id)
-        elif not _settle(self._tasks, task_id, outcome):
-            # Its handle may be asked for the result later.
-            self._recent[task_id] = outcome
-            if len(self._recent) > RECENT_MAX:
-                self._recent.popitem(last=False)
+    def _take(self, tasks: Iterable[tuple[str, Outcome | None]]) -> None:
+        """Tasks are done; where there is no outcome it is to be fetched, if anybody waits for it."""
+        self._sent.difference_update([task_id for task_id, _ in tasks])
+        for task_id, outcome in tasks:
+            if outcome is None:
+                if task_id in self._tasks:
+                    self._look_at(task_id)
+            elif not _settle(self._tasks, task_id, outcome):
+                self._remember(task_id, outcome)
+
+    def _remember(self, task_id: str, outcome: Outcome) -> None:
+        """Keep an outcome: its handle may be asked for the result later."""
+        self._recent[task_id] = outcome
+        if len(self._recent) > RECENT_MAX:
+            self._recent.popitem(last=False)
 
     def _settle_all(self, ids: Iterable[str], error: Exception) -> bool:
         told = [_settle(waiters, id, error) for id in ids for waiters in (self._tasks, self._agents)]

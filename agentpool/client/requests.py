@@ -91,10 +91,12 @@ class TaskOptions(AgentTaskOptions, total=False):
     """Prefer the worker that has last been given tasks of this tenant, or of its project, while that is there."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A task that is asked for: of one pinned agent, or of any agent of a type; the other of the two is empty.
 
     Times are in whole ms where they say so. Tasks that are handed in together share everything but id and envelope.
+    Two requests are never equal, which makes `alike` a key that costs nothing. (`gc`: there are many of them, and they
+    hold nothing that could hold them.)
     """
 
     task_id: str
@@ -116,6 +118,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sticky: str = ""
     limits: str = ""
     """`reject` or `total`: refuse at a limit, instead of waiting."""
+    alike: "Request | None" = None
+    """The same one for all that share everything but id, envelope and timeout; None with a key, which is a task's own.
+    """
 
     @property
     def later_us(self) -> int:
@@ -149,15 +154,54 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return TaskTimedOut(f"{late} and was cancelled {where}.")
 
 
-def new_request(pool: str, kind: Kind, input: Any, *, agent_name: str = "", **options: Any) -> Request:
-    """Check a task for one agent (by name) or for any agent of the kind; raises `InvalidInput`."""
-    return new_requests(pool, kind, [input], agent_name=agent_name, **options)[0]
+def new_request(pool: str, kind: Kind, input: Any, *, key: str | None = None, **options: Any) -> Request:
+    """Check a task for one agent (by name) or for any agent of the kind; raises `InvalidInput`. What else may be said
+    is in `_model_for` and `_model`.
+    """
+    request = _copy(_model_for(kind, **options), pool, kind, input)
+    return request if key is None else _with_keys([request], kind.name, key)[0]
 
 
 def new_requests(
-    pool: str,
+    pool: str, kind: Kind, inputs: Iterable[Any], *, key: str | None = None, **options: Any
+) -> list[Request]:
+    """Check tasks that share everything but their inputs, as `new_request` does.
+
+    With a `key`, each of several inputs gets `<key>/<its place>`.
+    """
+    model = _model_for(kind, **options)
+    requests = [_copy(model, pool, kind, input) for input in inputs]
+    return requests if key is None else _with_keys(requests, kind.name, key)
+
+
+def _copy(model: Request, pool: str, kind: Kind, input: Any) -> Request:
+    envelope = replace(model.envelope, input=kind.encode(input))
+    return replace(model, task_id=f"{pool}/{new_id()}", envelope=envelope)
+
+
+def _model_for(
     kind: Kind,
-    inputs: Iterable[Any],
+    *,
+    delay: float | None = None,
+    at: datetime | float | None = None,
+    requires: Iterable[str] = (),
+    **shared: Any,
+) -> Request:
+    """Return what tasks share, from what may mean another thing each time, and what does not."""
+    delay_ms = 0 if delay is None and at is None else _delay_ms(delay, at)
+    words = (kind.name, delay_ms, requires if isinstance(requires, str) else tuple(requires))
+    try:
+        return _model(*words, **shared)
+    except TypeError:
+        return _model.__wrapped__(*words, **shared)  # something cannot be hashed
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _model(
+    agent_type: str,
+    delay_ms: int,
+    requires: Iterable[str],
+    /,
     *,
     agent_name: str = "",
     parent: str = "",
@@ -167,55 +211,17 @@ def new_requests(
     project: str | None = None,
     priority: int = PRIORITY,
     timeout: float | None = None,
-    key: str | None = None,
-    delay: float | None = None,
-    at: datetime | float | None = None,
     expires: float | None = None,
     batch: bool = False,
     retry: RetryPolicy | None = None,
-    requires: Iterable[str] = (),
     sticky: str | None = None,
     when_limited: str = "queue",
-) -> list[Request]:
-    """Check tasks that share everything but their inputs; raises `InvalidInput`.
-
-    With a `key`, each of several inputs gets `<key>/<its place>`. `parent` waits for the tasks, `depth` above them.
-    """
-    words = (
-        agent_name, kind.name, parent, depth, limits, tenant, project, priority, timeout, _delay_ms(delay, at), expires,
-        batch, retry, requires if isinstance(requires, str) else tuple(requires), sticky, when_limited,
-    )  # fmt: skip
-    try:
-        like = _like(*words)
-    except TypeError:
-        like = _like.__wrapped__(*words)  # something cannot be hashed
-    requests = [
-        replace(like, task_id=f"{pool}/{new_id()}", envelope=replace(like.envelope, input=kind.encode(input)))
-        for input in inputs
-    ]
-    return requests if key is None else _with_keys(requests, kind.name, key)
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _like(
-    agent_name: str,
-    agent_type: str,
-    parent: str,
-    depth: int,
-    limits: str,
-    tenant: str,
-    project: str | None,
-    priority: int,
-    timeout: float | None,
-    delay_ms: int,
-    expires: float | None,
-    batch: bool,
-    retry: RetryPolicy | None,
-    requires: Iterable[str],
-    sticky: str | None,
-    when_limited: str,
 ) -> Request:
-    """Check what tasks share; returns one without id and input, as a model of them."""
+    """Check what tasks share; returns one without id and input, as a model of them. It is found again by what is given,
+    mostly two or three words.
+
+    `parent` waits for the tasks, `depth` above them.
+    """
     if depth > NESTED_MAX:
         raise InvalidInput(f"Tasks may wait for one another {NESTED_MAX} deep, and this one would be the next.")
     check_name("tenant", tenant)
@@ -230,18 +236,16 @@ def _like(
     }
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise InvalidInput(f"retry is {retry!r}: it must be a RetryPolicy, or None.", "$.retry")
-    return Request(
-        task_id="",
+    envelope = TaskEnvelope(
+        msgspec.Raw(b"null"),
+        milliseconds("timeout", timeout),
+        "" if project is None else check_name("project", project),
+        retry,
+    )
+    alike = _alike(
         agent_name=agent_name,
         agent_type="" if agent_name else agent_type,
         tenant=tenant,
-        timeout=timeout,
-        envelope=TaskEnvelope(
-            msgspec.Raw(b"null"),
-            milliseconds("timeout", timeout),
-            "" if project is None else check_name("project", project),
-            retry,
-        ),
         priority=priority,
         lane=lane,
         options=",".join(f"{name}={value}" for name, value in words.items() if value),
@@ -251,6 +255,15 @@ def _like(
         sticky=_sticky(sticky, tenant, project),
         limits=limits or _limits(when_limited),
     )
+    return replace(alike, timeout=timeout, envelope=envelope, alike=alike)
+
+
+@lru_cache(maxsize=1024)
+def _alike(**shared: Any) -> Request:
+    """Return what stands for all requests that share these words; what differs in the envelope alone, as by its
+    project, may be handed in together.
+    """
+    return Request(task_id="", timeout=None, envelope=TaskEnvelope(msgspec.Raw(b"null")), **shared)
 
 
 def _with_keys(requests: list[Request], type: str, key: str) -> list[Request]:
@@ -262,7 +275,7 @@ def _with_keys(requests: list[Request], type: str, key: str) -> list[Request]:
         digest = _digest(request.tenant, request.agent_name or type, own)
         words = ",".join(word for word in (request.options, f"key={digest}") if word)
         input_digest = _digest(bytes(request.envelope.input))
-        keyed.append(replace(request, options=words, key=digest, input_digest=input_digest))
+        keyed.append(replace(request, options=words, key=digest, input_digest=input_digest, alike=None))
     return keyed
 
 

@@ -30,14 +30,13 @@ class _Asked:
 
     __slots__ = ("accepted", "call", "request")
 
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        self.request = request
-        self.accepted: asyncio.Future[None] = loop.create_future()
+    def __init__(self, request: Request, accepted: "asyncio.Future[None]") -> None:
+        self.request, self.accepted = request, accepted
         self.call: asyncio.Task[None] | None = None
 
     def tell(self, error: Exception | None) -> None:
         if self.accepted.done():
-            return
+            return  # cancelled
         if error is None:
             self.accepted.set_result(None)
         else:
@@ -50,7 +49,8 @@ class _Line:
     def __init__(self, send: Send, on_idle: Callable[[], object]) -> None:
         self._send, self._on_idle = send, on_idle
         self._loop = asyncio.get_running_loop()
-        self._groups: dict[Hashable, list[_Asked]] = {}
+        self._groups: dict[Request, list[_Asked]] = {}
+        """By what their requests share."""
         self._count = self._bytes = 0
         self._calls: set[asyncio.Task[None]] = set()
         self._turn: asyncio.Handle | None = None
@@ -59,11 +59,17 @@ class _Line:
 
     def add(self, request: Request) -> _Asked:
         """Let a request wait for the next call."""
-        asked = _Asked(request, self._loop)
-        self._groups.setdefault(_common(request), []).append(asked)
+        asked = _Asked(request, self._loop.create_future())
+        alike = request.alike or request
+        if group := self._groups.get(alike):
+            group.append(asked)
+        else:
+            self._groups[alike] = [asked]
         self._count += 1
         self._bytes += len(request.envelope.input)
-        if not self._is_next and self._may_begin():
+        if self._is_next:
+            return asked
+        if self._may_begin():
             if self._turn:
                 self._turn.cancel()
             self._is_next = True
@@ -116,6 +122,8 @@ class _Line:
 
     def _take(self) -> list[list[_Asked]]:
         """Take what fits into a call, in the order of the groups; without those who were cancelled meanwhile."""
+        if self._count <= TASKS_PER_CALL and len(self._groups) <= GROUPS_PER_CALL and self._bytes <= BYTES_PER_CALL:
+            return self._take_all()
         taken: list[list[_Asked]] = []
         count = size = 0
         while self._groups and count < TASKS_PER_CALL and len(taken) < GROUPS_PER_CALL and size < BYTES_PER_CALL:
@@ -136,6 +144,12 @@ class _Line:
                 taken.append(group)
         return taken
 
+    def _take_all(self) -> list[list[_Asked]]:
+        groups, self._groups = self._groups.values(), {}
+        self._count = self._bytes = 0
+        waiting = ([asked for asked in group if not asked.accepted.done()] for group in groups)
+        return [group for group in waiting if group]
+
 
 class Gathering:
     """`send` hands in groups of requests that are alike, all or none of each, and may be repeated for the same ones;
@@ -149,12 +163,12 @@ class Gathering:
         self._send, self._patience = send, patience
         self._lines: dict[Hashable, _Line] = {}
 
-    async def submit(self, request: Request) -> None:
-        """Return when the task is accepted; raises what `send` says of it alone."""
+    async def submit(self, request: Request) -> list[str]:
+        """Return when the task is accepted, with its id in a list, as whatever hands tasks in does; raises what `send`
+        says of it alone.
+        """
         place = (request.task_id.partition("/")[0], request.timeout)
-        line = self._lines.get(place)
-        if line is None:
-            line = self._lines[place] = _Line(self._send, lambda: self._lines.pop(place, None))
+        line = self._lines.get(place) or self._new_line(place)
         asked = line.add(request)
         try:
             await asked.accepted
@@ -162,6 +176,11 @@ class Gathering:
             if asked.call:
                 await asyncio.wait([asked.call], timeout=self._patience)
             raise
+        return [request.task_id]
+
+    def _new_line(self, place: Hashable) -> _Line:
+        line = self._lines[place] = _Line(self._send, lambda: self._lines.pop(place, None))
+        return line
 
 
 async def _carry_out(send: Send, groups: list[list[_Asked]]) -> None:
@@ -197,11 +216,3 @@ async def _send_each(send: Send, alone: Sequence[_Asked]) -> None:
                 refusal = error
                 away = error if isinstance(error, RedisUnavailable) else None
         asked.tell(refusal)
-
-
-def _common(request: Request) -> Hashable:
-    """Return what tasks of one group have in common: everything but id, envelope, and what a line has in common."""
-    return (
-        request.agent_name, request.agent_type, request.tenant, request.lane, request.options, request.priority,
-        request.delay_ms, request.expires_ms, request.parent, request.sticky, request.limits,
-    )  # fmt: skip

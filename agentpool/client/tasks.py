@@ -58,7 +58,8 @@ class TaskHandle:
 
         Raises what became of the task, or `TaskTimedOut` when it is not finished within `timeout` seconds.
         """
-        milliseconds("timeout", timeout)
+        if timeout is not None:
+            milliseconds("timeout", timeout)
         try:
             outcome = await self._client.backend.outcome(self.id, timeout)
         except TimeoutError:

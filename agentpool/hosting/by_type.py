@@ -29,7 +29,7 @@ class ByType:
     def __init__(self, place: Place, pinned: Callable[[], int]) -> None:
         self._place, self._pinned = place, pinned
         self._pools: OrderedDict[tuple[str, str], AgentPool] = OrderedDict()
-        self._is_over = False
+        self.is_over = False
         """More agents than the capacity were there at the last look, and none of them could be ended."""
         self._closing: set[asyncio.Task[object]] = set()
 
@@ -64,12 +64,8 @@ class ByType:
     def release(self, lease: Lease) -> None:
         """Keep an agent for the next task, unless it is broken."""
         lease.release()
-        if self._is_over:
+        if self.is_over:
             self.make_room()
-
-    def renew(self, lease: Lease) -> bool:
-        """Have a leased agent for another task of its type and tenant; False when it must be released instead."""
-        return not self._is_over and lease.renew()
 
     def make_room(self) -> None:
         """Evict idle agents until the capacity is kept."""
@@ -92,6 +88,7 @@ class ByType:
                 self._place.settings.agents,
                 name=self._place.pool,
                 context=partial(self._place.context, tenant=tenant),
+                times_runs=False,  # nobody asks: each task says it of itself
             )
             await pool.open()
         self._pools.move_to_end(key)
@@ -101,7 +98,7 @@ class ByType:
         excess = self._pinned() + self.count - most
         while excess > 0 and self._evict_one():
             excess -= 1
-        self._is_over = excess > 0
+        self.is_over = excess > 0
 
     def _evict_one(self) -> bool:
         """End the agent that was idle for longest, one with idle siblings before one that is the last of its kind; or

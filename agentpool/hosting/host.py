@@ -70,13 +70,14 @@ class Host:
             self.by_type.release(lease)
 
     def pass_on(self, run: Run, next: Run) -> bool:
-        """Begin a task on the agent of a run of the same type and tenant that has ended, as if that were released
-        first; False, and nothing happens, when it must be.
+        """Begin a task on the agent of a run of the same type and tenant that has ended, under the same lease; False,
+        and nothing happens, when the agent must be released first.
         """
         lease = run.lease
-        if lease is None or not self.by_type.renew(lease):
+        if lease is None or self.by_type.is_over or not lease.may_stay():
             return False
         run.lease, next.lease = None, lease
+        run.mark, next.mark = 0, run.mark
         self.begin(next)
         return True
 
@@ -94,7 +95,7 @@ class Host:
         instance = run.pinned.instance if run.pinned else None
         if run.pinned is None or instance is None:
             raise AgentFailed("the agent is not running")
-        run.perform(instance.run, run.decode(instance.type), agent_id=instance.id, fence=run.pinned.incarnation)
+        run.perform(instance.run, run.decode(instance.type), instance.id, run.pinned.incarnation)
 
     def _begin_on_any(self, run: Run) -> None:
         header = run.task.header
@@ -102,7 +103,7 @@ class Host:
         input = run.decode(type)
         lease = run.lease = run.lease or self.by_type.take_idle(type, header.tenant)
         if lease:
-            run.perform(lease.begin, input, agent_id=lease.agent_id)
+            run.perform(lease.begin, input, lease.agent_id)
         else:
             making = asyncio.create_task(self._make_and_begin(run, type, input), name=f"agent for {run.task.id}")
             making.add_done_callback(lambda _: self._was_stopped(run, making))
@@ -117,7 +118,7 @@ class Host:
             if run.why:
                 run.fail(AgentPoolError(run.why))
             else:
-                run.perform(run.lease.begin, input, agent_id=run.lease.agent_id)
+                run.perform(run.lease.begin, input, run.lease.agent_id)
 
     @staticmethod
     def _was_stopped(run: Run, making: "asyncio.Task[None]") -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from agentpool.errors import AgentLimitError, AgentPoolError, InvalidInput
 from agentpool.hosting.place import Place
 from agentpool.policy.retries import next_retry
 from agentpool.pool import StartFailed
-from agentpool.pool.calls import MESSAGE_CHARACTERS_MAX, Call, Ended, brief, describe
+from agentpool.pool.calls import MESSAGE_CHARACTERS_MAX, Call, Ended, Tell, brief, describe
 from agentpool.protocol.codec import encode_json
 from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import TaskStatus
@@ -33,10 +34,12 @@ STOPPED = {
 }
 """What a run that was told to stop comes to; for all other reasons, given in words, it was cancelled."""
 
+FAILED, SUCCEEDED = TaskStatus.FAILED, TaskStatus.SUCCEEDED
+
 Verdict = Literal["done", "dead", "unstarted", "retry", "back"]
 
 
-class Ending(msgspec.Struct, frozen=True):
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """How a run ended, and what becomes of its task: done, dead (a dead letter), unstarted (a dead letter because its
     agent cannot be started), retry after `delay` s, or back to where it waited, without that it counts: at once, or
     after `delay` s because its agent could not be started this time.
@@ -76,7 +79,7 @@ class Run:
 
     def __init__(self, place: Place, task: ClaimedTask, done: "Callable[[Run, Ending], object]") -> None:
         self.task, self.done, self.why = task, done, ""
-        self.key = task.header.agent_type, task.header.tenant
+        self.key = _key_of(task.header.agent_type, task.header.tenant)
         """Tasks by type with the same key can use one another's agents."""
         self.pinned: Pinned | None = None
         self.lease: Any = None
@@ -130,20 +133,17 @@ class Run:
         return type.decode(self.task.envelope.input)
 
     def perform(
-        self, begin: Callable[[Context, Any, float | None], Call], input: Any, *, agent_id: str, fence: int = 0
+        self, begin: Callable[[Context, Any, float | None, Tell], Call], input: Any, agent_id: str, fence: int = 0
     ) -> None:
-        """Call the agent's `run()`; what it comes to is told to `done`."""
+        """Call the agent's `run()` by `begin`; what it comes to is told to `done`."""
         task, place = self.task, self._place
         envelope = task.envelope
         assert envelope is not None
         self._starting = None
-        if self.mark:
-            self._unmark()
         timeout = envelope.timeout_ms / 1000 or place.settings.task_timeout or None
-        mark = self.mark = place.marks.begin(task.id, monotonic() + timeout if timeout else 0.0)
+        mark = self.mark = place.marks.begin(task.id, monotonic() + timeout if timeout else 0.0, self.mark)
         context = self._context = place.context_of(task, agent_id, fence, mark)
-        call = self._call = begin(context, input, timeout)
-        call.then(self._ended)
+        self._call = begin(context, input, timeout, self._ended)
 
     def conclude(self, outcome: Outcome) -> None:
         """End a run that did not reach an agent, in the loop's next step."""
@@ -159,29 +159,28 @@ class Run:
             self.conclude(failed(TaskStatus.INVALID, word))
         elif isinstance(error, StartFailed):
             word = TaskError(type="AgentFailed", message=str(error), traceback=error.traceback)
-            ending = self._after_failed_start(self._complete(failed(TaskStatus.FAILED, word)))
+            ending = self._after_failed_start(self._complete(failed(FAILED, word)))
             asyncio.get_running_loop().call_soon(self.done, self, ending)
         elif isinstance(error, AgentPoolError):
-            self.conclude(failed(TaskStatus.FAILED, TaskError(type=type(error).__name__, message=str(error))))
+            self.conclude(failed(FAILED, TaskError(type=type(error).__name__, message=str(error))))
         else:
-            self.conclude(failed(TaskStatus.FAILED, describe(error)))
+            self.conclude(failed(FAILED, describe(error)))
 
     # -- its end ------------------------------------------------------------------------------------------------
 
-    def _ended(self, ended: Ended) -> None:
-        call, context = self._call, self._context
-        assert call is not None
+    def _ended(self, call: Call, ended: Ended) -> None:
+        context = self._context
         assert context is not None
         self.duration_ms = round(1e6 * (call.over_at - call.began)) / 1000
         self.own_ms = None if call.own_s is None else 1000 * call.own_s
-        if ended.kind != "abandoned":  # whose code goes on under its number, which must not be another's then
-            self._unmark()
         tokens = context.token_count
-        if ended.kind == "returned" and not ended.why:
-            outcome = self._returned(ended.value, tokens)
-        else:
-            outcome = self._complete(self._failure(ended), tokens)
-        self.done(self, self._ending(outcome))
+        outcome = self._returned(ended.value, tokens) if ended.well else self._complete(self._failure(ended), tokens)
+        if ended.kind == "abandoned":
+            self.mark = 0  # the code goes on under its number, which must not be another's then
+        is_done = outcome.status is SUCCEEDED and not self.why
+        self.done(self, Ending("done", outcome) if is_done else self._ending(outcome))
+        if self.mark:  # it was not left to the next task of the agent
+            self._unmark()
 
     def _unmark(self) -> None:
         if self.mark:
@@ -194,7 +193,7 @@ class Run:
     def _ending(self, outcome: Outcome) -> Ending:
         if self.why == GIVE_BACK:
             return Ending("back", outcome)
-        if outcome.status is not TaskStatus.FAILED:
+        if outcome.status is not FAILED:
             return Ending("done", outcome)
         if self.task.header.option("parent") and not (self.policy or (self.task.envelope and self.task.envelope.retry)):
             return Ending("done", outcome)  # who waits for it has its own attempts; together they would multiply
@@ -221,15 +220,15 @@ class Run:
         except Exception as problem:  # noqa: BLE001 (an agent's own classes may raise anything here)
             text = f"run() returned a {type(value).__name__}, which has no JSON form: {brief(problem)}"
             error = TaskError(type="InvalidResult", message=text[:MESSAGE_CHARACTERS_MAX])
-            return self._complete(failed(TaskStatus.FAILED, error), tokens)
+            return self._complete(failed(FAILED, error), tokens)
         if len(result) > settings.max_result_bytes:
             bound = settings.max_result_bytes
             text = f"The result has {len(result)} bytes; the bound is {bound}. Return a reference to it instead."
             error = TaskError(type="ResultTooLarge", message=text)
-            return self._complete(failed(TaskStatus.FAILED, error), tokens)
+            return self._complete(failed(FAILED, error), tokens)
         return Outcome(
-            TaskStatus.SUCCEEDED, settings.worker_id, self._agent_id, msgspec.Raw(result), None, self.duration_ms,
-            tokens, self.task.attempt,
+            SUCCEEDED, settings.worker_id, self.pinned.id if self.pinned else "", msgspec.Raw(result), None,
+            self.duration_ms, tokens, self.task.attempt,
         )  # fmt: skip
 
     def _failure(self, ended: Ended) -> Outcome:
@@ -244,7 +243,7 @@ class Run:
         assert error is not None
         # What a task may not use it may not use the next time either.
         self._raised = () if isinstance(error, AgentLimitError) else tuple(c.__name__ for c in type(error).__mro__)
-        return failed(TaskStatus.FAILED, describe(error))
+        return failed(FAILED, describe(error))
 
     @property
     def _agent_id(self) -> str:
@@ -260,6 +259,12 @@ class Run:
             tokens=tokens,
             attempts=self.task.attempt if self.has_begun else self.task.attempt - 1,
         )
+
+
+@lru_cache(maxsize=1024)
+def _key_of(agent_type: str, tenant: str) -> tuple[str, str]:
+    """Return one object for many runs: the same one is found faster than one that is equal."""
+    return agent_type, tenant
 
 
 def failed(status: TaskStatus, error: TaskError) -> Outcome:

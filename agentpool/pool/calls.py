@@ -8,21 +8,26 @@ that still runs then is given up, and its agent must be replaced.
 import asyncio
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Generator
+from asyncio import Task, get_running_loop
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
 from time import thread_time
 from types import TracebackType
 from typing import Any, Literal
 
 import msgspec
+import structlog
 
 from agentpool.clock import monotonic
 from agentpool.protocol.tasks import TaskError
 
-__all__ = ["Begin", "Call", "Ended", "Meter", "OnCpu", "brief", "describe"]
+__all__ = ["Call", "Code", "Ended", "Meter", "OnCpu", "Owner", "Tell", "brief", "describe"]
 
-Begin = Callable[[], Coroutine[Any, Any, Any]]
+Code = Callable[..., Coroutine[Any, Any, Any]]
 """Makes the coroutine of a call."""
+Tell = Callable[["Call", "Ended"], object]
+"""Is told of the end of a call."""
 
 TRACEBACK_CHARACTERS_MAX = 4096
 MESSAGE_CHARACTERS_MAX = 2048
@@ -32,7 +37,7 @@ OWN_FOLDER = str(Path(__file__).parent)
 
 class Ended(msgspec.Struct, frozen=True):
     """How a call ended. `why` is what it was told to stop for, '' when nobody did; `timed_out` says that its own
-    time was over.
+    time was over, `well` that it came to its own end without an error.
     """
 
     kind: Literal["returned", "raised", "abandoned"]
@@ -40,11 +45,7 @@ class Ended(msgspec.Struct, frozen=True):
     error: BaseException | None = None
     why: str = ""
     timed_out: bool = False
-
-    @property
-    def well(self) -> bool:
-        """Tell whether the call came to its own end without an error."""
-        return self.kind == "returned" and not self.why
+    well: bool = False
 
     def describe(self, what: str) -> str:
         """Say in bounded text why this is a failure."""
@@ -70,6 +71,22 @@ class Meter:
         self.cpu_s = 0.0
 
 
+class Owner:
+    """Whose calls they are: what all calls into one agent have in common.
+
+    `under_way` are those that have not ended; `gave_up` is told first of one that ignored its cancellation for `grace`
+    seconds. `id` stands on every log line that the agent's code writes.
+    """
+
+    __slots__ = ("deadlines", "gave_up", "grace", "id", "meter", "under_way")
+
+    def __init__(self, id: str, grace: float, meter: Meter, gave_up: Tell) -> None:
+        self.id, self.grace, self.meter, self.gave_up = id, grace, meter, gave_up
+        self.under_way: set[Call] = set()
+        self.deadlines: _Deadlines | None = None
+        """Those of the loop that the last call with a long one was in."""
+
+
 class OnCpu:
     """The number of the task whose code has the CPU, in memory that others may read when this process has ended.
 
@@ -79,32 +96,28 @@ class OnCpu:
     view: memoryview = memoryview(bytearray(4)).cast("I")
 
 
-class _Deadlines:
+class _Deadlines(dict["Call", float]):
     """Long deadlines of calls, looked at together: a timer of its own for each would cost more than a short task."""
 
-    __slots__ = ("_calls", "_timer", "loop")
+    __slots__ = ("is_timed", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop, self._timer = loop, False
-        self._calls: dict[Call, float] = {}
+        super().__init__()
+        self.loop, self.is_timed = loop, False
 
-    def add(self, call: "Call", deadline: float) -> None:
-        self._calls[call] = deadline
-        if not self._timer:
-            self._timer = True
-            self.loop.call_later(DEADLINE_STEP, self._look)
-
-    def drop(self, call: "Call") -> None:
-        self._calls.pop(call, None)
+    def look_later(self) -> None:
+        """Look at them after a step; nobody looks while there are none."""
+        self.is_timed = True
+        self.loop.call_later(DEADLINE_STEP, self._look)
 
     def _look(self) -> None:
         now = monotonic()
-        for call in [call for call, deadline in self._calls.items() if deadline <= now]:
-            del self._calls[call]
+        for call in [call for call, deadline in self.items() if deadline <= now]:
+            del self[call]
             call.expire()
-        self._timer = bool(self._calls)
-        if self._timer:
-            self.loop.call_later(DEADLINE_STEP, self._look)
+        self.is_timed = False
+        if self:
+            self.look_later()
 
 
 DEADLINE_STEP = 0.25
@@ -128,54 +141,76 @@ def _deadlines_of(loop: asyncio.AbstractEventLoop) -> _Deadlines:
     return found
 
 
+def _variable_of(field: str) -> ContextVar[Any]:
+    """Return where structlog keeps a field that stands on every line of a call; setting it binds the field."""
+    tokens = Context().run(structlog.contextvars.bind_contextvars, **{field: None})
+    return tokens[field].var
+
+
+_agent_id, _task_id = _variable_of("agent_id"), _variable_of("task_id")
+
+
 class Call(Coroutine[Any, Any, Any]):
     """One call into an agent; `label` names it. `then` and `ended` tell of its end.
 
-    `begin` makes the agent's coroutine in the first step of the call's task, whose context variables are a copy of the
-    caller's: whatever it raises is the agent's failure too. `tell(call, ended)` is told of the end before all others.
+    `code(*arguments)` is called in the first step of the call's task, whose context variables are a copy of the
+    caller's: whatever it raises is the agent's failure too. `tells` are told of the end, in turn, before all others; if
+    there are any, in the very step in which the agent's code returns.
 
     What the task steps through is the call itself, with nothing between it and the agent: `send` and `throw` take one
     step of the agent's code each. `began` and `over_at` are monotonic times, and `own_s` is what it took between its
-    first step and its return, without what the loop did before and after; None when it did not return.
+    first step and its return, without what the loop did before; None when it did not return.
     """
 
     __slots__ = (
-        "_begin", "_code", "_ended", "_entered", "_grace", "_loop", "_mark", "_meter", "_over", "_raised", "_task",
-        "_tell", "_tells", "_timed_out", "_timeout", "_timer", "began", "label", "over_at", "own_s", "why",
+        "_arguments", "_code", "_deadlines", "_ended", "_entered", "_loop", "_mark", "_others", "_outside", "_over",
+        "_owner", "_raised", "_running", "_task", "_task_id", "_tells", "_timed_out", "_timeout", "_timer", "began",
+        "label", "over_at", "own_s", "why",
     )  # fmt: skip
 
     def __init__(
         self,
-        begin: Begin,
+        owner: Owner,
         label: str,
         timeout: float | None,
-        grace: float,
-        meter: Meter,
+        code: Code,
+        arguments: Sequence[Any] = (),
+        tells: tuple[Tell, ...] = (),
+        task_id: str | None = None,
         mark: int = 0,
-        tell: "Callable[[Call, Ended], object] | None" = None,
     ) -> None:
-        self._begin, self._meter, self._mark, self._tell = begin, meter, mark, tell
-        self._code: Coroutine[Any, Any, Any] | None = None
+        self._owner, self.label, self._timeout = owner, label, timeout
+        self._code, self._arguments, self._tells = code, arguments, tells
+        self._task_id, self._mark = task_id, mark
+        self._others: tuple[Callable[[Ended], object], ...] = ()
+        self._running: Coroutine[Any, Any, Any] | None = None
+        """The agent's coroutine, from the first step on."""
         self._raised: BaseException | None = None
-        self.label, self.why = label, ""
-        self._grace, self._timed_out, self._timeout = grace, False, timeout
+        self.why, self._timed_out = "", False
         self._over: asyncio.Future[Ended] | None = None
         self._ended: Ended | None = None
-        self._tells: tuple[Callable[[Ended], object], ...] = ()
         self.began = self.over_at = self._entered = monotonic()
         self.own_s: float | None = None
-        loop = self._loop = asyncio.get_running_loop()
+        loop = self._loop = get_running_loop()
+        self._outside = copy_context()
+        """The context variables of the caller, for those who are told of the end."""
         # Not by way of the loop, which may have a factory of eager tasks: the agent would run before this is complete.
-        self._task: asyncio.Task[Any] | None = asyncio.Task(self, loop=loop, name=label)
-        self._task.add_done_callback(self._finished)
-        self._timer: asyncio.TimerHandle | _Deadlines | None = None
+        self._task: asyncio.Task[Any] | None = Task(self, loop=loop, name=label)
+        owner.under_way.add(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines: _Deadlines | None = None
         if timeout is None:
             pass
         elif timeout < LONG_TIMEOUT:
             self._timer = loop.call_later(timeout, self.expire)
         else:
-            self._timer = _deadlines_of(loop)
-            self._timer.add(self, self.began + timeout)
+            deadlines = owner.deadlines
+            if deadlines is None or deadlines.loop is not loop:
+                deadlines = owner.deadlines = _deadlines_of(loop)
+            self._deadlines = deadlines
+            deadlines[self] = self.began + timeout
+            if not deadlines.is_timed:
+                deadlines.look_later()
 
     # -- what its task does -------------------------------------------------------------------------------------
 
@@ -184,31 +219,38 @@ class Call(Coroutine[Any, Any, Any]):
 
         What the agent returns becomes the result of the task; whatever it raises, `SystemExit` too, is kept here.
         """
-        view = OnCpu.view
+        view, running = OnCpu.view, self._running
+        has_returned, result = False, None
         began = thread_time()
         view[0] = self._mark
         try:
             if error is not None:
-                if self._code is None:
+                if running is None:
                     raise error
-                return self._code.throw(error)
-            if self._code is None:
+                return running.throw(error)
+            if running is None:
                 self._entered = monotonic()
-                self._code = self._begin()
-            return self._code.send(value)
+                _agent_id.set(self._owner.id)
+                _task_id.set(self._task_id)
+                running = self._running = self._code(*self._arguments)
+            return running.send(value)
         except StopIteration as stop:
-            if self._code is not None:
-                self.own_s = monotonic() - self._entered
-                raise
-            self._raised = stop
+            if running is None:
+                self._raised = stop
+            else:
+                has_returned, result = True, stop.value
         except BaseException as raised:  # noqa: BLE001 (see above)
             # Without this frame, which holds the call: it would hold the error in turn.
             self._raised = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
         finally:
             view[0] = 0
-            self._meter.cpu_s += thread_time() - began
+            self._owner.meter.cpu_s += thread_time() - began
+        if has_returned:
+            self._returned(result)
+        else:
+            self._end_with_task()
         del self  # an error's frames lead back to this one (Python 3.13), which must not lead to who keeps the error
-        raise StopIteration
+        raise StopIteration(result)
 
     def throw(self, error: Any, *rest: Any) -> Any:
         """Take the next step, which begins with an error."""
@@ -216,8 +258,8 @@ class Call(Coroutine[Any, Any, Any]):
 
     def close(self) -> None:
         """End the agent's code where it waits."""
-        if self._code is not None:
-            self._code.close()
+        if self._running is not None:
+            self._running.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self.ended().__await__()
@@ -231,7 +273,7 @@ class Call(Coroutine[Any, Any, Any]):
         self.why = why
         self._task.cancel()
         self._disarm()
-        self._timer = self._loop.call_later(self._grace, self._abandon)
+        self._timer = self._loop.call_later(self._owner.grace, self._abandon)
 
     @property
     def still_runs(self) -> bool:
@@ -241,7 +283,7 @@ class Call(Coroutine[Any, Any, Any]):
     def then(self, tell: Callable[[Ended], object]) -> None:
         """Have `tell` called, in the loop, when the call ended; those told first are called first."""
         if self._ended is None:
-            self._tells += (tell,)
+            self._others += (tell,)
         else:
             self._loop.call_soon(tell, self._ended)
 
@@ -277,39 +319,66 @@ class Call(Coroutine[Any, Any, Any]):
         self._timed_out = not self.why
         self.stop(f"took longer than {self._timeout:g} s")
 
+    def _returned(self, value: Any) -> None:
+        """The agent's code returned. A run's end is told in this very step, a turn of the loop before its task is done,
+        as if outside of the task; unless that was cancelled in the meantime: what it comes to is open then.
+        """
+        now = monotonic()
+        self.own_s = now - self._entered
+        if not self._tells or self.why or self._task is None or self._task.cancelling():
+            self._end_with_task()
+        else:
+            self._task = None
+            self._outside.run(self._tell, Ended("returned", value, None, "", False, True), now)
+
+    def _end_with_task(self) -> None:
+        if self._task is not None:
+            self._task.add_done_callback(self._finished, context=self._outside)
+
     def _finished(self, task: "asyncio.Task[Any]") -> None:
         self._task = None
-        if self._timer is not None:
-            self._disarm()
+        self._disarm()
         error = asyncio.CancelledError() if task.cancelled() else self._raised
         self._raised = None
-        self._end(Ended("returned", task.result()) if error is None else Ended("raised", error=error))
+        ended = Ended("returned", task.result(), well=True) if error is None else Ended("raised", error=error)
+        self._end(ended, monotonic())
 
     def _abandon(self) -> None:
-        self._end(Ended("abandoned"))
+        self._end(Ended("abandoned"), monotonic())
 
-    def _end(self, ended: Ended) -> None:
+    def _end(self, ended: Ended, now: float) -> None:
         if self._ended is not None:
             return
         if self.why:
-            ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out)
-        self._ended, self.over_at = ended, monotonic()
-        if self._tell is not None:
-            self._tell(self, ended)
+            ended = msgspec.structs.replace(ended, why=self.why, timed_out=self._timed_out, well=False)
+        self._tell(ended, now)
+
+    def _tell(self, ended: Ended, now: float) -> None:
+        self._ended, self.over_at = ended, now
+        if self._deadlines is not None:
+            self._deadlines.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._owner.under_way.discard(self)
+        if ended.kind == "abandoned":
+            self._owner.gave_up(self, ended)
         for tell in self._tells:
-            tell(ended)
+            tell(self, ended)
         self._tells = ()
+        if self._others:
+            for told in self._others:
+                told(ended)
+            self._others = ()
         if self._over is not None:
             self._over.set_result(ended)
 
     def _disarm(self) -> None:
-        timer = self._timer
+        deadlines, self._deadlines = self._deadlines, None
+        if deadlines is not None:
+            deadlines.pop(self, None)
+        timer, self._timer = self._timer, None
         if timer is not None:
-            self._timer = None
-            if isinstance(timer, _Deadlines):
-                timer.drop(self)
-            else:
-                timer.cancel()
+            timer.cancel()
 
 
 def describe(error: BaseException) -> TaskError:

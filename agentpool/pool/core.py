@@ -51,7 +51,10 @@ class Core:
     spawner: "Spawner"
     recycler: "Recycler"
 
-    def __init__(self, type: AgentType, config: PoolConfig, name: str, make_context: MakeContext) -> None:
+    def __init__(
+        self, type: AgentType, config: PoolConfig, name: str, make_context: MakeContext, *, times_runs: bool = True
+    ) -> None:
+        self.times_runs = times_runs
         self.type, self.config, self.name, self.make_context = type, config, name, make_context
         self.loop: asyncio.AbstractEventLoop | None = None
         self.members: dict[str, Member] = {}
@@ -166,16 +169,6 @@ class Core:
         else:
             self.ledger.move(member, GIVEN_BACK)
             self.idle.append(member)
-
-    def renew(self, member: Member) -> bool:
-        """Have an agent back that is taken again at once, if it would be idle in between, and may be taken so."""
-        if member.attention or member.running or self.waiters.count or not self.short:
-            return False
-        if member.state is not PooledState.ACTIVE:
-            return False
-        self.ledger.hand_over(member)
-        member.last_used = monotonic()
-        return True
 
     def put_back(self, member: Member) -> None:
         """Have an agent back that was held, but not used."""

@@ -1,18 +1,15 @@
 """One agent object: made, started, run, stopped, each call with its deadline."""
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import structlog
 
 from agentpool.agent import Agent, AgentType, Context
 from agentpool.clock import monotonic
-from agentpool.pool.calls import Call, Ended, Meter, brief
+from agentpool.pool.calls import Call, Code, Ended, Meter, Owner, Tell, brief
 from agentpool.pool.config import PoolConfig
 
 __all__ = ["Instance", "MakeContext", "checks_health", "facts_of_failure"]
@@ -21,17 +18,6 @@ log = logging.getLogger(__name__)
 
 MakeContext = Callable[[str, str | None], Context]
 """Makes what an agent is told of itself, from its id and the id of its present task (None: for its life)."""
-
-Code = Callable[..., Coroutine[Any, Any, Any]]
-
-
-def _variable_of(field: str) -> contextvars.ContextVar[Any]:
-    """Return where structlog keeps a field that stands on every line of a task; setting it binds the field."""
-    tokens = contextvars.Context().run(structlog.contextvars.bind_contextvars, **{field: None})
-    return tokens[field].var
-
-
-_agent_id, _task_id = _variable_of("agent_id"), _variable_of("task_id")
 
 
 class Instance:
@@ -55,7 +41,7 @@ class Instance:
         self.memory_base_mb: float | None = None
         self._config, self._on_broken = config, on_broken
         self._context = make_context(id, None)
-        self._calls: set[Call] = set()
+        self._owner = Owner(id, config.cancel_grace, self.meter, self._gave_up)
         self._run_label = f"{type.name}.run() of {id}"
         self._deaf: list[Call] = []
         self._agent: Any = None
@@ -114,14 +100,14 @@ class Instance:
 
     def stop_calls(self, why: str) -> list[Call]:
         """Cancel whatever of the agent runs; returns it."""
-        calls = list(self._calls)
+        calls = list(self._owner.under_way)
         for call in calls:
             call.stop(why)
         return calls
 
     def stop_runs(self, why: str) -> None:
         """Cancel the tasks of the agent, and leave its background work alone."""
-        for call in [call for call in self._calls if call.label == self._run_label]:
+        for call in [call for call in self._owner.under_way if call.label == self._run_label]:
             call.stop(why)
 
     def calls_that_ignore_their_end(self) -> list[str]:
@@ -130,13 +116,13 @@ class Instance:
 
     # -- what it is asked ---------------------------------------------------------------------------------------
 
-    def run(self, context: Context, input: Any, timeout: float | None) -> Call:
-        """Begin one task."""
+    def run(self, context: Context, input: Any, timeout: float | None, tell: Tell, then: Tell | None = None) -> Call:
+        """Begin one task; `tell` and `then` are told of its end."""
         self.requests += 1
-        begin = partial(self._begin, context.task_id, self._agent.run, context, input)
-        call = Call(begin, self._run_label, timeout, self._config.cancel_grace, self.meter, context.mark, self._over)
-        self._calls.add(call)
-        return call
+        return Call(
+            self._owner, self._run_label, timeout, self._agent.run, (context, input), (tell, then) if then else (tell,),
+            context.task_id, context.mark,
+        )  # fmt: skip
 
     def ask_health(self, timeout: float) -> Call:
         """Ask the agent whether it can go on."""
@@ -191,24 +177,15 @@ class Instance:
 
     def _call(self, what: str, timeout: float | None, code: Code, *arguments: Any) -> Call:
         """Begin a call that is no task."""
-        label, begin = f"{self.type.name}.{what} of {self.id}", partial(self._begin, None, code, *arguments)
-        call = Call(begin, label, timeout, self._config.cancel_grace, self.meter, self._context.mark, self._over)
-        self._calls.add(call)
-        return call
+        return Call(
+            self._owner, f"{self.type.name}.{what} of {self.id}", timeout, code, arguments, mark=self._context.mark
+        )
 
-    def _begin(self, task_id: str | None, code: Code, *arguments: Any) -> Coroutine[Any, Any, Any]:
-        """Have all log lines of this call say whose they are, and return its coroutine."""
-        _agent_id.set(self.id)
-        _task_id.set(task_id)
-        return code(*arguments)
-
-    def _over(self, call: Call, ended: Ended) -> None:
-        self._calls.discard(call)
-        if ended.kind == "abandoned":
-            self._deaf.append(call)
-            problem = f"{call.label} ignored its cancellation ({ended.why})"
-            log.error("agent.ignores_cancellation", extra={"agent_id": self.id, "error": problem})
-            self.break_(problem)
+    def _gave_up(self, call: Call, ended: Ended) -> None:
+        self._deaf.append(call)
+        problem = f"{call.label} ignored its cancellation ({ended.why})"
+        log.error("agent.ignores_cancellation", extra={"agent_id": self.id, "error": problem})
+        self.break_(problem)
 
     def _log_failure(self, event: str, problem: str, ended: Ended) -> None:
         log.error(event, extra=facts_of_failure(self.id, problem, ended.traceback()))

@@ -7,7 +7,6 @@ whoever has the agent next.
 from asyncio import _get_running_loop as running_loop  # None where there is none
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import msgspec
 from agentpool.agent import AgentType, Context
 from agentpool.clock import monotonic
 from agentpool.errors import AgentFailed, AgentTerminated, InvalidInput, PoolClosed, TaskTimedOut
-from agentpool.pool.calls import Call, Ended
+from agentpool.pool.calls import Call, Ended, Tell
 from agentpool.pool.states import PooledState
 from agentpool.protocol.codec import new_id
 
@@ -33,7 +32,10 @@ ACTIVE = PooledState.ACTIVE
 class Lease:
     """Await it, or enter it with `async with`, to have an agent. May be used once."""
 
-    __slots__ = ("_asked", "_core", "_member", "_pool", "_priority", "_timeout")
+    __slots__ = ("_asked", "_at_work", "_core", "_member", "_pool", "_priority", "_timeout")
+
+    _at_work: "Member"
+    """Whose task is under way, or was the last one; it may go on when the lease has ended."""
 
     def __init__(self, pool: "AgentPool", timeout: float | None, priority: int, member: "Member | None" = None) -> None:
         """`member` is an agent that was taken already."""
@@ -71,24 +73,27 @@ class Lease:
         """Give the agent back; nothing happens when it was given back already. Its task, if one runs, is cancelled."""
         self._pool.release(self)
 
-    def renew(self) -> bool:
-        """Give the agent back and have it again at once; False, and nothing happens, when it is due elsewhere first:
-        to another request, to be asked for its health, or to be replaced.
+    def may_stay(self) -> bool:
+        """Tell whether the agent may do another task before it is given back: it is due nowhere else first, to another
+        request, to be asked for its health, or to be replaced.
         """
         member, core = self._member, self._core
-        if member is None or not core.renew(member):
-            return False
-        core.counted.released += 1
-        core.counted.acquired += 1
-        core.waits.at_once += 1
-        return True
+        return not (
+            member is None
+            or member.attention
+            or member.running
+            or member.state is not ACTIVE
+            or core.waiters.count
+            or not core.short
+        )
 
     # -- the agent ----------------------------------------------------------------------------------------------
 
     @property
     def agent_id(self) -> str:
         """The id of the agent."""
-        return self._held().id
+        member = self._member
+        return (member if member is not None and member.state is ACTIVE else self._held()).id
 
     def facts(self) -> "AgentFacts":
         """Return what is known of the agent."""
@@ -106,9 +111,11 @@ class Lease:
         call = self.begin(context, input, core.config.run_timeout if timeout is None else timeout)
         return _value_of(await call.result(), agent_id)
 
-    def begin(self, context: Context, input: Any, timeout: float | None) -> Call:
-        """Begin one task, its input being as the agent declares it; the call tells of its end."""
-        member, core = self._held(), self._core
+    def begin(self, context: Context, input: Any, timeout: float | None, tell: Tell | None = None) -> Call:
+        """Begin one task, its input being as the agent declares it; `tell` is told of its end."""
+        member, core = self._member, self._core
+        if member is None or member.state is not ACTIVE:
+            member = self._held()
         if running_loop() is not core.loop:
             core.check_loop()
         if member.running:
@@ -116,18 +123,23 @@ class Lease:
         member.running += 1
         member.requests += 1
         core.counted.requests += 1
-        call = member.instance.run(context, input, timeout)
-        call.then(partial(self._ran, member, call))
-        return call
+        self._at_work = member
+        return member.instance.run(context, input, timeout, self._ran, tell)
 
-    def _ran(self, member: "Member", call: Call, ended: Ended) -> None:
-        core = self._core
-        core.runs.record(call.over_at - call.began)
+    def _ran(self, call: Call, ended: Ended) -> None:
+        core, member, now = self._core, self._at_work, call.over_at
+        if core.times_runs:
+            core.runs.record(now - call.began)
+        member.running -= 1
         if not ended.well:
             member.errors += 1
             core.counted.errors += 1
-        member.running -= 1
-        self._pool._after_run(member, call.over_at, held=self._member is member, well=ended.well)
+        elif not member.proved and core.circuit.note_run(member):
+            core.spawner.fill()
+        if now >= member.old_at or member.instance.requests >= member.requests_max:
+            core.recycler.consider(member, now)
+        if self._member is not member and not member.running and member.state is ACTIVE:
+            core.give_back(member)  # the lease ended before its task did
 
     def _held(self) -> "Member":
         member = self._member

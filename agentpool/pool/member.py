@@ -1,6 +1,7 @@
 """One place in a pool: an agent's id, its state and what is known of it. A recycle changes the instance behind it."""
 
 import asyncio
+from math import inf
 
 from agentpool.policy.recycling import Quota
 from agentpool.pool.instance import Instance
@@ -17,7 +18,8 @@ class Member:
 
     __slots__ = (
         "attention", "claim", "cpu_looked", "cpu_percent", "cpu_seen", "created", "due", "errors", "id", "instance",
-        "last_used", "memory_mb", "proved", "quota", "recycles", "requests", "running", "state", "successor",
+        "last_used", "memory_mb", "old_at", "proved", "quota", "recycles", "requests", "requests_max", "running",
+        "state", "successor",
     )  # fmt: skip
 
     def __init__(self, id: str, instance: Instance, quota: Quota, now: float) -> None:
@@ -27,6 +29,8 @@ class Member:
         self.running = 0
         self.requests = self.recycles = self.errors = 0
         self.created = self.last_used = now
+        self.old_at = self.requests_max = inf
+        """What is looked at after each run: when, and after how many, the quota of the instance is used up."""
         self.due = ""
         self.cpu_seen = self.cpu_looked = 0.0
         self.cpu_percent: float | None = None
@@ -48,7 +52,10 @@ class Member:
         self.ready()
 
     def ready(self) -> None:
-        """Take what the instance has needed by now, before it works, for its baseline."""
+        """Take what the instance has needed by now, before it works, for its baseline; its time begins."""
+        age, requests = self.quota.age, self.quota.requests
+        self.old_at = inf if age is None else self.instance.born + age
+        self.requests_max = inf if requests is None else requests
         self.cpu_looked = self.instance.meter.cpu_s
         self.instance.memory_base_mb, self.memory_mb = self.instance.memory_mb(), None
 

@@ -20,7 +20,6 @@ from agentpool.pool.core import Core
 from agentpool.pool.instance import MakeContext
 from agentpool.pool.lease import Lease
 from agentpool.pool.ledger import PoolEvent
-from agentpool.pool.member import Member
 from agentpool.pool.metrics import AgentFacts, PoolMetrics, read_metrics
 from agentpool.pool.recycler import Recycler
 from agentpool.pool.saving import SaveReport, load_state, save_state
@@ -38,7 +37,8 @@ PRIORITY = 5
 class AgentPool:
     """A bounded set of agents of one class in one event loop. Open it with `async with`, or `open()` and `close()`.
 
-    `name` comes before the ids of its agents; `context` makes what agents are told of themselves.
+    `name` comes before the ids of its agents; `context` makes what agents are told of themselves;
+    `times_runs`: `metrics()` tell how long runs took.
     """
 
     def __init__(
@@ -48,10 +48,11 @@ class AgentPool:
         *,
         name: str = "local",
         context: MakeContext | None = None,
+        times_runs: bool = True,
     ) -> None:
         self.config, self.name = config or PoolConfig(), name
         self.type = AgentType(check_agent_class(getattr(agent, "__name__", repr(agent)), agent))
-        self._core = Core(self.type, self.config, name, context or self._default_context)
+        self._core = Core(self.type, self.config, name, context or self._default_context, times_runs=times_runs)
         self._acquirer = Acquirer(self._core)
         self._spawner = self._core.spawner = Spawner(self._core)
         self._recycler = self._core.recycler = Recycler(self._core, self._spawner)
@@ -128,13 +129,6 @@ class AgentPool:
         """Run one task on any agent; `timeout` s bound the wait for the agent."""
         async with self.acquire(timeout, priority=priority) as agent:
             return await agent.run(input)
-
-    def _after_run(self, member: Member, now: float, *, held: bool, well: bool) -> None:
-        if well and not member.proved and self._core.circuit.note_run(member):
-            self._spawner.fill()
-        self._recycler.consider(member, now)
-        if not held and not member.running and member.state is PooledState.ACTIVE:
-            self._core.give_back(member)  # its lease ended before its task did
 
     async def warm(self) -> int:
         """Wait until `min_size` agents are ready, as far as there is room; raises why they cannot be started."""

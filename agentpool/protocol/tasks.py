@@ -40,7 +40,7 @@ NESTED_MAX = 8
 """Tasks that may wait for one another, one within the other."""
 
 
-class TaskHeader(msgspec.Struct, frozen=True):
+class TaskHeader(msgspec.Struct, frozen=True, gc=False):
     """The plain words that a task begins with."""
 
     reply_to: str
@@ -59,7 +59,7 @@ class TaskHeader(msgspec.Struct, frozen=True):
         return next((word[len(name) + 1 :] for word in self.options.split(",") if word.startswith(f"{name}=")), "")
 
 
-class TaskEnvelope(msgspec.Struct, frozen=True, omit_defaults=True):
+class TaskEnvelope(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What the client asks of the agent."""
 
     input: msgspec.Raw
@@ -69,7 +69,7 @@ class TaskEnvelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: as the agent's class or the pool says."""
 
 
-class ClaimedTask(msgspec.Struct, frozen=True):
+class ClaimedTask(msgspec.Struct, frozen=True, gc=False):
     """A task that a host shall carry out."""
 
     id: str
@@ -103,7 +103,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """By the number of the attempt, or `start <n>`, or `crash <n>`: worker, time and error."""
 
 
-class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
+class TaskError(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What went wrong, as text."""
 
     type: str = ""
@@ -112,7 +112,7 @@ class TaskError(msgspec.Struct, frozen=True, omit_defaults=True):
     path: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How a task ended. `duration_ms` is the time the agent's `run()` took."""
 
     status: TaskStatus
@@ -135,6 +135,7 @@ def encode_task(header: TaskHeader, envelope: TaskEnvelope) -> bytes:
     return encode_header(header) + encode_json(envelope)
 
 
+@lru_cache(maxsize=1024)
 def encode_header(header: TaskHeader) -> bytes:
     """Return the line that a task begins with."""
     who = f"{header.reply_to or '-'} {header.agent_name or '-'} {header.agent_type or '-'} {header.tenant}"

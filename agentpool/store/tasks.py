@@ -57,6 +57,8 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def words(self) -> str:
         """Return them as the script takes them."""
+        if self == NO_OPTIONS:
+            return ""
         given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name))}
         return " ".join(name if value is True else f"{name}={value}" for name, value in given.items())
 
@@ -72,7 +74,7 @@ class TaskGroup(msgspec.Struct, frozen=True):
     tasks: Sequence[tuple[str, TaskEnvelope]]
 
 
-class EndedTask(msgspec.Struct, frozen=True):
+class EndedTask(msgspec.Struct, frozen=True, gc=False):
     """What a worker says of a task that it had: `verdict` is done, dead, unstarted, retry or back."""
 
     id: str
@@ -298,7 +300,8 @@ class Tasks:
             handed += [task.id for task in ended]
             handed += [_words(task) for task in ended]
             handed += [task.outcome for task in ended]
-            handed.append(b"\n".join([task.audit for task in ended]) if any(task.audit for task in ended) else b"")
+            lines = [task.audit for task in ended]
+            handed.append(b"\n".join(lines) if any(lines) else b"")
         answer = await self._connection.call(
             "exchange_tasks", pool, worker, number, room, prefetch, len(ended), *handed, *names, repeats=repeats
         )
@@ -350,24 +353,22 @@ def _forgotten(task_id: str) -> UnknownTask:
     return UnknownTask(task_id, hint=" Outcomes are kept for the pool's result_ttl.")
 
 
-def _words(ended: EndedTask) -> str:
+def _words(ended: EndedTask) -> str | bytes:
     """Return what the script reads of a task that ended; of a task by type that is done, only how long it took."""
     if ended.verdict == "done" and not (ended.agent_name or ended.tokens):
-        return f"{ended.run_ms:.3f}"
+        return encode_json(ended.run_ms)  # in ms with 3 digits behind the point; a format would take longer
     name = ended.agent_name or "-"
     return f"{name} {ended.verdict} {ended.delay_ms} {ended.run_ms:.3f} {ended.tokens}"
 
 
 def claimed_tasks(words: Sequence[str]) -> tuple[ClaimedTask, ...]:
     """Read tasks as scripts tell of them: id, record and words of each."""
-    return tuple(map(_claimed, words[::3], words[1::3], words[2::3]))
-
-
-def _claimed(id: str, record: str, words: str) -> ClaimedTask:
-    if not words:
-        return decode_claimed(id, record)
-    attempt, starts, tokens_max = words.split(" ")
-    return decode_claimed(id, record, int(attempt), int(starts), int(tokens_max))
+    return tuple(
+        [
+            decode_claimed(id, record, *map(int, numbers.split(" "))) if numbers else decode_claimed(id, record)
+            for id, record, numbers in zip(words[::3], words[1::3], words[2::3], strict=True)
+        ]
+    )
 
 
 def _chunks(records: Sequence[tuple[str, bytes]]) -> Iterator[list[Any]]:

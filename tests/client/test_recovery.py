@@ -171,6 +171,42 @@ async def test_what_comes_while_it_is_looked_up_what_is_known_is_handed_in_too(
     assert not recovery.is_behind
 
 
+async def test_of_what_was_accepted_only_so_much_is_kept_and_only_for_a_while(
+    tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(asked: Request | Spawn) -> None:
+        pass
+
+    async def lost() -> int:
+        """How many tasks would be handed in again, if the server had started anew."""
+        monkeypatch.setattr(recovering, "HOLD_S", 60.0)
+        recovery.run = "an earlier run"
+        await recovery.look()
+        return sum(recovery.expects(request.task_id) for request in requests)
+
+    for name, bound in {"KEPT_TASKS": 40, "BATCH_TASKS": 10, "KEPT_BYTES": 3000, "BATCH_BYTES": 600}.items():
+        monkeypatch.setattr(recovering, name, bound)
+    requests = [new_request(POOL, Kind("Echo"), "x" * 10) for _ in range(95)]
+    recovery = Recovery(tiny.store, nothing, nothing, lambda _, error: None)
+    for request in requests:
+        recovery.keep([request])
+    assert await lost() == 35  # those before the last five went by tens
+    recovery = Recovery(tiny.store, nothing, nothing, lambda _, error: None)
+    requests = [new_request(POOL, Kind("Echo"), "x" * 298) for _ in range(21)]
+    for request in requests:
+        recovery.keep([request])
+    assert await lost() == 9  # 3000 bytes are ten, and those before the last one went by twos
+    recovery = Recovery(tiny.store, nothing, nothing, lambda _, error: None)
+    recovery.keep(requests[:5])
+    recovery.forget_old()
+    assert await lost() == 5
+    monkeypatch.setattr(recovering, "KEPT_S", 0.0)
+    recovery = Recovery(tiny.store, nothing, nothing, lambda _, error: None)
+    recovery.keep(requests[:5])
+    recovery.forget_old()
+    assert await lost() == 0
+
+
 async def test_what_one_run_of_the_server_took_is_handed_in_to_the_next(
     tiny: TinyPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,8 +30,10 @@ from agentpool import (
 )
 from agentpool.client import Client
 from agentpool.client.client import RedisClient
-from agentpool.client.kinds import UNTYPED
+from agentpool.client.kinds import UNTYPED, Kind, kind_of
+from agentpool.client.requests import new_request, new_requests
 from agentpool.client.tasks import result_of
+from agentpool.protocol.retrying import RetryPolicy
 from agentpool.protocol.states import TaskStatus
 from agentpool.protocol.tasks import Outcome, TaskError
 
@@ -204,10 +206,56 @@ async def test_a_wrong_input_is_refused_before_it_is_sent(
     assert (await pool.stats()).queued_tasks == 0
 
 
+class Plain(Agent):
+    async def run(self, ctx: Any, input: int) -> int:
+        return input
+
+
+def test_an_input_of_a_plain_type_is_written_and_whatever_is_none_is_checked() -> None:
+    kind = kind_of(Plain)
+    assert bytes(kind.encode(5)) == b"5"
+    assert bytes(kind.encode(2**70)) == b"1180591620717411303424"
+    for wrong in (True, "5", 5.5, None):
+        with pytest.raises(InvalidInput, match="Plain: Expected `int`"):
+            kind.encode(wrong)
+    with pytest.raises(InvalidInput, match="cannot be written as JSON"):
+        kind.encode(10**5000)
+
+
 @pytest.mark.parametrize("input", [object(), "\ud800", {1, object()}, {object(): 1}])
 async def test_what_is_no_json_is_refused(client: Client, input: Any) -> None:
     with pytest.raises(InvalidInput, match="cannot be written as JSON"):
         await client.pool(POOL).run("Echo", input)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [({"batch": True}, {"batch": 1}), ({"priority": 1}, {"priority": True}), ({"timeout": 1.0}, {"timeout": True})],
+)
+def test_what_equals_something_right_is_looked_at_all_the_same(given: dict[str, Any], asked: dict[str, Any]) -> None:
+    new_request("p", Kind("Echo"), 1, **given)
+    with pytest.raises(InvalidInput, match=f"{next(iter(asked))} is "):
+        new_request("p", Kind("Echo"), 1, **asked)
+
+
+def test_labels_that_can_be_read_once_are_those_of_each_task() -> None:
+    requests = new_requests("p", Kind("Echo"), range(2), requires=(label for label in ["gpu", "big"]))
+    assert [request.lane for request in requests] == ["normal+big+gpu"] * 2
+
+
+def test_requests_are_alike_when_they_differ_by_their_envelopes_alone() -> None:
+    one, other, third = (new_request("p", Kind("Echo"), 1, tenant=tenant) for tenant in "aab")
+    assert one.alike is other.alike is not third.alike
+    odd = RetryPolicy(attempts=2, on=[ValueError])  # type: ignore[arg-type]
+    for options in ({"project": "x"}, {"retry": RetryPolicy(attempts=3)}, {"retry": odd}):
+        assert new_request("p", Kind("Echo"), 1, tenant="a", **options).alike is one.alike
+    assert new_request("p", Kind("Echo"), 1, tenant="a", key="k").alike is None
+
+
+async def test_an_option_that_there_is_not_is_refused(client: Client) -> None:
+    for wrong in ("delay_ms", "agent_type", "alike"):
+        with pytest.raises(TypeError, match=wrong):
+            await client.pool(POOL).submit("Echo", 1, **{wrong: 5})  # type: ignore[arg-type]
 
 
 class Measure(msgspec.Struct):
@@ -549,6 +597,19 @@ async def test_closing_tells_those_who_wait(redis_url: str, tiny: TinyPool) -> N
         with pytest.raises(PoolClosed, match=r"closed while the result of .* was waited for; the task goes on\. Open"):
             await each
     assert (await tiny.store.tasks.info(task.id))["status"] == "queued"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_closing_ends_a_map(redis_url: str, tiny: TinyPool, ordered: bool) -> None:
+    async def take_all(client: Client) -> None:
+        async for _ in client.pool(POOL).map("Echo", range(3), ordered=ordered):
+            pass
+
+    async with connect(redis_url) as client:
+        taking = asyncio.ensure_future(take_all(client))
+        await wait_until(lambda: len(client.backend.replies._tasks) == 3)  # type: ignore[attr-defined]
+    with pytest.raises(PoolClosed):
+        await taking
 
 
 async def test_closing_cancels_what_is_run(redis_url: str, tiny: TinyPool, gate: Gate) -> None:

@@ -229,31 +229,17 @@ async def test_many_that_gave_up_do_not_disturb_the_order_of_those_who_stay() ->
         pool.release(held)
 
 
-async def test_a_lease_that_is_renewed_counts_like_a_release_and_an_acquire() -> None:
-    async with AgentPool(controlled(), config()) as pool:
-        lease = await pool.acquire()
-        assert await lease.run("") == 1
-        before, steps_before = pool.metrics(), pool.transitions()
-        assert lease.renew()
-        assert await lease.run("") == 2
-        after, steps_after = pool.metrics(), pool.transitions()
-        assert (after.acquired, after.released) == (before.acquired + 1, before.released + 1)
-        assert after.wait.count == before.wait.count + 1
-        for step in ("idle → active", "active → idle"):
-            assert steps_after[step] == steps_before[step] + 1
-        lease.release()
-        assert not lease.renew()
-    check(pool)
-
-
-async def test_a_lease_is_not_renewed_when_its_agent_is_due_elsewhere() -> None:
+async def test_an_agent_may_stay_with_its_lease_unless_it_is_due_elsewhere() -> None:
     async with AgentPool(controlled(), config(max_size=1)) as pool:
         lease = await pool.acquire()
+        assert await lease.run("") == 1
+        assert lease.may_stay()
+        assert await lease.run("") == 2
         waiting = ask(pool)
         await steps()
-        assert not lease.renew()
+        assert not lease.may_stay()
         lease.release()
         lease = await waiting
         lease._member.instance.break_("worn out")  # type: ignore[union-attr]
-        assert not lease.renew()
+        assert not lease.may_stay()
         lease.release()

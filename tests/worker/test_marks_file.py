@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from agentpool.hosting import Marks
-from agentpool.protocol.marks import FILE_BYTES, mark_path, read_marks
+from agentpool.protocol.marks import FILE_BYTES, Begun, mark_path, read_marks
 from agentpool_worker.marks import FileMarks, open_marks
 
 
@@ -17,6 +17,10 @@ def test_its_room_is_taken_when_it_is_made(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 >= FILE_BYTES, "a store into a hole ends the process when the disk is full"
     assert marks.begin("p/t1") == 1
     assert [begun.task_id for begun in read_marks(path.read_bytes())[0]] == ["p/t1"]
+    assert marks.begin("p/t2", 5.0, mark=1) == 1
+    assert read_marks(path.read_bytes())[0] == [Begun("p/t2", 5.0)]
+    marks.end(1)
+    assert read_marks(path.read_bytes())[0] == []
 
 
 def test_without_room_for_it_there_are_no_marks(tmp_path: Path) -> None:

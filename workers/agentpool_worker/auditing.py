@@ -19,7 +19,7 @@ NOTHING = msgspec.Raw(b"")
 STATUSES = {"retry": "retried", "back": "given_back"}
 
 
-class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
+class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     """`at` is the time of this host in ms at which the execution ended."""
 
     at: int
@@ -44,8 +44,6 @@ def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
         return b""
     task, outcome = run.task, ending.outcome
     header, envelope = task.header, task.envelope
-    error = f"{outcome.error.type}: {outcome.error.message}"[:500] if outcome.error else ""
-    is_told = settings.audit_payload and envelope is not None
     line = _Line(
         wall_ms(),
         task.id,
@@ -58,10 +56,12 @@ def audit_line(settings: WorkerSettings, run: Run, ending: Ending) -> bytes:
         outcome.attempts,
         run.duration_ms,
         outcome.tokens,
-        error,
-        envelope.input if envelope and is_told else NOTHING,
-        outcome.result if is_told else NOTHING,
     )
+    if outcome.error:
+        line.error = f"{outcome.error.type}: {outcome.error.message}"[:500]
+    if not (settings.audit_payload and envelope):
+        return encode_json(line)
+    line.input, line.result = envelope.input, outcome.result
     # What an agent returned as JSON that it wrote itself may have line ends between its words.
     return encode_json(line).replace(b"\n", b" ")
 

@@ -77,7 +77,7 @@ class Executor:
         self._cancelled_early: dict[str, str] = {}
         self._open = True
         self._runs: dict[str, Run] = {}
-        self._ended: dict[str, tuple[Run, EndedTask]] = {}
+        self._ended: dict[str, EndedTask] = {}
         """What ended and is not handed in yet; what is being handed in stays until that is answered."""
         self._slots = Slots(place, host)
         self._reports = Reports(place)
@@ -105,8 +105,7 @@ class Executor:
 
     def take(self, tasks: Iterable[ClaimedTask]) -> None:
         """Tasks by type were given to this worker without that it asked."""
-        for task in tasks:
-            self._begin(task)
+        self._begin(tasks)
 
     def compare(self, task_ids: Iterable[str], cancelled: Collection[str]) -> None:
         """This worker has these tasks by type, some cancelled; the next exchange asks for those that are not here."""
@@ -197,8 +196,8 @@ class Executor:
         """Hand in once more what was handed in of late: the server may have lost it."""
         for task, ended in self._recent.all():
             if task.id not in self._runs:
-                self._runs[task.id] = run = Run(self._host.place, task, self._done)
-                self._ended[task.id] = run, ended
+                self._runs[task.id] = Run(self._host.place, task, self._done)
+                self._ended[task.id] = ended
                 self._again.add(task.id)
                 self._all_recorded.clear()
         self.poke()
@@ -220,9 +219,11 @@ class Executor:
         """Exchange once; False when there was nothing to do."""
         if self._slots.has_very_short:
             await self._let_more_end()
+        if self._reports.is_sending:
+            await asyncio.sleep(0)  # what a task reported goes ahead of its end
         names = self._idle_with_mail()
         room, prefetch = (self._turns_wait and self._open and self._slots.room()) or NO_ROOM
-        ended = [task for _, task in islice(self._ended.values(), ENDED_PER_EXCHANGE)]
+        ended = list(islice(self._ended.values(), ENDED_PER_EXCHANGE))
         unknown = self._take_unknown()
         if not (ended or names or unknown or room >= 0):
             return False
@@ -235,8 +236,7 @@ class Executor:
             self._on_gone()
             return False
         self._record(ended, answer)
-        for task in answer.tasks:
-            self._begin(task)
+        self._begin(answer.tasks)
         self._cancelled_early.clear()
         self._turns_left = answer.turns > 0
         if self._turns_left and (room < 0 or any(not task.header.agent_name for task in answer.tasks)):
@@ -314,38 +314,40 @@ class Executor:
 
     # -- one task -----------------------------------------------------------------------------------------------
 
-    def _begin(self, task: ClaimedTask) -> None:
-        if task.id in self._runs:
-            return
-        run = Run(self._host.place, task, self._done)
-        self._runs[task.id] = run
-        self._all_recorded.clear()
-        if why := self._cancelled_early.get(task.id):
-            run.stop(why)
-        if task.header.agent_name:
-            self._host.begin(run)
-        elif run.why or not self._open:
-            run.stop(GIVE_BACK)
-            self._slots.start(run)
-        else:
-            self._slots.begin(run)
+    def _begin(self, tasks: Iterable[ClaimedTask]) -> None:
+        """Begin tasks, or have them wait; those that are here already came twice."""
+        runs, place, done, early = self._runs, self._host.place, self._done, self._cancelled_early
+        for task in tasks:
+            id = task.id
+            if id in runs:
+                continue
+            run = runs[id] = Run(place, task, done)
+            if early and id in early:
+                run.stop(early[id])
+            if task.header.agent_name:
+                self._host.begin(run)
+            elif run.why or not self._open:
+                run.stop(GIVE_BACK)
+                self._slots.start(run)
+            else:
+                self._slots.begin(run)
+        if runs:
+            self._all_recorded.clear()
 
     def _done(self, run: Run, ending: Ending) -> None:
         """A run has ended: its agent is free, its end is to be handed in."""
         task, outcome, verdict = run.task, ending.outcome, ending.verdict
         name = task.header.agent_name
-        self._ended[task.id] = (
-            run,
-            EndedTask(
-                task.id,
-                name,
-                verdict,
-                encode_json(outcome.error if verdict == "back" and not ending.delay else outcome),
-                round(1000 * ending.delay),
-                run.duration_ms,
-                outcome.tokens,
-                audit_line(self._settings, run, ending),
-            ),
+        delay = ending.delay
+        self._ended[task.id] = EndedTask(
+            task.id,
+            name,
+            verdict,
+            encode_json(outcome.error if verdict == "back" and not delay else outcome),
+            round(1000 * delay) if delay else 0,
+            run.duration_ms,
+            outcome.tokens,
+            audit_line(self._settings, run, ending),
         )
         if self._turns_left:
             self._turns_wait = True
@@ -360,15 +362,19 @@ class Executor:
     # -- what is recorded ---------------------------------------------------------------------------------------
 
     def _record(self, ended: Iterable[EndedTask], answer: Exchange) -> None:
-        late = {*answer.stale, *self._again}
-        self._recent.add([(self._runs[task.id].task, task) for task in ended if task.id not in late])
+        late, kept = {*answer.stale, *self._again}, []
         for task in ended:
-            self._again.discard(task.id)
-            run, _ = self._ended.pop(task.id)
-            del self._runs[task.id]
+            id = task.id
+            del self._ended[id]
+            run = self._runs.pop(id)
+            if id not in late:
+                kept.append((run.task, task))
             if task.verdict != "done" or run.why or answer.stale:
                 log_end(run, task, late=task.id in answer.stale)
             if run.pinned:
                 self._host.finish(run, has_mail=answer.mail.get(task.agent_name, 0) > 0)
+        self._recent.add(kept)
+        if self._again:
+            self._again.difference_update([task.id for task in ended])
         if not self._runs:
             self._all_recorded.set()

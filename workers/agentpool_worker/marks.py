@@ -33,10 +33,11 @@ class FileMarks(Marks):
         OnCpu.view = memoryview(self._memory)[:4].cast("I")
         self._free = list(range(SLOTS, 0, -1))
 
-    def begin(self, task_id: str, deadline: float = 0.0) -> int:
-        if not self._free:
-            return 0
-        mark = self._free.pop()
+    def begin(self, task_id: str, deadline: float = 0.0, mark: int = 0) -> int:
+        if not mark:
+            if not self._free:
+                return 0
+            mark = self._free.pop()
         write_mark(self._memory, mark, task_id, deadline)
         return mark
 

@@ -35,7 +35,10 @@ class Recent:
         """Keep what one exchange handed in, and forget what is older, or too much."""
         if not batch:
             return
-        now, size = monotonic(), sum(map(_size, batch))
+        now, size = (
+            monotonic(),
+            sum([len(end.outcome) + (len(task.envelope.input) if task.envelope else 0) for task, end in batch]),
+        )
         self._clock += min(now - self._added_at, STEP_S)
         self._added_at = now
         self._batches.append((self._clock, now, size, batch))
@@ -57,8 +60,3 @@ class Recent:
             for task, ended in batch:
                 if ended.verdict not in ("retry", "back"):
                     yield task, ended
-
-
-def _size(ended: Ended) -> int:
-    task, end = ended
-    return len(end.outcome) + (len(task.envelope.input) if task.envelope else 0)

@@ -25,6 +25,11 @@ class Reports:
         self._reports: list[tuple[str, bytes]] = []
         self._sending: asyncio.Task[None] | None = None
 
+    @property
+    def is_sending(self) -> bool:
+        """Tell whether there is something that is not sent yet."""
+        return self._sending is not None
+
     def add(self, task_id: str, progress: Any) -> None:
         """Pass on what a task reports; raises `TypeError` for what has no JSON form."""
         try:

@@ -13,8 +13,10 @@ from agentpool_worker.place import WorkPlace
 
 __all__ = ["Slots"]
 
-PREFETCH = 90
-"""Tasks beyond the slots, where they are short."""
+PREFETCH, PREFETCH_MAX = 90, 190
+"""Tasks beyond the slots, where they are short; and where `AHEAD_MS` are even more of them."""
+AHEAD_MS = 20.0
+"""Of very short tasks so much is taken ahead: what runs while an exchange brings the next hundred."""
 SHORT_MS = 5.0
 """Mean run time below which tasks are short."""
 VERY_SHORT_MS = 1.0
@@ -60,10 +62,15 @@ class Slots:
     def room(self) -> tuple[int, int] | None:
         """Return how many more tasks there is room for: in slots, and beyond them; None where none may be taken."""
         here = self._taken + self._waiting_count
-        ahead = self._is_short and not self._stuck and self._slots > 0
-        prefetch = PREFETCH - max(0, here - self._slots) if ahead else 0
-        room, prefetch = max(0, self._slots - here), max(0, prefetch)
+        room, prefetch = max(0, self._slots - here), max(0, self._prefetch() - max(0, here - self._slots))
         return (room, prefetch) if room or prefetch or self._place.waits else None
+
+    def _prefetch(self) -> int:
+        """Return how many tasks beyond the slots may be here."""
+        mean = self._mean_ms
+        if mean is None or not self._is_short or self._stuck or not self._slots:
+            return 0
+        return int(min(max(PREFETCH, AHEAD_MS / max(mean, 0.001)), PREFETCH_MAX))
 
     def changed(self) -> None:
         """Pinned agents came or went."""
@@ -72,8 +79,14 @@ class Slots:
 
     def begin(self, run: Run) -> None:
         """Start a task, or let it wait."""
-        if self._must_queue(run) or not self._try_to_start(run):
-            self._waiting.setdefault(run.key, deque()).append(run)
+        key = run.key
+        queue = self._waiting.get(key)
+        # Where others wait here already for the same agent that is free soon, it is behind them.
+        is_behind = queue is not None and self._is_short and key in self._busy and not _is_nested(run)
+        if is_behind or not self._try_to_start(run):
+            if queue is None:
+                queue = self._waiting[key] = deque()
+            queue.append(run)
             self._waiting_count += 1
             if self._sweep is None:
                 self._sweep = asyncio.get_running_loop().call_later(SOON_S, self._look_at_waiting)
@@ -98,12 +111,12 @@ class Slots:
 
     def free(self, run: Run) -> None:
         """The slot and the agent of a run are free: for the next of its key, else for whichever can start."""
-        if run.has_begun:
-            self._stuck = False
-            # Not `duration_ms`: on a busy host each would seem long, and an agent be made for nearly each of them.
-            mean, took = self._mean_ms, run.duration_ms if run.own_ms is None else run.own_ms
-            mean = took if mean is None else mean + (took - mean) / 10
-            self._mean_ms, self._is_short = mean, mean < SHORT_MS
+        # Not `duration_ms`: on a busy host each would seem long, and an agent be made for nearly each of them.
+        took = run.own_ms
+        if took is not None or run.has_begun:
+            took = run.duration_ms if took is None else took
+            mean = self._mean_ms = took if self._mean_ms is None else self._mean_ms + (took - self._mean_ms) / 10
+            self._is_short, self._stuck = mean < SHORT_MS, False
         key = run.key
         queue = self._waiting.get(key)
         if queue and self._taken <= self._slots + self._place.waits and self._host.pass_on(run, queue[0]):
@@ -132,10 +145,6 @@ class Slots:
                     return
                 self._start_waiting(key)
 
-    def _must_queue(self, run: Run) -> bool:
-        """Tell whether others wait here already for the same agent that is free soon."""
-        return self._is_short and run.key in self._waiting and run.key in self._busy and not _is_nested(run)
-
     def _try_to_start(self, run: Run) -> bool:
         """Start a task if there is a slot, and an agent or a reason to make one."""
         if self._taken >= self._slots + self._place.waits:
@@ -156,12 +165,11 @@ class Slots:
         for too long.
         """
         self._sweep = None
-        now, helped = monotonic(), set[Key]()
-        for run in [run for queue in self._waiting.values() for run in queue if now - run.taken > SOON_S]:
-            key = run.key
-            if key in helped or now - self._ended_at.get(key, 0.0) < SOON_S:
+        now = monotonic()
+        for key, queue in list(self._waiting.items()):
+            run = queue[0]  # who waits behind it has waited no longer
+            if now - run.taken <= SOON_S or now - self._ended_at.get(key, 0.0) < SOON_S:
                 continue  # its turn comes: the agents of its key do one after the other
-            helped.add(key)
             if self._taken < self._slots + self._place.waits:
                 self._take_out(run)
                 self.start(run)

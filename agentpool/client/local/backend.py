@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from agentpool.agent import AgentType, Context
+from agentpool.client.backend import Waiter
 from agentpool.client.local.events import EventLog
 from agentpool.client.local.pool import LocalPool
 from agentpool.client.requests import Request, Spawn
@@ -100,6 +101,9 @@ class LocalBackend:
 
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         return self._pool_of_task(task_id).tasks.watch(task_id)
+
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        self._pool_of_task(task_id).tasks.tell(task_id, waiter)
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         return await self._pool_of_task(task_id).tasks.outcome(task_id, timeout)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from agentpool.agent import AgentType, Context
+from agentpool.client.backend import Waiter
 from agentpool.client.local.admission import Admission
 from agentpool.client.local.letters import LocalLetters
 from agentpool.client.local.outcomes import Keys, Outcomes
@@ -163,7 +164,7 @@ class LocalTasks:
         # Nobody waits for it, its key is spent, and its parent has gone on.
         request = msgspec.structs.replace(
             dead, task_id=f"{self._pool}/{new_id()}", options=f"replays={task_id}", delay_ms=0, expires_ms=0, key="",
-            parent="", limits="",
+            parent="", limits="", alike=None,
         )  # fmt: skip
         tenant = self.letters.get(task_id).tenant
         self.letters.purge([task_id])
@@ -196,21 +197,25 @@ class LocalTasks:
     def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
         """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
         watched: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.tell(task_id, watched)
+        return watched
+
+    def tell(self, task_id: str, waiter: Waiter) -> None:
+        """Have a waiter told what `watch` returns."""
         task = self._tasks.get(task_id)
         if task is None:
             try:
-                watched.set_result(self._outcomes.get(task_id))
+                waiter.set_result(self._outcomes.get(task_id))
             except UnknownTask as error:
-                watched.set_exception(error)
-            return watched
+                waiter.set_exception(error)
+            return
 
         def pass_on(done: "asyncio.Future[Outcome]") -> None:
-            if not watched.done():
-                watched.set_result(done.result())
+            if not waiter.done():
+                waiter.set_result(done.result())
 
         task.keep = True
         task.future.add_done_callback(pass_on)
-        return watched
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for an outcome; raises `TimeoutError` and `UnknownTask`."""
