@@ -4,7 +4,6 @@ Everything above it is the same wherever that is: names and numbers are checked,
 there. A backend gets whole requests and answers with records or with errors of `agentpool.errors`.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -86,12 +85,8 @@ class Backend(Protocol):
         """
         ...
 
-    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
-        ...
-
     def tell(self, task_id: str, waiter: Waiter) -> None:
-        """Have a waiter told what `watch` returns; it may be told at once, and is not when it is done already."""
+        """Have a waiter told the outcome, or `UnknownTask`: maybe at once, and not when it is done already."""
 
     async def outcome(self, task_id: str, timeout: float | None) -> Outcome:
         """Wait for the outcome of a task, several callers at once; it goes on when the wait ends.

@@ -82,9 +82,6 @@ class RedisBackend:
     def run(self, request: Request) -> Coroutine[Any, Any, Outcome]:
         return self._tasks.run(request)
 
-    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        return self.replies.watch(task_id)
-
     def tell(self, task_id: str, waiter: Waiter) -> None:
         self.replies.tell(task_id, waiter)
 

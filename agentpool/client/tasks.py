@@ -1,6 +1,5 @@
 """Tasks: run, handed in, waited for, and their outcomes as results or errors."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,10 +64,6 @@ class TaskHandle:
         except TimeoutError:
             raise TaskTimedOut(f"Task {self.id} did not finish within {timeout} s. It goes on.") from None
         return self.read(outcome)
-
-    def watch(self) -> "asyncio.Future[Outcome]":
-        """Return what will be the task's outcome; to be cancelled by who waits no more."""
-        return self._client.backend.watch(self.id)
 
     def read(self, outcome: Outcome) -> Any:
         """Return the result that an outcome of this task holds, or raise the error that it means."""

@@ -99,9 +99,6 @@ class LocalBackend:
     async def run(self, request: Request) -> Outcome:
         return await self._pool(pool_of(request.task_id)).tasks.run(request)
 
-    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        return self._pool_of_task(task_id).tasks.watch(task_id)
-
     def tell(self, task_id: str, waiter: Waiter) -> None:
         self._pool_of_task(task_id).tasks.tell(task_id, waiter)
 

@@ -194,14 +194,8 @@ class LocalTasks:
             raise request.timed_out(self.withdraw(task_id))
         return future.result()
 
-    def watch(self, task_id: str) -> "asyncio.Future[Outcome]":
-        """Return what will be the outcome of a task, or `UnknownTask`; to be cancelled by who waits no more."""
-        watched: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.tell(task_id, watched)
-        return watched
-
     def tell(self, task_id: str, waiter: Waiter) -> None:
-        """Have a waiter told what `watch` returns."""
+        """Have a waiter told the outcome of a task, or `UnknownTask`."""
         task = self._tasks.get(task_id)
         if task is None:
             try:
