@@ -35,10 +35,8 @@ class Recent:
         """Keep what one exchange handed in, and forget what is older, or too much."""
         if not batch:
             return
-        now, size = (
-            monotonic(),
-            sum([len(end.outcome) + (len(task.envelope.input) if task.envelope else 0) for task, end in batch]),
-        )
+        now = monotonic()
+        size = sum([len(end.outcome) + (len(task.envelope.input) if task.envelope else 0) for task, end in batch])
         self._clock += min(now - self._added_at, STEP_S)
         self._added_at = now
         self._batches.append((self._clock, now, size, batch))

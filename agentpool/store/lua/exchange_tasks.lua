@@ -93,7 +93,7 @@ local function take_tasks()
     end
   end
   write_leases()
-  if number % 8 == 0 then
+  if number % 8 == 0 then -- now and then is enough
     forget_idle_tenants()
   end
   if #taken.ids > 0 then

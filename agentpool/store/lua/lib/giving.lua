@@ -1,5 +1,5 @@
 -- Tasks by type that are taken in: given to a worker with room, so that it need not ask, or left to wait in their lane.
--- Needs base.lua, workers.lua, tenants.lua, tasks.lua and claiming.lua.
+-- Needs base.lua, workers.lua, tenants.lua, tasks.lua, claiming.lua and admission.lua.
 
 -- A worker whose event loop was later than this at its last beat is given nothing that it has not asked for.
 local PROMPT_MS = 100
