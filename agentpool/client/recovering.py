@@ -11,7 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from agentpool.client.requests import Request, Spawn
 from agentpool.clock import monotonic
@@ -40,7 +40,6 @@ SETTLING_S = 3.0
 
 Asked = Request | Spawn
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 class Recovery:
@@ -58,7 +57,7 @@ class Recovery:
         """The run of the server that this client has seen last, '' before it looked."""
         self._waiting: dict[str, Asked] = {}
         self._recent: deque[tuple[float, int, Sequence[Request]]] = deque()
-        """Batches of what was accepted: until when, and their bytes."""
+        """Batches of what was accepted: when they were full, their bytes, and themselves."""
         self._tasks = self._bytes = 0
         self._latest: list[Request] = []
         self._latest_bytes = 0
@@ -124,18 +123,16 @@ class Recovery:
         """Tell whether this is about to be handed in again."""
         return id in self._again
 
-    async def insist(self, ask: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `ask` does with the arguments. What is unknown although the server has just started anew may
-        become known in a moment, as workers and masters tell of it: then it is asked again.
+    async def insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what `ask` does. What is unknown although the server has just started anew may become known in a
+        moment, as workers and masters tell of it: then it is asked again.
         """
         try:
-            return await ask(*args, **kwargs)
+            return await ask()
         except UNKNOWN as error:
-            return await self.insist_after(error, ask, *args, **kwargs)
+            return await self.insist_after(error, ask)
 
-    async def insist_after(
-        self, error: AgentPoolError, ask: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def insist_after(self, error: AgentPoolError, ask: Callable[[], Awaitable[T]]) -> T:
         """Go on as `insist` does where the first answer was this error, one of `UNKNOWN`."""
         while True:
             await self.look()
@@ -143,7 +140,7 @@ class Recovery:
                 raise error
             await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 (jitter, no secret)
             try:
-                return await ask(*args, **kwargs)
+                return await ask()
             except UNKNOWN as again:
                 error = again
 

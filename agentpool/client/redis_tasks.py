@@ -45,7 +45,7 @@ class RedisTasks:
             try:
                 ids = await self._send(requests)
             except UNKNOWN as error:
-                ids = await self._replies.recovery.insist_after(error, self._send, requests)
+                ids = await self._replies.recovery.insist_after(error, lambda: self._send(requests))
         except asyncio.CancelledError:
             await self._cleanup.run(lambda: self._withdraw(requests))
             raise
@@ -75,7 +75,7 @@ class RedisTasks:
             try:
                 (task_id,) = await self._send([request])
             except UNKNOWN as error:
-                (task_id,) = await self._replies.recovery.insist_after(error, self._send, [request])
+                (task_id,) = await self._replies.recovery.insist_after(error, lambda: self._send([request]))
             if task_id != request.task_id:
                 return await self.outcome(task_id, request.patience)  # another asked for it with the same key
             self._replies.recovery.wait_for(task_id, request)

@@ -92,8 +92,7 @@ class Lease:
     @property
     def agent_id(self) -> str:
         """The id of the agent."""
-        member = self._member
-        return (member if member is not None and member.state is ACTIVE else self._held()).id
+        return self._held().id
 
     def facts(self) -> "AgentFacts":
         """Return what is known of the agent."""

@@ -7,17 +7,9 @@ local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
 
--- JSON of flat words and small numbers. cjson writes "/" as "\/", which people who read along need not see; there are
--- few, and a plain search for them takes a tenth of `gsub`.
+-- JSON of flat words and small numbers. cjson writes "/" as "\/", which people who read along need not see.
 local function to_json(message)
-  local text, parts, from = cjson.encode(message), {}, 1
-  local at = string.find(text, '\\/', 1, true)
-  while at do
-    parts[#parts + 1] = string.sub(text, from, at - 1)
-    from = at + 1
-    at = string.find(text, '\\/', from, true)
-  end
-  return table.concat(parts) .. string.sub(text, from)
+  return (string.gsub(cjson.encode(message), '\\/', '/'))
 end
 
 -- Publishing is a hint: a user without the right to publish, or nobody listening, changes nothing.

@@ -14,9 +14,6 @@ local ESTIMATE_MS = 10
 -- How long the last place is left to mail, or to tasks by type, at most.
 local TURN_MS = 20
 
--- Tasks that one script takes or hands in at most.
-local TASKS_AT_ONCE = 100
-
 -- Tasks that a tenant without limits may begin now.
 local MOST_AT_ONCE = 1000
 
@@ -310,10 +307,7 @@ end
 local function allowance(tenant)
   local limits, most, wait = limits_of(tenant), MOST_AT_ONCE, 0
   if limits.running > 0 then
-    most = limits.running - redis.call('SCARD', tenant_key(tenant, 'tasks'))
-    if most < TASKS_AT_ONCE then -- else those that wait for tasks of their own make no difference
-      most = most + redis.call('SCARD', tenant_key(tenant, 'waits'))
-    end
+    most = limits.running - running_of(tenant)
   end
   if limits.requests_per_minute > 0 then
     local used, again = read_window(tenant, 'requests', limits.requests_per_minute, 1)
