@@ -4,18 +4,18 @@ A script is one file `lua/<verb>_<noun>.lua`, and becomes one function of the li
 the function's: `allow-oom` for what ends, moves or keeps alive what exists and therefore must run when memory is full,
 `no-writes` for reads. A script without flags accepts something new and is refused then.
 
-What scripts share is in `lua/lib`; `@include` says of which of these files a script needs something. All of it is
-defined once, when the library is loaded: a script that is sent defines its functions anew in every call, which took
-longer than the rest of a small one. So the variables there are the library's, and each call sets all of them again
-before it does anything else, but for those in capitals, which are set with the library: constants, and memories of
-what is the same in every call.
+What scripts share is in `lua/lib`; `@include` says of which of these files a script needs something, in their order.
+All of it is defined once, when the library is loaded: a script that is sent defines its functions anew in every call,
+which took longer than the rest of a small one. So the variables there are the library's, and each call sets those of
+the files that it includes again before it does anything else, but for those in capitals, which are set with the
+library: constants, and memories of what is the same in every call.
 
 The names of library and functions end with a hash of the text, so an old and a new release run side by side.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -30,6 +30,7 @@ _LUA = files("agentpool.store") / "lua"
 _SHARED = ("base", "locks", "workers", "tenants", "tasks", "agents", "endings", "claiming", "admission", "giving")
 """Files of `lua/lib`, each after those that it needs."""
 _FLAGS = re.compile(r"^-- @flags (.+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end$", re.MULTILINE | re.DOTALL)
 _VARIABLES = re.compile(r"^local ([\w, ]+?)(?: = (.*(?:\n .*)*))?$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
@@ -41,7 +42,7 @@ class Library:
 
     __slots__ = ("hash", "name", "text")
 
-    def __init__(self, shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, shared: Mapping[str, str], scripts: Iterable[tuple[str, str]]) -> None:
         text = _assembled(shared, scripts)
         self.hash = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:10]
         self.name = f"{LIBRARY_PREFIX}{self.hash}"
@@ -65,32 +66,37 @@ class Script:
         return ("EVAL", _text_of(self.name), *self.command(keys, pool, arguments)[2:])
 
 
-def _assembled(shared: Sequence[str], scripts: Iterable[tuple[str, str]]) -> str:
-    """Return the text of a library, from the text of the shared files and from names and texts of scripts.
+def _assembled(shared: Mapping[str, str], scripts: Iterable[tuple[str, str]]) -> str:
+    """Return the text of a library, from the texts of the shared files and of the scripts by name.
 
     Shared functions are put into a table, of which there may be any number of entries: a Lua function has 200 local
     variables at most, and sees 60.
     """
-    code = _COMMENT.sub("", "\n".join(shared))
-    functions = [found[1] for found in _FUNCTION.finditer(code)]
-    if len(set(functions)) < len(functions):
-        raise ValueError(f"a name is given twice in lua/lib: {sorted(functions)}")
-    defined = "\n\n".join(found[0].removeprefix("local ") for found in _FUNCTION.finditer(code))
-    rest = _FUNCTION.sub("", code)
-    variables = [(found[1], found[2] or "nil") for found in _VARIABLES.finditer(rest)]
-    if left := _VARIABLES.sub("", rest).strip():
-        raise ValueError(f"neither a function nor a variable of lua/lib: {left}")
-    lasting = [f"{names} = {values}" for names, values in variables if _lasts(names, values)]
-    passing = "\n".join(f"  {names} = {values}" for names, values in variables if not _lasts(names, values))
-    begin = _through_table(passing, functions)
+    functions, variables = list[tuple[str, str]](), dict[str, list[tuple[str, str]]]()
+    for file, text in shared.items():
+        code = _COMMENT.sub("", text)
+        functions += [(found[1], found[0].removeprefix("local ")) for found in _FUNCTION.finditer(code)]
+        rest = _FUNCTION.sub("", code)
+        variables[file] = [(found[1], found[2] or "nil") for found in _VARIABLES.finditer(rest)]
+        if left := _VARIABLES.sub("", rest).strip():
+            raise ValueError(f"neither a function nor a variable of lua/lib/{file}.lua: {left}")
+    names = [name for name, _ in functions]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name is given twice in lua/lib: {sorted(names)}")
+    every = [variable for of_file in variables.values() for variable in of_file]
+    passing = {file: [one for one in of_file if not _lasts(*one)] for file, of_file in variables.items()}
+    setters = [
+        f"function lib.begin_{file}()\n" + "\n".join(f"  {name} = {value}" for name, value in of_file) + "\nend"
+        for file, of_file in passing.items()
+        if of_file
+    ]
     return "\n\n".join(
         [
             "local lib, KEYS, ARGV = {}",
-            f"local {', '.join(names for names, _ in variables)}",
-            "\n".join(lasting),
-            _through_table(defined, functions),
-            f"local function begin(keys, arguments)\n  KEYS, ARGV = keys, arguments\n{begin}\nend",
-            *(_registered(name, text, functions) for name, text in scripts),
+            f"local {', '.join(name for name, _ in every)}",
+            "\n".join(f"{name} = {value}" for name, value in every if _lasts(name, value)),
+            _through_table("\n\n".join([*(body for _, body in functions), *setters]), names),
+            *(_registered(name, text, names, passing) for name, text in scripts),
         ]
     )
 
@@ -100,11 +106,13 @@ def _lasts(names: str, values: str) -> bool:
     return names.isupper() and "KEYS[" not in values
 
 
-def _registered(name: str, text: str, functions: Iterable[str]) -> str:
+def _registered(name: str, text: str, functions: Iterable[str], passing: Mapping[str, Sequence[object]]) -> str:
     own = {found[1] for found in _FUNCTION.finditer(text)}
     body = _through_table(_COMMENT.sub("", text), [name for name in functions if name not in own])
+    included = found[1].split() if (found := _INCLUDE.search(text)) else []
+    begin = "\n".join(["KEYS, ARGV = keys, arguments", *(f"lib.begin_{file}()" for file in included if passing[file])])
     flags = f"flags = {{'{found[1]}'}}, " if (found := _FLAGS.search(text)) else ""
-    call = f"callback = function(keys, arguments)\nbegin(keys, arguments)\n{body}\nend"
+    call = f"callback = function(keys, arguments)\n{begin}\n{body}\nend"
     return f"redis.register_function{{function_name = '{name}_{{hash}}', {flags}{call}}}"
 
 
@@ -133,7 +141,7 @@ def _through_table(code: str, functions: Iterable[str]) -> str:
 def library() -> Library:
     """Return the library of this release, read once per process."""
     scripts = sorted((path.name[:-4], path.read_text()) for path in _LUA.iterdir() if path.name.endswith(".lua"))
-    return Library([(_LUA / "lib" / f"{name}.lua").read_text() for name in _SHARED], scripts)
+    return Library({name: (_LUA / "lib" / f"{name}.lua").read_text() for name in _SHARED}, scripts)
 
 
 @cache

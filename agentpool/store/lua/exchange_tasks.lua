@@ -31,14 +31,16 @@ local names, unknown = {}, {}
 for _, word in ipairs({unpack(ARGV, count > 0 and 10 + 3 * count or 9)}) do
   table.insert(string.find(word, '/', 1, true) and unknown or names, word)
 end
-local status, last, batch, labels, capacity, alone, passed = unpack(redis.call('HMGET', process_key(worker), 'status',
-  'claim_number', 'claim_batch', 'labels', 'capacity', 'alone', 'passed'))
+local status, capacity, idle_since, last, batch, labels, alone, passed = unpack(redis.call('HMGET', process_key(worker),
+  'status', 'capacity', 'idle_since', 'claim_number', 'claim_batch', 'labels', 'alone', 'passed'))
+known_workers[worker] = {status, capacity, idle_since}
 if not status or status == 'lost' then
   return {'gone'}
 end
 last = tonumber(last) or 0
 local is_quiet = false
 claimer = {worker = worker, capacity = tonumber(capacity) or 0, labels = labels or '', alone = false}
+taken = new_taken()
 
 -- Tell the worker of a task that it has, if it has.
 local function tell_of(id)
@@ -128,7 +130,7 @@ for _, id in ipairs(unknown) do
   tell_of(id)
 end
 local waiting, mail = is_quiet and 0 or redis.call('ZCARD', POOL .. ':suspects'), {}
-for _, lane in ipairs(lanes()) do
+for _, lane in ipairs(nobody_waits() and {} or lanes()) do
   if hosts(lane) then
     waiting = waiting + redis.call('ZCARD', POOL .. ':turns:' .. lane)
   end

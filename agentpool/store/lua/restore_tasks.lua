@@ -21,7 +21,7 @@ local status = redis.call('HGET', process_key(worker), 'status')
 if not status or status == 'lost' then
   return {'gone'}
 end
-claimer.worker = worker
+claimer.worker, taken = worker, new_taken()
 
 -- Tell whether a task is for an agent that has ended: then it has no mailbox to wait in.
 local function has_no_agent(head)

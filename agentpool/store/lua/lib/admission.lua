@@ -8,10 +8,8 @@ local intake = nil
 -- The pool as all groups of one call find it; what is taken in is counted in it. `newly_queued` is written down once.
 local function read_intake()
   local status = pool_field('status')
-  intake = {exists = status and status ~= 'removed', types = {}, depths = {}, newly_queued = 0}
-  for _, name in ipairs({'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'delayed', 'rate'}) do
-    intake[name] = tonumber(pool_field(name)) or 0
-  end
+  intake = {exists = status and status ~= 'removed', types = {}, depths = {}, newly_queued = 0,
+    queued = pool_number('queued'), delayed = pool_number('delayed')}
 end
 
 -- How many tasks by type of a tenant wait: `all`, and by lane. Looked up once, and then kept as tasks are taken in.
@@ -20,7 +18,7 @@ local function depths_of(tenant)
   if not depths then
     depths = {all = 0, lanes = {}}
     intake.depths[tenant] = depths
-    for _, lane in ipairs(lanes()) do
+    for _, lane in ipairs(intake.queued > 0 and lanes() or {}) do
       depths.lanes[lane] = redis.call('ZCARD', lane_key(lane, tenant))
       depths.all = depths.all + depths.lanes[lane]
     end
@@ -74,13 +72,14 @@ local function find_target(group)
 end
 
 local function measure_records(group)
+  local most = pool_number('max_input_bytes')
   for _, record in ipairs(group.records) do
     local header_bytes = string.find(record, '\n', 1, true) or 0
     if header_bytes > HEADER_BYTES - 200 then
       return {'too_large', header_bytes, HEADER_BYTES - 200} -- labels of its type and `delay` may still come to it
     end
-    if #record > intake.max_input_bytes + 1024 then
-      return {'too_large', #record, intake.max_input_bytes}
+    if #record > most + 1024 then
+      return {'too_large', #record, most}
     end
   end
 end
@@ -100,12 +99,13 @@ end
 
 -- When a queue will have room again, in ms, at the rate at which the pool has ended tasks of late.
 local function retry_ms(excess)
-  return math.floor(math.min(math.max(intake.rate > 0 and 1000 * math.max(excess, 1) / intake.rate or 1000, 100), 60000))
+  local rate = pool_number('rate')
+  return math.floor(math.min(math.max(rate > 0 and 1000 * math.max(excess, 1) / rate or 1000, 100), 60000))
 end
 
 local function over_bounds(group, count)
   if group.name ~= '' then
-    local depth, bound = redis.call('ZCARD', POOL .. ':mailbox:' .. group.name), intake.max_queued
+    local depth, bound = redis.call('ZCARD', POOL .. ':mailbox:' .. group.name), pool_number('max_queued')
     return depth + count > bound and {'full', depth, bound, retry_ms(depth + count - bound)} or nil
   elseif group.options.parent then
     return nil
@@ -115,7 +115,7 @@ local function over_bounds(group, count)
   if bound > 0 and depth + count > bound then
     return {'full', depth, bound, retry_ms(depth + count - bound)}
   end
-  depth, bound = intake.queued + intake.delayed, intake.max_queued_pool -- those that may not begin yet take room too
+  depth, bound = intake.queued + intake.delayed, pool_number('max_queued_pool') -- those that may not begin yet take room too
   if bound > 0 and depth + count > bound then
     return {'pool_full', depth, bound, retry_ms(depth + count - bound)}
   end

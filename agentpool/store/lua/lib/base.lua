@@ -64,8 +64,8 @@ local function memorize(kind, text, value)
 end
 
 -- Fields of the pool that scripts go by. Who needs one needs others, too, so they are read together, once.
-local POOL_FIELDS = {'max_input_bytes', 'max_queued', 'max_queued_pool', 'queued', 'delayed', 'rate_since', 'rate_count',
-  'rate', 'mean_ms', 'tenant_limits', 'virtual_time', 'result_ttl_ms', 'status'}
+local POOL_FIELDS = {'max_input_bytes', 'max_queued', 'max_queued_pool', 'placement', 'queued', 'delayed', 'rate_since',
+  'rate_count', 'rate', 'mean_ms', 'tenant_limits', 'virtual_time', 'result_ttl_ms', 'status'}
 local pool_fields = nil
 
 -- A field of the pool as this script found it.
@@ -77,6 +77,10 @@ local function pool_field(name)
     end
   end
   return pool_fields[name]
+end
+
+local function pool_number(name)
+  return tonumber(pool_field(name)) or 0
 end
 
 local function agent_key(name)

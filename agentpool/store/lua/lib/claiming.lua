@@ -9,13 +9,14 @@ local VISIT_MS = 5
 -- Who takes: the worker, the slots and labels that it has, the task that shall run `alone` on it or false.
 local claimer = {worker = '', capacity = 0, labels = '', alone = false}
 
--- What a worker has taken, as it is told and as it is written, once for all; `terms` by header line.
+-- What a worker has taken, as it is told and as it is written, once for all; `terms` by header line. `now` as text.
 local function new_taken()
-  return {ids = {}, answer = {}, tasks = {}, runs = {}, leases = {}, dequeued = 0, terms = {}}
+  return {ids = {}, answer = {}, tasks = {}, runs = {}, leases = {}, dequeued = 0, terms = {},
+    now = string.format('%.0f', now)}
 end
 
-local taken = new_taken()
-local now_text = string.format('%.0f', now)
+-- What is taken now; to be set first.
+local taken = nil
 
 -- What the worker is told of a task beside its record; '' of most, of which there is nothing to tell.
 local function attempt_words(id, tokens_per_task)
@@ -60,7 +61,7 @@ end
 local function lease(set, id, rank, record, terms)
   local scores, leases, answer = taken[set], taken.leases, taken.answer
   local count = #scores
-  scores[count + 1], scores[count + 2] = now_text, id
+  scores[count + 1], scores[count + 2] = taken.now, id
   count = #leases
   leases[count + 1], leases[count + 2] = id, terms.words .. rank
   count = #answer
@@ -225,6 +226,9 @@ end
 -- looked at again by the next exchange, whether it names them or not; `passed` are those of the last one.
 -- True when nothing else may begin here.
 local function claim_mail(is_clear, passed, named)
+  if passed == '' and #named == 0 then
+    return false
+  end
   local names, left, first = {}, {}, nil
   for name in string.gmatch(passed, '%S+') do
     names[#names + 1] = name
@@ -246,11 +250,10 @@ local function claim_mail(is_clear, passed, named)
   return first ~= nil
 end
 
-local levels = {child = {}, urgent = {}, normal = {}, batch = {}}
-
--- Turns of a lane that are read at once, and of each lane those that are not over yet: {tenant, tag, lane}, … by tag.
+-- The lanes of each level that the worker hosts; and of each lane the turns that are not over yet: {tenant, tag, lane},
+-- … by tag, of which so many are read at once.
+local levels, turns = nil, nil
 local TURNS = 20
-local turns = {}
 
 local function read_turns(lane)
   local rows, found = redis.call('ZRANGE', POOL .. ':turns:' .. lane, 0, TURNS - 1, 'WITHSCORES'), {}
@@ -415,6 +418,7 @@ end
 -- Take tasks by type: at most `most` for free slots, and `ahead` beyond those; or only such as other tasks wait for.
 local function claim_by_type(most, ahead, only_children)
   local worker = claimer.worker
+  levels, turns = {child = {}, urgent = {}, normal = {}, batch = {}}, {}
   for _, lane in ipairs(lanes()) do
     if hosts(lane) then
       table.insert(levels[string.match(lane, '^%a+')], lane)

@@ -162,9 +162,9 @@ local function weigh_in(tenant, tally)
     usage.types[type] = {ms, tokens}
   end
   if tally.tokens > 0 then
-    local tokens = tonumber(redis.call('HGET', known, 'tokens'))
+    usage.tokens = blend(usage.tokens, tally.tokens / tally.count, tally.count)
     words[#words + 1] = 'tokens'
-    words[#words + 1] = blend(tokens, tally.tokens / tally.count, tally.count)
+    words[#words + 1] = usage.tokens
   end
   local before = usage.count
   usage.ms = blend(before > 0 and usage.ms or nil, tally.ms / tally.count, tally.count)

@@ -14,8 +14,10 @@ local function read_roster()
   roster = workers_with_room(10)
   for place, row in ipairs(roster) do
     row.place = place
-    row.warm, row.listens, row.lag, row.alone =
-      unpack(redis.call('HMGET', process_key(row.worker), 'warm', 'listens', 'loop_lag_ms', 'alone'))
+    local found = redis.call('HMGET', process_key(row.worker), 'status', 'capacity', 'idle_since', 'version',
+      'warm', 'listens', 'loop_lag_ms', 'alone')
+    row.warm, row.listens, row.lag, row.alone = found[5], found[6], found[7], found[8]
+    known_workers[row.worker] = found
   end
 end
 
@@ -42,14 +44,19 @@ end
 
 -- Tell whether a suspect waits for a worker of its own, or somebody at a limit.
 local function somebody_waits()
-  return redis.call('EXISTS', POOL .. ':suspects', POOL .. ':held') == 1
+  local suspects, at_limits = POOL .. ':suspects', POOL .. ':held'
+  if redis.call('EXISTS', suspects, at_limits, POOL .. ':attempts', POOL .. ':followed') == 0 then
+    tried_again, followed = false, false
+    return false
+  end
+  return redis.call('EXISTS', suspects, at_limits) > 0
 end
 
--- Tell whether a worker may be given tasks of a tenant that it has not asked for: it listens, it is prompt, nothing
--- shall run alone, and neither the tenant's limits nor its turn stand against it.
-local function may_be_given(row, tenant, count)
+-- Tell whether a worker may be given tasks that it has not asked for: it listens, it is prompt, nothing shall run alone,
+-- and neither their tenant's limits nor its turn stand against it.
+local function may_be_given(row, group, count)
   return row.listens == '1' and (tonumber(row.lag) or 0) <= PROMPT_MS and (row.alone or '') == ''
-    and count <= math.min(row.free, VISIT) and not somebody_waits() and allowance(tenant) >= count
+    and count <= math.min(row.free, VISIT) and not somebody_waits() and allowance(group.tenant, group.type) >= count
 end
 
 -- Lease tasks of a tenant, given as `lease_all` takes them, to a worker, which is told by `hand_over`.
@@ -88,7 +95,7 @@ end
 local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
   local rows, count = candidates(group.type .. '/' .. group.tenant, favourite), #records
   local first = rows[1]
-  if may_give and first and pushed_bytes + bytes <= PUSHED_BYTES and may_be_given(first, group.tenant, count) then
+  if may_give and first and pushed_bytes + bytes <= PUSHED_BYTES and may_be_given(first, group, count) then
     local ids = {}
     for i = 1, #ranked, 2 do
       ids[i], ids[i + 1] = ranked[i + 1], string.format('%.0f', ranked[i])
@@ -113,15 +120,14 @@ local function hand_over()
   end
   table.sort(workers)
   for _, worker in ipairs(workers) do
+    local version = (tonumber(known_workers[worker][4]) or 0) + 1
     taken, claimer.worker = gifts[worker], worker
     write_leases()
-    rescore(worker)
+    rescore(worker, {'version', version})
+    command(worker, {type = 'run', tasks = taken.answer, version = version})
   end
   if #workers > 0 then
     write_order()
-  end
-  for _, worker in ipairs(workers) do
-    command(worker, {type = 'run', tasks = gifts[worker].answer}, true)
   end
   local woken = {}
   for _, worker in ipairs(to_wake) do

@@ -100,15 +100,15 @@ end
 
 local known_usage = {}
 
--- What is known of a tenant's tasks: mean run time in ms and how many it is from, and to what the last place that its
--- limits left went. `type`: whose means to read beside.
+-- What is known of a tenant's tasks: mean run time in ms and how many it is from, mean tokens or nil, and to what the
+-- last place that its limits left went. `type`: whose means to read beside.
 local function usage_of(tenant, type)
   local usage = known_usage[tenant]
   if not usage then
-    local ms, count, last_place, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'), 'ms',
-      'count', 'last_place', 'ms:' .. (type or ''), 'tokens:' .. (type or '')))
-    usage = {ms = tonumber(ms or pool_field('mean_ms')) or ESTIMATE_MS, count = tonumber(count) or 0, types = {},
-      last_place = last_place or ''}
+    local ms, count, tokens, last_place, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'),
+      'ms', 'count', 'tokens', 'last_place', 'ms:' .. (type or ''), 'tokens:' .. (type or '')))
+    usage = {ms = tonumber(ms or pool_field('mean_ms')) or ESTIMATE_MS, count = tonumber(count) or 0,
+      tokens = tonumber(tokens), last_place = last_place or '', types = {}}
     if type then
       usage.types[type] = {tonumber(type_ms), tonumber(type_tokens)}
     end
@@ -143,9 +143,17 @@ end
 -- Read once in a script, and written once, by `write_turns`: each write goes to the append-only file by itself.
 local present_time, known_lanes, tags, unwritten = nil, nil, {}, {}
 
+-- No turn began in this script.
+local is_empty = true
+
 local function virtual_time()
   present_time = present_time or tonumber(pool_field('virtual_time')) or 0
   return present_time
+end
+
+-- Tell whether no task by type waits for its turn, and none came to in this script.
+local function nobody_waits()
+  return is_empty and (pool_field('queued') or '0') == '0'
 end
 
 local function lanes()
@@ -189,6 +197,7 @@ end
 
 -- Give a tenant with waiting tasks its turn in a lane.
 local function enlist(lane, tenant)
+  is_empty = false
   if is_held(tenant) then
     return
   end
@@ -218,7 +227,7 @@ local function write_turns()
   unwritten = {}
   if #moved > 0 then
     redis.call('ZADD', POOL .. ':tenants', unpack(moved))
-    for _, lane in ipairs(lanes()) do
+    for _, lane in ipairs(nobody_waits() and {} or lanes()) do
       redis.call('ZADD', POOL .. ':turns:' .. lane, 'XX', unpack(moved))
     end
   end
@@ -303,8 +312,9 @@ local function note_last_place(tenant, what)
   end
 end
 
--- How many tasks a tenant may begin now, and when to look again in ms if that is a matter of time.
-local function allowance(tenant)
+-- How many tasks a tenant may begin now, and when to look again in ms if that is a matter of time. `type`: as in
+-- `usage_of`.
+local function allowance(tenant, type)
   local limits, most, wait = limits_of(tenant), MOST_AT_ONCE, 0
   if limits.running > 0 then
     most = limits.running - running_of(tenant)
@@ -314,7 +324,7 @@ local function allowance(tenant)
     most, wait = math.min(most, limits.requests_per_minute - used), again
   end
   if limits.tokens_per_minute > 0 then
-    local tokens = math.max(1, math.ceil(tonumber(redis.call('HGET', tenant_key(tenant, 'usage'), 'tokens')) or 1))
+    local tokens = math.max(1, math.ceil(usage_of(tenant, type).tokens or 1))
     local used, again = read_window(tenant, 'tokens', limits.tokens_per_minute, tokens)
     local fit = math.floor((limits.tokens_per_minute - used) / tokens)
     if used == 0 then

@@ -8,10 +8,14 @@ local function held(worker, what)
   return POOL .. ':worker:' .. worker .. ':' .. what
 end
 
+-- What a script has read of workers that it will rescore: {status, capacity, idle_since, version, …}.
+local known_workers = {}
+
 -- The one way in which free slots are written: absolutely, from what the worker holds. `words` are written beside it.
 local function rescore(worker, words)
   local key = process_key(worker)
-  local status, capacity, idle_since = unpack(redis.call('HMGET', key, 'status', 'capacity', 'idle_since'))
+  local known = known_workers[worker] or redis.call('HMGET', key, 'status', 'capacity', 'idle_since')
+  local status, capacity, idle_since = known[1], known[2], known[3]
   local agents = redis.call('SCARD', held(worker, 'agents'))
   local tasks = redis.call('ZCARD', held(worker, 'tasks'))
   local free = math.max(0, (tonumber(capacity) or 0) - agents - tasks)
@@ -24,21 +28,27 @@ local function rescore(worker, words)
   if agents + tasks == 0 then
     idle = (idle_since and idle_since ~= '') and idle_since or now
   end
+  known[3] = idle
   redis.call('HSET', key, 'agent_count', agents, 'task_count', tasks, 'available', free, 'idle_since', idle,
     unpack(words or {}))
   return free
 end
 
--- Send a command. The version tells the worker whether it missed an earlier one. Whoever watches the pool's commands
--- does not see what tasks are about.
+-- Send a command. The version, which may be given, tells the worker whether it missed an earlier one. Whoever watches the
+-- pool's commands does not see what tasks are about.
 local function command(worker, message, changes_sets)
+  local known = known_workers[worker]
   message.process_id = worker
-  message.version = changes_sets and redis.call('HINCRBY', process_key(worker), 'version', 1) or nil
-  local text = to_json(message)
+  if changes_sets then
+    message.version = redis.call('HINCRBY', process_key(worker), 'version', 1)
+    if known then
+      known[4] = message.version
+    end
+  end
+  local text = message.tasks and cjson.encode(message) or to_json(message)
   publish('worker:' .. worker .. ':commands', text)
   if message.tasks then
-    message.tasks = nil
-    text = to_json(message)
+    text = '{"type":"' .. message.type .. '","process_id":"' .. worker .. '","version":' .. message.version .. '}'
   end
   publish('pool:' .. pool .. ':commands', text)
 end
@@ -46,7 +56,7 @@ end
 -- Workers with room, at most `limit`, in the order of the pool's strategy: {worker, free}.
 local function workers_with_room(limit)
   local rows
-  if redis.call('HGET', POOL, 'placement') == 'pack' then
+  if pool_field('placement') == 'pack' then
     rows = redis.call('ZRANGEBYSCORE', POOL .. ':processes', 1, '+inf', 'WITHSCORES', 'LIMIT', 0, limit)
   else
     rows = redis.call('ZREVRANGEBYSCORE', POOL .. ':processes', '+inf', 1, 'WITHSCORES', 'LIMIT', 0, limit)
@@ -92,7 +102,7 @@ end
 -- The worker that the pool's strategy prefers for an agent, or nil when none with its labels has room. Looks at most
 -- at 100. With an affinity, where the tenant's or project's agents are; round robin, who waited longest for one.
 local function pick_worker(labels, tenant, project)
-  local strategy = redis.call('HGET', POOL, 'placement')
+  local strategy = pool_field('placement')
   local found, plain = {}, labels == '' and (strategy == 'least_loaded' or strategy == 'pack')
   for _, row in ipairs(workers_with_room(plain and 1 or 100)) do
     if offers(row.worker, labels) then
