@@ -24,7 +24,7 @@ from agentpool.client.cleanup import CLOSE_WAITS_S
 from agentpool.client.recovering import Recovery
 from agentpool.clock import monotonic
 from agentpool.errors import AgentPoolError, PoolClosed, RedisUnavailable, UnknownTask
-from agentpool.periodic import Periodic
+from agentpool.periodic import Periodic, expire_after
 from agentpool.protocol.codec import new_id
 from agentpool.protocol.commands import AgentEnded, AgentReady, TasksDone, decode_reply
 from agentpool.protocol.states import AgentStatus
@@ -154,11 +154,9 @@ class Replies:
         Raises `PoolClosed` with what its holder is `doing`, a clause with {} for the id, when the client is closed
         meanwhile.
         """
+        late = None if timeout is None else expire_after(future, timeout)
         try:
-            if timeout is None:
-                return await future
-            async with asyncio.timeout(timeout):
-                return await future
+            return await future
         except TimeoutError:
             if self._outage:
                 raise RedisUnavailable(str(self._outage[1])) from None
@@ -168,6 +166,8 @@ class Replies:
             raise PoolClosed(f"This client was closed while {what}. Open a client, and ask again.") from None
         finally:
             future.cancel()
+            if late:
+                late.cancel()
 
     async def close(self) -> None:
         """End both loops until something waits anew; may be called twice. Those who still wait get `PoolClosed`."""

@@ -53,9 +53,9 @@ class _Line:
         """By what their requests share."""
         self._count = self._bytes = 0
         self._calls: set[asyncio.Task[None]] = set()
-        self._turn: asyncio.Handle | None = None
         self._is_next = False
-        """The turn is the loop's next one."""
+        """One of the calls takes its requests in the loop's next turn."""
+        self._later: asyncio.TimerHandle | None = None
 
     def add(self, request: Request) -> _Asked:
         """Let a request wait for the next call."""
@@ -67,58 +67,49 @@ class _Line:
             self._groups[alike] = [asked]
         self._count += 1
         self._bytes += len(request.envelope.input)
-        if self._is_next:
-            return asked
-        if self._may_begin():
-            if self._turn:
-                self._turn.cancel()
-            self._is_next = True
-            self._turn = self._loop.call_soon(self._start)
-        elif self._turn is None:
-            self._start_later()
+        if not self._is_next:
+            self._go_on()
         return asked
 
-    def _may_begin(self) -> bool:
-        return not self._calls or (len(self._calls) < CALLS_AT_ONCE and self._is_full())
+    def _go_on(self) -> None:
+        """Begin a call for what waits, now or when its turn comes."""
+        if not self._calls or (len(self._calls) < CALLS_AT_ONCE and self._is_full()):
+            self._begin()
+        elif self._later is None:
+            delay = TURN_S * 2 ** min(len(self._calls) - 1, LATER_MAX)
+            self._later = self._loop.call_later(delay, self._begin)
 
     def _is_full(self) -> bool:
         return self._count >= TASKS_PER_CALL or len(self._groups) >= GROUPS_PER_CALL or self._bytes >= BYTES_PER_CALL
 
-    def _start_later(self) -> None:
-        delay = TURN_S * 2 ** min(len(self._calls) - 1, LATER_MAX)
-        self._turn = self._loop.call_later(delay, self._start_late)
+    def _begin(self) -> None:
+        if self._later:
+            self._later.cancel()
+            self._later = None
+        if not self._is_next:
+            self._is_next = True
+            call = self._loop.create_task(self._call(), name="client.submit")
+            self._calls.add(call)
+            call.add_done_callback(self._ended)
 
-    def _start_late(self) -> None:
-        self._begin_call()
-        self._start()
-
-    def _start(self) -> None:
-        """Begin calls for what waits: one, and more only if they are full."""
-        if self._turn:
-            self._turn.cancel()
-            self._turn = None
+    async def _call(self) -> None:
+        """Send what waits when this begins, as far as it fits; more calls are for the rest."""
         self._is_next = False
-        while self._groups and self._may_begin():
-            self._begin_call()
-        if self._groups:
-            self._start_later()
-        elif not self._calls:
-            self._on_idle()
-
-    def _begin_call(self) -> None:
-        groups = self._take()
-        if not groups:
-            return
-        call = self._loop.create_task(_carry_out(self._send, groups), name="client.submit")
+        groups, call = self._take(), asyncio.current_task()
         for group in groups:
             for asked in group:
                 asked.call = call
-        self._calls.add(call)
-        call.add_done_callback(self._ended)
+        if self._groups:
+            self._go_on()
+        if groups:
+            await _carry_out(self._send, groups)
 
     def _ended(self, call: "asyncio.Task[None]") -> None:
         self._calls.discard(call)
-        self._start()
+        if self._groups and not self._is_next:
+            self._go_on()
+        elif not self._calls:
+            self._on_idle()
 
     def _take(self) -> list[list[_Asked]]:
         """Take what fits into a call, in the order of the groups; without those who were cancelled meanwhile."""

@@ -6,9 +6,10 @@ raises `RedisUnavailable`.
 """
 
 import asyncio
+import builtins
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from redis.retry import Retry
 from agentpool.clock import monotonic
 from agentpool.config import redact_url
 from agentpool.errors import RedisUnavailable
+from agentpool.periodic import expire_after
 from agentpool.protocol.keys import Keys
 from agentpool.store.link import Link, Listener
 from agentpool.store.scripts import LIBRARY_PREFIX, is_known_library, is_unknown_script, library, script
@@ -149,6 +151,13 @@ class Connection:
         """Run a script; repeats it while Redis is away, until `timeout` s (default: the command timeout)."""
         prepared = script(name)
         words = prepared.command(self.keys, pool, arguments)
+        deadline = monotonic() + (self.timeout if timeout is None else timeout)
+        failed: Exception | None = None
+        if self._link is not None and self._link.is_open:  # as nearly always: the short way
+            try:
+                return await self._execute_in_time(self._link, words, deadline)
+            except (RedisError, OSError) as error:
+                failed = None if is_unknown_script(error) else error
 
         async def once() -> Any:
             loads = self._loads
@@ -163,7 +172,19 @@ class Connection:
                 return await self._execute(prepared.command_by_text(self.keys, pool, arguments))
             return await self._execute(words)
 
-        return await self.repeat(once, timeout, repeats=repeats)
+        return await self._repeat(once, deadline, failed, repeats=repeats)
+
+    async def _execute_in_time(self, link: Link, words: tuple[Any, ...], deadline: float) -> Any:
+        """Execute a command once, as `repeat` does, at a third of the cost."""
+        answer = link.send(words)
+        late = expire_after(answer, max(0.0, min(self.timeout, deadline - monotonic())))
+        try:
+            return await answer
+        except (asyncio.CancelledError, builtins.TimeoutError):
+            self._close_if_silent(link)
+            raise
+        finally:
+            late.cancel()
 
     async def _load(self, loads: int) -> None:
         """Load the scripts, unless that was done since `loads`: it takes the server about 10 ms, and all who call now
@@ -208,11 +229,14 @@ class Connection:
             link = await self._open_link()
         try:
             return await send(link)
-        except asyncio.CancelledError:
-            # Also what a deadline does. Its answer is passed over when it comes; without any, the link is not used on.
-            if link.silent_s >= self.timeout * SILENT_PART:
-                link.close()
+        except asyncio.CancelledError:  # also what a deadline does
+            self._close_if_silent(link)
             raise
+
+    def _close_if_silent(self, link: Link) -> None:
+        """Pass over an answer that is not waited for any more when it comes; without any, use the link no longer."""
+        if link.silent_s >= self.timeout * SILENT_PART:
+            link.close()
 
     async def _open_link(self) -> Link:
         async with self._opening:
@@ -259,19 +283,32 @@ class Connection:
             raise
         return connection
 
-    async def repeat(
+    def repeat(
         self, once: Callable[[], Awaitable[T]], timeout: float | None = None, *, repeats: bool = True
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Await `once()` again while Redis is away; raises `RedisUnavailable` at the deadline or when refused. Without
         `repeats` it is tried once.
         """
-        deadline = monotonic() + (self.timeout if timeout is None else timeout)
+        return self._repeat(once, monotonic() + (self.timeout if timeout is None else timeout), repeats=repeats)
+
+    async def _repeat(
+        self,
+        once: Callable[[], Awaitable[T]],
+        deadline: float,
+        failed: Exception | None = None,
+        *,
+        repeats: bool = True,
+    ) -> T:
+        """`failed`: why the first try failed already."""
         delay = 0.01
         while True:
             try:
+                if failed:
+                    raise failed
                 async with asyncio.timeout(max(0.0, min(self.timeout, deadline - monotonic()))):
                     return await once()
             except (RedisError, OSError) as error:
+                failed = None
                 pause = delay * random.uniform(0.5, 1.5)  # noqa: S311 (jitter, no secret)
                 # Who has no time left does not try: a connection that is begun and given up is one more for a server
                 # that is away.

@@ -259,12 +259,13 @@ class Executor:
     ) -> Exchange | None:
         """Send one exchange until it is answered: it may have been carried out, and only its own repeat tells."""
         self._unanswered = True
-        delay = RETRY_DELAY_MIN
+        store, delay = self._place.store, RETRY_DELAY_MIN
         while True:
             try:
                 with self._turn.away():
-                    await self._until_told()
-                    answer = await self._place.store.tasks.exchange(
+                    if store.connection.link_number != self._link or not self._link:
+                        await self._until_told()
+                    answer = await store.tasks.exchange(
                         self._place.pool,
                         self._place.worker_id,
                         number,

@@ -8,7 +8,7 @@ though the event loop turns. Waiting for Redis is no lag: those waits have deadl
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from agentpool.clock import monotonic
 
@@ -35,15 +35,16 @@ class Turn:
             self.open = False
             self._answered()
 
-    @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        """The loop waits for Redis."""
+    def away(self) -> "Turn":
+        """Return what to enter while the loop waits for Redis."""
+        return self
+
+    def __enter__(self) -> None:
         self._is_away = True
         self.answer()
-        try:
-            yield
-        finally:
-            self._is_away = False
+
+    def __exit__(self, *_: object) -> None:
+        self._is_away = False
 
 
 class Turns:

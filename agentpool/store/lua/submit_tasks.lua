@@ -27,26 +27,41 @@
 --          | {"limited", code, limit, retry_ms}
 -- AGAIN    "ok": ids that are known are passed over, as is one that a group names twice
 
-local function read_groups()
-  local groups = {}
-  local place = 4
-  while place < #ARGV do
-    local name, type, tenant, lane, later_us, words, count = unpack(ARGV, place, place + 6)
-    local group = {name = name, type = type, tenant = tenant, lane = lane, later_us = later_us, options = {},
-      as_given = {tenant, lane}, ids = {}, records = {}}
-    for word, value in string.gmatch(words, '([^%s=]+)=?(%S*)') do
-      group.options[word] = value
-    end
-    place = place + 7
-    local named, ids, records, kept = {}, group.ids, group.records, 0
-    for at = place, place + 2 * count - 1, 2 do
+local NO_OPTIONS = {}
+
+local function options_in(words)
+  local options = words == '' and NO_OPTIONS or {}
+  for word, value in string.gmatch(words, '([^%s=]+)=?(%S*)') do
+    options[word] = value
+  end
+  return options
+end
+
+-- Ids and records of so many tasks from a place on, without those that are named twice.
+local function read_tasks(place, count)
+  local ids, records = {ARGV[place]}, {ARGV[place + 1]}
+  if count > 1 then
+    local named, kept = {[ids[1]] = true}, 1
+    for at = place + 2, place + 2 * count - 1, 2 do
       local id = ARGV[at]
       if not named[id] then
         named[id], kept = true, kept + 1
         ids[kept], records[kept] = id, ARGV[at + 1]
       end
     end
-    place, groups[#groups + 1] = place + 2 * count, group
+  end
+  return ids, records
+end
+
+local function read_groups()
+  local groups = {}
+  local place = 4
+  while place < #ARGV do
+    local name, type, tenant, lane, later_us, words, count = unpack(ARGV, place, place + 6)
+    local ids, records = read_tasks(place + 7, tonumber(count))
+    groups[#groups + 1] = {name = name, type = type, tenant = tenant, lane = lane, later_us = later_us,
+      options = options_in(words), tenant_given = tenant, lane_given = lane, ids = ids, records = records}
+    place = place + 7 + 2 * count
   end
   return groups
 end
@@ -78,13 +93,13 @@ end
 
 -- Tell whether records are kept in another form than that in which they came.
 local function is_to_complete(group)
-  return group.options.delay or group.lane ~= group.as_given[2] or group.tenant ~= group.as_given[1]
+  return group.options.delay or group.lane ~= group.lane_given or group.tenant ~= group.tenant_given
 end
 
 -- The record as it is kept: with its agent's tenant or the labels of its type, and with a word that the bounds of queues
 -- do not count it when it comes late.
 local function complete(record, group)
-  if group.lane ~= group.as_given[2] or group.tenant ~= group.as_given[1] then
+  if group.lane ~= group.lane_given or group.tenant ~= group.tenant_given then
     record = string.gsub(record, '^(task %S+ %S+ %S+) %S+ %S+', '%1 ' .. group.tenant .. ' ' .. group.lane, 1)
   end
   if group.options.delay then

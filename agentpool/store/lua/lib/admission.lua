@@ -9,7 +9,8 @@ local intake = nil
 local function read_intake()
   local status = pool_field('status')
   intake = {exists = status and status ~= 'removed', types = {}, depths = {}, newly_queued = 0,
-    queued = pool_number('queued'), delayed = pool_number('delayed')}
+    queued = pool_number('queued'), delayed = pool_number('delayed'), max_input_bytes = pool_number('max_input_bytes'),
+    bound = pool_number('max_queued_pool')}
 end
 
 -- How many tasks by type of a tenant wait: `all`, and by lane. Looked up once, and then kept as tasks are taken in.
@@ -72,14 +73,13 @@ local function find_target(group)
 end
 
 local function measure_records(group)
-  local most = pool_number('max_input_bytes')
   for _, record in ipairs(group.records) do
     local header_bytes = string.find(record, '\n', 1, true) or 0
     if header_bytes > HEADER_BYTES - 200 then
       return {'too_large', header_bytes, HEADER_BYTES - 200} -- labels of its type and `delay` may still come to it
     end
-    if #record > most + 1024 then
-      return {'too_large', #record, most}
+    if #record > intake.max_input_bytes + 1024 then
+      return {'too_large', #record, intake.max_input_bytes}
     end
   end
 end
@@ -115,7 +115,7 @@ local function over_bounds(group, count)
   if bound > 0 and depth + count > bound then
     return {'full', depth, bound, retry_ms(depth + count - bound)}
   end
-  depth, bound = intake.queued + intake.delayed, pool_number('max_queued_pool') -- those that may not begin yet take room too
+  depth, bound = intake.queued + intake.delayed, intake.bound -- those that may not begin yet take room too
   if bound > 0 and depth + count > bound then
     return {'pool_full', depth, bound, retry_ms(depth + count - bound)}
   end

@@ -12,34 +12,31 @@ local roster, gifts, pushed_bytes, to_wake, is_short_of_room = nil, {}, 0, {}, f
 
 local function read_roster()
   roster = workers_with_room(10)
-  for place, row in ipairs(roster) do
-    row.place = place
+  for _, row in ipairs(roster) do
     local found = redis.call('HMGET', process_key(row.worker), 'status', 'capacity', 'idle_since', 'version',
       'warm', 'listens', 'loop_lag_ms', 'alone')
-    row.warm, row.listens, row.lag, row.alone = found[5], found[6], found[7], found[8]
+    row.warm, row.listens, row.lag, row.alone = ' ' .. (found[5] or '') .. ' ', found[6], found[7], found[8]
     known_workers[row.worker] = found
   end
 end
 
--- Those with room left: the favourite first, then those with a warm agent for this type and tenant.
-local function candidates(warm, favourite)
-  if not roster then
-    read_roster()
-  end
-  local found = {}
-  for _, row in ipairs(roster) do
+-- The worker that comes first, of those with room left: the favourite, then those with a warm agent for the group.
+local function first_worker(group, favourite)
+  local warm, best, best_rank = ' ' .. group.type .. '/' .. group.tenant .. ' ', nil, nil
+  for place, row in ipairs(roster) do
     if row.free > 0 then
-      row.rank = row.place
+      local rank = place
       if row.worker == favourite then
-        row.rank = row.place - 100
-      elseif string.find(' ' .. (row.warm or '') .. ' ', ' ' .. warm .. ' ', 1, true) then
-        row.rank = row.place - 50
+        rank = place - 100
+      elseif string.find(row.warm, warm, 1, true) then
+        rank = place - 50
       end
-      found[#found + 1] = row
+      if not best or rank < best_rank then
+        best, best_rank = row, rank
+      end
     end
   end
-  table.sort(found, function(a, b) return a.rank < b.rank end)
-  return found
+  return best
 end
 
 -- Tell whether a suspect waits for a worker of its own, or somebody at a limit.
@@ -66,13 +63,12 @@ local function give(worker, tenant, ranked, records)
   lease_all(tenant, tag_of(tenant), ranked, records)
 end
 
--- Have as many workers woken as these tasks need, and if there are too few, the leader.
-local function ask_workers(rows, count)
-  for _, row in ipairs(rows) do
-    if count > 0 then
-      to_wake[#to_wake + 1] = row.worker
-      count, row.free = count - row.free, math.max(0, row.free - count)
-    end
+-- Have as many workers woken as a group needs for so many tasks, from its first one on; if there are too few, the leader.
+local function ask_workers(row, group, favourite, count)
+  while row and count > 0 do
+    to_wake[#to_wake + 1] = row.worker
+    count, row.free = count - row.free, math.max(0, row.free - count)
+    row = first_worker(group, favourite)
   end
   is_short_of_room = is_short_of_room or count > 0
 end
@@ -93,8 +89,10 @@ end
 -- Give a group of tasks by type, given as rank, id, … and records, or let it wait. `may_give`: nothing waits before it.
 -- Returns the worker that comes first for it.
 local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
-  local rows, count = candidates(group.type .. '/' .. group.tenant, favourite), #records
-  local first = rows[1]
+  if not roster then
+    read_roster()
+  end
+  local first, count = first_worker(group, favourite), #records
   if may_give and first and pushed_bytes + bytes <= PUSHED_BYTES and may_be_given(first, group, count) then
     local ids = {}
     for i = 1, #ranked, 2 do
@@ -104,7 +102,7 @@ local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
     first.free, pushed_bytes = first.free - count, pushed_bytes + bytes
   else
     queue_group(group, ranked, count)
-    ask_workers(rows, count)
+    ask_workers(first, group, favourite, count)
   end
   return first and first.worker
 end

@@ -50,9 +50,13 @@ local function limits_of(tenant)
     if has_limits == nil then
       has_limits = redis.call('EXISTS', POOL .. ':limits') == 1
     end
-    local given = has_limits and redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant) or {}
-    limits = limits_in(table.concat({'queued=' .. (pool_field('max_queued') or 0),
-      tenant ~= 'default' and pool_field('tenant_limits') or '', given[1] or '', given[2] or ''}, ' '))
+    local words = 'queued=' .. (pool_field('max_queued') or 0) .. ' '
+      .. (tenant ~= 'default' and pool_field('tenant_limits') or '')
+    if has_limits then
+      local given = redis.call('HMGET', POOL .. ':limits', '=' .. tenant, tenant)
+      words = words .. ' ' .. (given[1] or '') .. ' ' .. (given[2] or '')
+    end
+    limits = limits_in(words)
     known_limits[tenant] = limits
   end
   return limits
@@ -98,13 +102,15 @@ local function running_of(tenant)
   return redis.call('SCARD', tenant_key(tenant, 'tasks')) - redis.call('SCARD', tenant_key(tenant, 'waits'))
 end
 
-local known_usage = {}
+local known_usage, latest_type = {}, nil
 
 -- What is known of a tenant's tasks: mean run time in ms and how many it is from, mean tokens or nil, and to what the
--- last place that its limits left went. `type`: whose means to read beside.
+-- last place that its limits left went. `type`: whose means to read beside, else those of the type that came last.
 local function usage_of(tenant, type)
   local usage = known_usage[tenant]
   if not usage then
+    type = type or latest_type
+    latest_type = type
     local ms, count, tokens, last_place, type_ms, type_tokens = unpack(redis.call('HMGET', tenant_key(tenant, 'usage'),
       'ms', 'count', 'tokens', 'last_place', 'ms:' .. (type or ''), 'tokens:' .. (type or '')))
     usage = {ms = tonumber(ms or pool_field('mean_ms')) or ESTIMATE_MS, count = tonumber(count) or 0,
