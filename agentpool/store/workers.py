@@ -42,11 +42,12 @@ def beat_worker(
     cpu_percent: float,
     warm: str = "",
     listens: bool = False,
+    ahead: int = 0,
 ) -> Beat | None:
     """Send one heartbeat; None means that the worker was given up and must exit."""
     memory = "" if memory_bytes is None else memory_bytes
     figures = (loop_lag_ms, memory, round(cpu_percent, 1))
-    answer = connection.call("beat_worker", pool, worker, *figures, warm, int(listens))
+    answer = connection.call("beat_worker", pool, worker, *figures, warm, int(listens), ahead)
     if answer[0] == "gone":
         return None
     _, version, status, turns, next_due_ms, master_beat = answer

@@ -138,7 +138,7 @@ LIFE: dict[str, Step] = {
     "worker": lambda store: seed_worker(store, "w1", capacity=6),
     "order": _order_and_start,
     "spawn": _spawn_some,
-    "beat": lambda store: store.connection.call("beat_worker", "p", "w1", 1, "", 0, "", 0),
+    "beat": lambda store: store.connection.call("beat_worker", "p", "w1", 1, "", 0, "", 0, 0),
     "beat agents": lambda store: store.agents.beat("p", "w1", ["a1"]),
     "look": lambda store: store.workers.view("p", "w1"),
     "observe": lambda store: store.pools.observe("p"),

@@ -24,8 +24,20 @@ from agentpool.store import Store
 from agentpool.store.tasks import SubmitOptions, TaskGroup, claimed_tasks
 
 
-async def beat(store: Store, worker: str = "w1", *, lag_ms: int = 0, listens: bool = True) -> None:
-    await store.connection.call("beat_worker", "p", worker, lag_ms, "", 0, "", int(listens))
+async def beat(
+    store: Store, worker: str = "w1", *, lag_ms: int = 0, listens: bool = True, warm: str = "", ahead: int = 0
+) -> None:
+    await store.connection.call("beat_worker", "p", worker, lag_ms, "", 0, warm, int(listens), ahead)
+
+
+async def seed_usage(store: Store, ms: float, count: int = 8, tenant: str = "default") -> None:
+    """Have a tenant's tasks take so long."""
+    await store.connection.redis.hset(store.keys.tenant_usage("p", tenant), mapping={"ms": ms, "count": count})
+
+
+async def holders(store: Store, *tasks: str) -> list[str]:
+    """Return on which workers tasks are."""
+    return [(await store.tasks.info(f"p/{task}")).get("process_id", "") for task in tasks]
 
 
 async def submit_heard(store: Store, *tasks: str, worker: str = "w1", **more: object) -> list[Command]:
@@ -64,7 +76,18 @@ async def test_those_who_watch_a_pool_do_not_see_what_tasks_are_about(store: Sto
     assert decode_command(message["data"]) == Run(process_id="w1", version=1)
 
 
-@pytest.mark.parametrize("why", ["never beat", "does not listen", "lags", "runs one alone", "a suspect waits", "large"])
+@pytest.mark.parametrize(
+    "why",
+    [
+        "never beat",
+        "does not listen",
+        "lags",
+        "runs one alone",
+        "a suspect waits",
+        "a suspect, a tenant wait",
+        "large",
+    ],
+)
 async def test_else_it_is_only_woken(store: Store, why: str) -> None:
     await seed_pool(store, max_input_bytes=1_000_000)
     await seed_worker(store)
@@ -73,8 +96,10 @@ async def test_else_it_is_only_woken(store: Store, why: str) -> None:
         await beat(store, lag_ms=101 * (why == "lags"), listens=why != "does not listen")
     if why == "runs one alone":
         await redis.hset(keys.process("w1"), "alone", "p/other")
-    if why == "a suspect waits":
+    if why.startswith("a suspect"):
         await redis.zadd(keys.suspects("p"), {"p/other": 1})
+    if why.endswith("a tenant wait"):
+        await redis.sadd(keys.held("p"), "other")
     assert await submit_heard(store, "t1", input="x" * 70_000 * (why == "large")) == [Wake(process_id="w1")]
     assert (await store.tasks.info("p/t1"))["status"] == "queued"
 
@@ -185,3 +210,61 @@ async def test_tasks_of_several_tenants_are_given_with_one_command(store: Store)
     assert [type(command) for command in given[2:]] == [Wake], "of d there is room for one"
     assert sorted((await read_free(store)).values()) == [0, 1]
     assert await examine(store) == []
+
+
+async def test_quick_tasks_are_given_beyond_the_slots(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=1)
+    await seed_usage(store, 0.1)
+    await beat(store, ahead=2)
+    given = await submit_heard(store, "t1", "t2", "t3", "t4")
+    assert [type(command) for command in given] == [Run, Run, Run], "of t4 nobody is told who has no free slot"
+    assert await holders(store, "t1", "t2", "t3", "t4") == ["w1", "w1", "w1", ""]
+    assert await read_free(store) == {"w1": 0}
+    assert await examine(store) == []
+    assert ids(await exchange(store, room=0, prefetch=2, ended=[ended("p/t1")])) == ["p/t4"]
+
+
+@pytest.mark.parametrize("why", ["they take long", "too little is known", "it wants none", "another waits", "it lags"])
+async def test_else_only_free_slots_are_filled(store: Store, why: str) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=1)
+    await seed_usage(store, 5.0 if why == "they take long" else 0.1, 7 if why == "too little is known" else 8)
+    await beat(store, ahead=0 if why == "it wants none" else 5, lag_ms=101 * (why == "it lags"))
+    await seed_task(store, "t1")
+    if why == "it lags":
+        assert ids(await exchange(store, room=1)) == ["p/t1"], "it was not given to it"
+    if why == "another waits":
+        await seed_task(store, "t0", tenant="other")
+    assert await submit_heard(store, "t2") == []
+    assert (await store.tasks.info("p/t2"))["status"] == "queued"
+
+
+async def test_free_slots_come_before_room_beyond_them_and_most_room_before_less(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, "w1", capacity=1)
+    await seed_worker(store, "w2", capacity=2)
+    await seed_usage(store, 0.1)
+    await beat(store, "w1", ahead=3)
+    await beat(store, "w2", ahead=1)
+    names = [f"t{n}" for n in range(8)]
+    for name in names:
+        await seed_task(store, name)
+    *found, one, other, last = await holders(store, *names)
+    assert found == ["w2", "w2", "w1", "w1", "w1"]
+    assert ({one, other}, last) == ({"w1", "w2"}, "")
+    assert await examine(store) == []
+
+
+async def test_of_a_tenant_no_more_is_given_than_in_a_turn(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=1)
+    await seed_usage(store, 4.0)
+    await beat(store, ahead=90)
+    envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
+    await store.tasks.submit_many([(f"p/a{n}", envelope) for n in range(13)], header())
+    assert (await store.tasks.info("p/a0"))["status"] == "queued", "tasks of 4 ms: twelve in a turn"
+    assert len(ids(await exchange(store, room=1, prefetch=90))) == 13
+    await exchange(store, ended=[ended(f"p/a{n}") for n in range(13)])
+    await store.tasks.submit_many([(f"p/b{n}", envelope) for n in range(12)], header())
+    assert (await store.tasks.info("p/b0"))["process_id"] == "w1"

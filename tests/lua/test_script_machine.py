@@ -236,10 +236,15 @@ class Machine(RuleBasedStateMachine):
         if not waits:
             self.exchange(n, self.now.agents[name]["process_id"] if name else "")
 
-    @rule(tenants=st.lists(st.sampled_from(TENANTS), min_size=1, max_size=4), n=pick, listens=st.booleans())
-    def submit_together(self, tenants: list[str], n: int, listens: bool) -> None:
+    @rule(
+        tenants=st.lists(st.sampled_from(TENANTS), min_size=1, max_size=4),
+        n=pick,
+        listens=st.booleans(),
+        ahead=st.sampled_from([0, 2, 90]),
+    )
+    def submit_together(self, tenants: list[str], n: int, listens: bool, ahead: int) -> None:
         for worker in self.workers("ready") if listens else []:
-            self.script("beat_worker", worker, 0, "", 0, "", 1)
+            self.script("beat_worker", worker, 0, "", 0, "", 1, ahead)
         groups = [
             TaskGroup(
                 header(tenant=tenant, lane=LANES[(n + place) % len(LANES)]),

@@ -78,7 +78,7 @@ async def test_a_worker_with_a_warm_agent_is_woken_first(store: Store) -> None:
     for worker, capacity in (("w1", 10), ("w2", 4), ("w3", 2)):
         await seed_worker(store, worker, capacity=capacity)
     assert await _woken(store, "w1", id="t1") == ["w1"], "the one with the most room"
-    await store.connection.call("beat_worker", "p", "w3", 0, "", 0, "Other/default R/acme", 0)
+    await store.connection.call("beat_worker", "p", "w3", 0, "", 0, "Other/default R/acme", 0, 0)
     assert await _woken(store, "w3", id="t2", tenant="acme") == ["w3"]
     assert await _woken(store, "w1", id="t3", tenant="other") == ["w1"]
 

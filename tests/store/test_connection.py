@@ -148,7 +148,7 @@ def test_each_error_has_words(error: Exception, part: str) -> None:
 async def test_a_threads_connection_complains_the_same_way(tmp_path: Path) -> None:
     connection = SyncConnection(f"unix://:hunter2@{tmp_path}/none.sock", timeout=0.1)
     with pytest.raises(RedisUnavailable, match="does not answer") as caught:
-        connection.call("beat_worker", "p", "w1", 0, "", 0, "", 0)
+        connection.call("beat_worker", "p", "w1", 0, "", 0, "", 0, 0)
     assert "hunter2" not in str(caught.value)
     connection.close()
 

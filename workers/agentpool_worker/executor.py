@@ -126,6 +126,11 @@ class Executor:
             self._mail.add(name)
             self.poke()
 
+    @property
+    def ahead(self) -> int:
+        """How many quick tasks by type may be given to this worker beyond its slots; may be asked in any thread."""
+        return self._slots.ahead if self._open else 0
+
     def running(self) -> set[str]:
         """Return the ids of the tasks that this worker has."""
         return set(self._runs)

@@ -42,7 +42,8 @@ MASTER_LATE = 2.0
 class Heartbeat:
     """`on_beat(beat)`, `on_cut_off()` when Redis was away for nearly the lease, and `on_orphaned()` when the master is
     gone for too long, are called in this thread, as are: `who_runs()`, which names what the event loop is busy with,
-    `warm()`, for which tasks it has agents, and `listens()`, whether commands reach it.
+    `warm()`, for which tasks it has agents, `listens()`, whether commands reach it, and `ahead()`, how many quick tasks
+    it may be given beyond its slots.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Heartbeat:
         who_runs: Callable[[], str],
         warm: Callable[[], str],
         listens: Callable[[], bool],
+        ahead: Callable[[], int],
     ) -> None:
         self._settings, self._worker_id, self._connection = settings, worker_id, connection
-        self._turns, self._who_runs, self._warm, self._listens = turns, who_runs, warm, listens
+        self._turns, self._who_runs, self._warm, self._listens, self._ahead = turns, who_runs, warm, listens, ahead
         self._on_beat, self._on_return, self._on_cut_off = on_beat, on_return, on_cut_off
         self._on_orphaned = on_orphaned
         self._known_run: str | None = None
@@ -132,6 +134,7 @@ class Heartbeat:
                 cpu_percent=self._cpu_percent(),
                 warm=self._warm(),
                 listens=self._listens(),
+                ahead=self._ahead(),
             )
         except RedisUnavailable as error:
             self._note_failure(error)

@@ -62,11 +62,12 @@ class Slots:
     def room(self) -> tuple[int, int] | None:
         """Return how many more tasks there is room for: in slots, and beyond them; None where none may be taken."""
         here = self._taken + self._waiting_count
-        room, prefetch = max(0, self._slots - here), max(0, self._prefetch() - max(0, here - self._slots))
+        room, prefetch = max(0, self._slots - here), max(0, self.ahead - max(0, here - self._slots))
         return (room, prefetch) if room or prefetch or self._place.waits else None
 
-    def _prefetch(self) -> int:
-        """Return how many tasks beyond the slots may be here."""
+    @property
+    def ahead(self) -> int:
+        """How many tasks beyond the slots may be here; may be asked in any thread."""
         mean = self._mean_ms
         if mean is None or not self._is_short or self._stuck or not self._slots:
             return 0

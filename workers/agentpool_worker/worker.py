@@ -223,6 +223,7 @@ class _Worker:
             who_runs=lambda: _task_name(loop),
             warm=lambda: " ".join(self._host.by_type.warm),
             listens=lambda: self._listener.is_up,
+            ahead=lambda: self._executor.ahead,
         )
 
     # -- what it is told ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 -- ARGV[7]  cpu_percent    of one core
 -- ARGV[8]  warm           `<type>/<tenant>` words of its warm agents
 -- ARGV[9]  listens        1 while commands reach it, else 0
+-- ARGV[10] ahead          quick tasks by type that it may be given beyond its slots
 -- BUILDS   process:{w}    pool:{p}:workers  pool:{p}:hosts  pool:{p}:lanes  pool:{p}:turns:{lane}  pool:{p}:suspects  pool:{p}:due
 -- RETURNS  {"ok", version, status, tenants with a turn, ms until the next timer or -1, last beat of its master or 0} | {"gone"} when it was given up: it must exit
 -- AGAIN    the same, with a later time
@@ -20,7 +21,7 @@ if not status or status == 'lost' then
 end
 redis.call('ZADD', POOL .. ':workers', 'XX', now, ARGV[4])
 redis.call('HSET', key, 'last_beat', now, 'loop_lag_ms', ARGV[5], 'cpu_percent', ARGV[7],
-  'warm', ARGV[8], 'listens', ARGV[9])
+  'warm', ARGV[8], 'listens', ARGV[9], 'ahead', ARGV[10])
 if ARGV[6] ~= '' then
   redis.call('HSET', key, 'memory_bytes', ARGV[6])
 end

@@ -346,19 +346,31 @@ local function lease_all(tenant, tag, ranked, records)
   return #ids
 end
 
+-- Tell whether a tenant's tasks take so little time that a worker may have more of them than it has slots. `type`: as in
+-- `usage_of`.
+local function is_quick(tenant, type)
+  local usage = usage_of(tenant, type)
+  return usage.count >= 8 and usage.ms < 5
+end
+
+-- How many tasks a tenant gets at most in one turn. Those whose tasks take long are served one by one, so that nobody is
+-- far ahead for as long as they take.
+local function turn_size(tenant)
+  local weight = limits_of(tenant).weight
+  local a_ms = weight / math.max(usage_of(tenant).ms, 0.001)
+  local quantum = math.max(1, math.floor(50 * a_ms))
+  return math.min(math.ceil(math.max(VISIT * weight, VISIT_MS * a_ms)), quantum)
+end
+
 -- Serve the tenant whose turn it is, at most `most` tasks; returns how many, or nil when it could not be served.
 local function visit(turn, most)
-  local tenant = turn.tenant
-  local queue, limits, usage = lane_key(turn.lane, tenant), limits_of(tenant), usage_of(tenant)
+  local tenant, queue = turn.tenant, lane_key(turn.lane, turn.tenant)
   local allowed, wait = allowance(tenant)
   if allowed == 0 then
     hold(tenant, wait)
     return nil
   end
-  -- Those whose tasks take long are served one by one, so that nobody is far ahead for as long as they take.
-  local a_ms = limits.weight / math.max(usage.ms, 0.001)
-  local quantum = math.max(1, math.floor(50 * a_ms))
-  local count = math.min(most, allowed, math.ceil(math.max(VISIT * limits.weight, VISIT_MS * a_ms)), quantum)
+  local count = math.min(most, allowed, turn_size(tenant))
   local popped, keys = redis.call('ZPOPMIN', queue, count), {'MGET'}
   for i = 1, #popped, 2 do
     keys[#keys + 1] = task_key(popped[i])
@@ -378,12 +390,12 @@ local function visit(turn, most)
   return got
 end
 
--- Serve one level until `most` are taken; `quick`: only tenants whose tasks take less than 5 ms.
+-- Serve one level until `most` are taken; `quick`: only tenants whose tasks are.
 local function serve(level, most, quick)
   local got = 0
   for _ = 1, 2 * most + 20 do
     local turn = got < most and next_turn(level)
-    if not turn or quick and (usage_of(turn.tenant).count < 8 or usage_of(turn.tenant).ms >= 5) then
+    if not turn or quick and not is_quick(turn.tenant) then
       break
     end
     got = got + (visit(turn, most - got) or 0)
