@@ -59,14 +59,13 @@ end
 
 -- Note the lease of a task; `set` is where the worker has it: tasks, or runs of pinned agents.
 local function lease(set, id, rank, record, terms)
-  local scores, leases, answer = taken[set], taken.leases, taken.answer
+  local scores, leases, answer, place = taken[set], taken.leases, taken.answer, #taken.ids
   local count = #scores
+  taken.ids[place + 1] = id
   scores[count + 1], scores[count + 2] = taken.now, id
-  count = #leases
-  leases[count + 1], leases[count + 2] = id, terms.words .. rank
-  count = #answer
-  answer[count + 1], answer[count + 2], answer[count + 3] = id, record, attempt_words(id, terms.tokens_per_task)
-  taken.ids[#taken.ids + 1] = id
+  leases[2 * place + 1], leases[2 * place + 2] = id, terms.words .. rank
+  answer[3 * place + 1], answer[3 * place + 2] = id, record
+  answer[3 * place + 3] = attempt_words(id, terms.tokens_per_task)
   if has_followers() then
     tell_followers(id, 'task.started', claimer.worker)
   end

@@ -64,14 +64,19 @@ local function first_worker(group, favourite, ahead)
   return best
 end
 
--- Tell whether a suspect waits for a worker of its own, or somebody at a limit.
+local others_wait = nil
+
+-- Tell whether a suspect waits for a worker of its own, or somebody at a limit; looked up once.
 local function somebody_waits()
-  local suspects, at_limits = POOL .. ':suspects', POOL .. ':held'
-  if redis.call('EXISTS', suspects, at_limits, POOL .. ':attempts', POOL .. ':followed') == 0 then
-    tried_again, followed = false, false
-    return false
+  if others_wait == nil then
+    local suspects, at_limits = POOL .. ':suspects', POOL .. ':held'
+    if redis.call('EXISTS', suspects, at_limits, POOL .. ':attempts', POOL .. ':followed') == 0 then
+      others_wait, tried_again, followed = false, false, false
+    else
+      others_wait = redis.call('EXISTS', suspects, at_limits) > 0
+    end
   end
-  return redis.call('EXISTS', suspects, at_limits) > 0
+  return others_wait
 end
 
 -- Tell whether a worker may be given tasks that it has not asked for: it listens, it is prompt, nothing shall run alone,
