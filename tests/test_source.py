@@ -208,6 +208,33 @@ def test_header_includes_what_the_body_needs(path: Path) -> None:
     assert needed <= libraries, f"{path.name}: needs {sorted(needed - libraries)}"
 
 
+def needed_by(path: Path) -> set[str]:
+    """The files of the library that one of them needs, as its first lines say."""
+    return set(re.findall(r"\b(\w+)\.lua\b", header_of(path).partition("Needs ")[2].partition("\n\n")[0]))
+
+
+@pytest.mark.parametrize("path", LIBRARIES.values(), ids=lambda path: path.stem)
+def test_a_file_of_the_library_names_those_whose_variables_it_uses(path: Path) -> None:
+    variables = {
+        name: library
+        for library, source in LIBRARIES.items()
+        for names in re.findall(r"^local ((?!function)[\w, ]+?)(?: =|$)", body_of(source), re.MULTILINE)
+        for name in names.split(", ")
+    }
+    body = re.sub(r"'[^'\n]*'", "''", body_of(path))
+    own = set(re.findall(r"local (?:function )?([\w, ]+)", body))
+    own = {name for names in own for name in names.split(", ")} | set(re.findall(r"(\w+)(?=[\w, ]*\))", body))
+    used = {variables[name] for name in set(re.findall(r"(?<![.\w])\w+", body)) - own if name in variables}
+    assert used - {path.stem} <= needed_by(path)
+
+
+@each_script
+def test_header_includes_what_its_files_need_in_their_order(path: Path) -> None:
+    libraries = [part.stem for part in included(path)]
+    for place, part in enumerate(included(path)):
+        assert needed_by(part) <= set(libraries[:place]), part.stem
+
+
 @each_script
 def test_header_flags_are_known(path: Path) -> None:
     flags = entry_of(header_of(path), "@flags")

@@ -101,7 +101,7 @@ class Real:
         return [answer[0], *map(int, answer[1:])]
 
     def beat_worker(self, worker: str) -> list[Any]:
-        return self.call("beat_worker", worker, 0, "", 0, "", 1)[:3]
+        return self.call("beat_worker", worker, 0, "", 0, "", 1, 0)[:3]
 
     def read_worker(self, worker: str) -> list[Any]:
         answer = self.call("read_worker", worker)
