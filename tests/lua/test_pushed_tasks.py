@@ -225,6 +225,24 @@ async def test_quick_tasks_are_given_beyond_the_slots(store: Store) -> None:
     assert ids(await exchange(store, room=0, prefetch=2, ended=[ended("p/t1")])) == ["p/t4"]
 
 
+async def test_who_gives_tasks_back_gets_none_beyond_its_slots_until_its_next_beat(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=1)
+    await seed_usage(store, 0.1)
+    await beat(store, ahead=5)
+    await seed_task(store, "t1")
+    await seed_task(store, "t2")
+    assert await holders(store, "t1", "t2") == ["w1", "w1"]
+    await exchange(store, ended=[ended("p/t2", verdict="back")])
+    assert ids(await exchange(store, ended=[ended("p/t1")], room=1)) == ["p/t2"]
+    await seed_task(store, "t3")
+    assert await holders(store, "t3") == [""]
+    assert ids(await exchange(store, ended=[ended("p/t2")], room=1)) == ["p/t3"]
+    await beat(store, ahead=5)
+    await seed_task(store, "t4")
+    assert await holders(store, "t4") == ["w1"]
+
+
 @pytest.mark.parametrize("why", ["they take long", "too little is known", "it wants none", "another waits", "it lags"])
 async def test_else_only_free_slots_are_filled(store: Store, why: str) -> None:
     await seed_pool(store)

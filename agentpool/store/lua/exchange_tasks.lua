@@ -103,8 +103,11 @@ local function take_tasks()
   else
     write_turns()
   end
-  rescore(worker, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')})
-  local others = ended.returned
+  local others, words = ended.returned, {'claim_number', number, 'claim_batch', table.concat(taken.ids, ' ')}
+  if others > 0 then
+    words[5], words[6] = 'ahead', 0 -- it could not begin what it had; its next beat says what it takes
+  end
+  rescore(worker, words)
   for _, tenant in ipairs(with_a_place) do
     others = others + (has_turn(tenant) and 1 or 0)
   end
