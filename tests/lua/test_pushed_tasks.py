@@ -12,6 +12,7 @@ from support.seeds import (
     read_commands,
     read_free,
     read_outcome,
+    seed_agent,
     seed_pool,
     seed_task,
     seed_worker,
@@ -256,6 +257,24 @@ async def test_else_only_free_slots_are_filled(store: Store, why: str) -> None:
         await seed_task(store, "t0", tenant="other")
     assert await submit_heard(store, "t2") == []
     assert (await store.tasks.info("p/t2"))["status"] == "queued"
+
+
+async def test_agents_that_wait_for_a_slot_go_before_tasks_beyond_the_slots(store: Store) -> None:
+    await seed_pool(store)
+    await seed_worker(store, capacity=1)
+    await seed_usage(store, 0.1)
+    await beat(store, ahead=5)
+    await seed_task(store, "t1")
+    await seed_agent(store, "a1")
+    for task in ("t2", "t3"):
+        await seed_task(store, task)
+    assert await holders(store, "t1", "t2", "t3") == ["w1", "", ""]
+    await store.connection.redis.zadd(store.keys.pending("p"), {"a1": 2 * await store.connection.now_ms()})
+    assert ids(await exchange(store, room=0, prefetch=1)) == ["p/t2"], "its time has not come"
+    await store.connection.redis.zadd(store.keys.pending("p"), {"a1": 1})
+    assert ids(await exchange(store, room=0, prefetch=1)) == []
+    assert ids(await exchange(store, ended=[ended("p/t1"), ended("p/t2")], room=1)) == []
+    assert (await store.agents.get("p/a1")).process_id == "w1"
 
 
 async def test_free_slots_come_before_room_beyond_them_and_most_room_before_less(store: Store) -> None:

@@ -81,13 +81,14 @@ local function is_here(id)
   return false
 end
 
-local function take_tasks()
+-- `agents_wait`: for slots here, which they get before tasks beyond the slots.
+local function take_tasks(agents_wait)
   -- While it waits for tasks of its own it is not at work, and those, which may be suspects too, are what can begin.
   local has_alone = is_here(alone)
   local waits = has_alone and redis.call('SISMEMBER', held(worker, 'waits'), alone) == 1
   claimer.alone = has_alone and not waits and alone
   if status == 'ready' then
-    local most, ahead = tonumber(ARGV[6]), tonumber(ARGV[7])
+    local most, ahead = tonumber(ARGV[6]), agents_wait and 0 or tonumber(ARGV[7])
     local is_clear = claimer.alone or is_quiet or not claim_suspect(most >= 0)
     local is_taken = claim_mail(is_clear, passed or '', names)
     if not is_taken and is_clear and not claimer.alone and most >= 0 then
@@ -120,13 +121,14 @@ if number == last then
   tell_again()
 elseif number > last then
   is_quiet = look_around(worker)
+  local has_pending = not is_quiet and redis.call('EXISTS', POOL .. ':pending') == 1
   if count > 0 then
     take_in(worker, 9, count)
-    if not is_quiet and redis.call('EXISTS', POOL .. ':pending') == 1 then
+    if has_pending then
       fill(worker, 50)
     end
   end
-  take_tasks()
+  take_tasks(has_pending and is_waited_for(worker))
 end
 
 for _, id in ipairs(unknown) do

@@ -72,6 +72,13 @@ local function place_or_queue(name)
   return nil
 end
 
+-- Tell whether the agent that has waited longest for a slot could be on this worker.
+local function is_waited_for(worker)
+  local name = redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, 1)[1]
+  local type = name and redis.call('HGET', agent_key(name), 'agent_type')
+  return type and offers(worker, redis.call('HGET', POOL, 'labels:' .. type) or '')
+end
+
 -- Give the room of a worker to those who wait, longest first.
 local function fill(worker, limit)
   if redis.call('HGET', process_key(worker), 'status') ~= 'ready' then

@@ -64,27 +64,28 @@ local function first_worker(group, favourite, ahead)
   return best
 end
 
-local others_wait = nil
+local others_wait, agents_wait = nil, nil
 
--- Tell whether a suspect waits for a worker of its own, or somebody at a limit; looked up once.
+-- Tell whether a suspect waits for a worker of its own, or somebody at a limit; looked up once. So is whether agents wait
+-- for slots, which go before tasks beyond them.
 local function somebody_waits()
   if others_wait == nil then
-    local suspects, at_limits = POOL .. ':suspects', POOL .. ':held'
-    if redis.call('EXISTS', suspects, at_limits, POOL .. ':attempts', POOL .. ':followed') == 0 then
-      others_wait, tried_again, followed = false, false, false
+    local suspects, at_limits, agents = POOL .. ':suspects', POOL .. ':held', POOL .. ':pending'
+    if redis.call('EXISTS', suspects, at_limits, agents, POOL .. ':attempts', POOL .. ':followed') == 0 then
+      others_wait, agents_wait, tried_again, followed = false, false, false, false
     else
-      others_wait = redis.call('EXISTS', suspects, at_limits) > 0
+      others_wait, agents_wait = redis.call('EXISTS', suspects, at_limits) > 0, redis.call('EXISTS', agents) == 1
     end
   end
   return others_wait
 end
 
--- Tell whether a worker may be given tasks that it has not asked for: it listens, it is prompt, nothing shall run alone,
--- and neither their tenant's limits nor its turn stand against it.
+-- Tell whether a worker may be given tasks that it has not asked for: it listens, it is prompt, nothing shall run alone
+-- on it, and neither their tenant's limits nor its turn stand against it.
 local function may_be_given(row, group, count, ahead)
   local most = ahead and math.min(row.room, turn_size(group.tenant)) or math.min(row.free, VISIT)
   return count <= most and row.listens == '1' and (tonumber(row.lag) or 0) <= PROMPT_MS and (row.alone or '') == ''
-    and not somebody_waits() and allowance(group.tenant, group.type) >= count
+    and allowance(group.tenant, group.type) >= count
 end
 
 -- Lease tasks of a tenant, given as `lease_all` takes them, to a worker, which is told by `hand_over`.
@@ -124,7 +125,8 @@ local function give_or_queue(group, ranked, records, bytes, may_give, favourite)
   if not roster then
     read_roster()
   end
-  local count, ahead = #records, may_give and is_quick(group.tenant, group.type)
+  may_give = may_give and not somebody_waits()
+  local count, ahead = #records, may_give and not agents_wait and is_quick(group.tenant, group.type)
   local first = first_worker(group, favourite, ahead)
   if may_give and first and pushed_bytes + bytes <= PUSHED_BYTES and may_be_given(first, group, count, ahead) then
     local ids = {}
