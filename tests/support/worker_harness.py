@@ -82,10 +82,10 @@ class Zygote:
         assert isinstance(message, Ready | Failed)
         return message
 
-    async def exit_of(self, worker: str) -> int:
-        """Return how a worker ended, as `subprocess` would say it."""
+    async def exit_of(self, worker: str, timeout: float = 10.0) -> int:
+        """Return how a worker ended, as `subprocess` would say it; raises `TimeoutError` when nothing comes."""
         while worker not in self.exited:
-            await self.receive()
+            await self.receive(timeout)
         return os.waitstatus_to_exitcode(self.exited[worker].status)
 
     def close(self) -> None:
