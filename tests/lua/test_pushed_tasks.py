@@ -24,16 +24,19 @@ from agentpool.protocol.tasks import TaskEnvelope
 from agentpool.store import Store
 from agentpool.store.tasks import SubmitOptions, TaskGroup, claimed_tasks
 
-
-async def beat(
-    store: Store, worker: str = "w1", *, lag_ms: int = 0, listens: bool = True, warm: str = "", ahead: int = 0
-) -> None:
-    await store.connection.call("beat_worker", "p", worker, lag_ms, "", 0, warm, int(listens), ahead)
+NULL = TaskEnvelope(msgspec.Raw(b"null"))
 
 
-async def seed_usage(store: Store, ms: float, count: int = 8, tenant: str = "default") -> None:
-    """Have a tenant's tasks take so long."""
-    await store.connection.redis.hset(store.keys.tenant_usage("p", tenant), mapping={"ms": ms, "count": count})
+async def beat(store: Store, worker: str = "w1", *, lag_ms: int = 0, listens: bool = True, ahead: int = 0) -> None:
+    await store.connection.call("beat_worker", "p", worker, lag_ms, "", 0, "", int(listens), ahead)
+
+
+async def seed_quick(store: Store, *, ms: float = 0.1, count: int = 8, **workers: int) -> None:
+    """Seed a pool with workers of so many slots, in which so many of the default tenant's tasks took so long."""
+    await seed_pool(store)
+    for worker, capacity in workers.items():
+        await seed_worker(store, worker, capacity=capacity)
+    await store.connection.redis.hset(store.keys.tenant_usage("p", "default"), mapping={"ms": ms, "count": count})
 
 
 async def holders(store: Store, *tasks: str) -> list[str]:
@@ -118,9 +121,8 @@ async def test_more_than_there_is_room_for_wait(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store, "w1", capacity=3)
     await beat(store)
-    envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
     async with listening(store, store.keys.worker_channel("w1")) as heard:
-        await store.tasks.submit_many([(f"p/t{n}", envelope) for n in range(4)], header())
+        await store.tasks.submit_many([(f"p/t{n}", NULL) for n in range(4)], header())
         assert await read_commands(heard) == [Wake(process_id="w1")]
         assert ids(await exchange(store, room=3)) == ["p/t0", "p/t1", "p/t2"]
 
@@ -129,9 +131,8 @@ async def test_several_at_once_keep_their_order(store: Store) -> None:
     await seed_pool(store)
     await seed_worker(store, "w1", capacity=3)
     await beat(store)
-    envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
     async with listening(store, store.keys.worker_channel("w1")) as heard:
-        await store.tasks.submit_many([(f"p/t{n}", envelope) for n in range(3)], header())
+        await store.tasks.submit_many([(f"p/t{n}", NULL) for n in range(3)], header())
         (run,) = await read_commands(heard)
     assert isinstance(run, Run)
     assert [task.id for task in claimed_tasks(run.tasks)] == ["p/t0", "p/t1", "p/t2"]
@@ -196,9 +197,8 @@ async def test_tasks_of_several_tenants_are_given_with_one_command(store: Store)
     for worker in ("w1", "w2"):
         await seed_worker(store, worker, capacity=3)
         await beat(store, worker)
-    null = TaskEnvelope(msgspec.Raw(b"null"))
     groups = [
-        TaskGroup(header(tenant=tenant), SubmitOptions(), [(f"p/{id}", null) for id in tasks.split()])
+        TaskGroup(header(tenant=tenant), SubmitOptions(), [(f"p/{id}", NULL) for id in tasks.split()])
         for tenant, tasks in (("a", "a1 a2"), ("b", "b1"), ("c", "c1 c2"), ("d", "d1 d2"))
     ]
     async with listening(store, store.keys.worker_channel("w1"), store.keys.worker_channel("w2")) as heard:
@@ -214,9 +214,7 @@ async def test_tasks_of_several_tenants_are_given_with_one_command(store: Store)
 
 
 async def test_quick_tasks_are_given_beyond_the_slots(store: Store) -> None:
-    await seed_pool(store)
-    await seed_worker(store, capacity=1)
-    await seed_usage(store, 0.1)
+    await seed_quick(store, w1=1)
     await beat(store, ahead=2)
     given = await submit_heard(store, "t1", "t2", "t3", "t4")
     assert [type(command) for command in given] == [Run, Run, Run], "of t4 nobody is told who has no free slot"
@@ -227,9 +225,7 @@ async def test_quick_tasks_are_given_beyond_the_slots(store: Store) -> None:
 
 
 async def test_who_gives_tasks_back_gets_none_beyond_its_slots_until_its_next_beat(store: Store) -> None:
-    await seed_pool(store)
-    await seed_worker(store, capacity=1)
-    await seed_usage(store, 0.1)
+    await seed_quick(store, w1=1)
     await beat(store, ahead=5)
     await seed_task(store, "t1")
     await seed_task(store, "t2")
@@ -246,9 +242,8 @@ async def test_who_gives_tasks_back_gets_none_beyond_its_slots_until_its_next_be
 
 @pytest.mark.parametrize("why", ["they take long", "too little is known", "it wants none", "another waits", "it lags"])
 async def test_else_only_free_slots_are_filled(store: Store, why: str) -> None:
-    await seed_pool(store)
-    await seed_worker(store, capacity=1)
-    await seed_usage(store, 5.0 if why == "they take long" else 0.1, 7 if why == "too little is known" else 8)
+    ms, count = 5.0 if why == "they take long" else 0.1, 7 if why == "too little is known" else 8
+    await seed_quick(store, w1=1, ms=ms, count=count)
     await beat(store, ahead=0 if why == "it wants none" else 5, lag_ms=101 * (why == "it lags"))
     await seed_task(store, "t1")
     if why == "it lags":
@@ -260,9 +255,7 @@ async def test_else_only_free_slots_are_filled(store: Store, why: str) -> None:
 
 
 async def test_agents_that_wait_for_a_slot_go_before_tasks_beyond_the_slots(store: Store) -> None:
-    await seed_pool(store)
-    await seed_worker(store, capacity=1)
-    await seed_usage(store, 0.1)
+    await seed_quick(store, w1=1)
     await beat(store, ahead=5)
     await seed_task(store, "t1")
     await seed_agent(store, "a1")
@@ -278,10 +271,7 @@ async def test_agents_that_wait_for_a_slot_go_before_tasks_beyond_the_slots(stor
 
 
 async def test_free_slots_come_before_room_beyond_them_and_most_room_before_less(store: Store) -> None:
-    await seed_pool(store)
-    await seed_worker(store, "w1", capacity=1)
-    await seed_worker(store, "w2", capacity=2)
-    await seed_usage(store, 0.1)
+    await seed_quick(store, w1=1, w2=2)
     await beat(store, "w1", ahead=3)
     await beat(store, "w2", ahead=1)
     names = [f"t{n}" for n in range(8)]
@@ -294,14 +284,11 @@ async def test_free_slots_come_before_room_beyond_them_and_most_room_before_less
 
 
 async def test_of_a_tenant_no_more_is_given_than_in_a_turn(store: Store) -> None:
-    await seed_pool(store)
-    await seed_worker(store, capacity=1)
-    await seed_usage(store, 4.0)
+    await seed_quick(store, w1=1, ms=4.0)
     await beat(store, ahead=90)
-    envelope = TaskEnvelope(b"1")  # type: ignore[arg-type]
-    await store.tasks.submit_many([(f"p/a{n}", envelope) for n in range(13)], header())
+    await store.tasks.submit_many([(f"p/a{n}", NULL) for n in range(13)], header())
     assert (await store.tasks.info("p/a0"))["status"] == "queued", "tasks of 4 ms: twelve in a turn"
     assert len(ids(await exchange(store, room=1, prefetch=90))) == 13
     await exchange(store, ended=[ended(f"p/a{n}") for n in range(13)])
-    await store.tasks.submit_many([(f"p/b{n}", envelope) for n in range(12)], header())
+    await store.tasks.submit_many([(f"p/b{n}", NULL) for n in range(12)], header())
     assert (await store.tasks.info("p/b0"))["process_id"] == "w1"

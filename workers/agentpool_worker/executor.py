@@ -264,13 +264,12 @@ class Executor:
     ) -> Exchange | None:
         """Send one exchange until it is answered: it may have been carried out, and only its own repeat tells."""
         self._unanswered = True
-        store, delay = self._place.store, RETRY_DELAY_MIN
+        delay = RETRY_DELAY_MIN
         while True:
             try:
                 with self._turn.away():
-                    if store.connection.link_number != self._link or not self._link:
-                        await self._until_told()
-                    answer = await store.tasks.exchange(
+                    await self._until_told()
+                    answer = await self._place.store.tasks.exchange(
                         self._place.pool,
                         self._place.worker_id,
                         number,

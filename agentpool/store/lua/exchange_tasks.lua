@@ -135,7 +135,7 @@ for _, id in ipairs(unknown) do
   tell_of(id)
 end
 local waiting, mail = is_quiet and 0 or redis.call('ZCARD', POOL .. ':suspects'), {}
-for _, lane in ipairs(nobody_waits() and {} or lanes()) do
+for _, lane in ipairs(lanes_in_use()) do
   if hosts(lane) then
     waiting = waiting + redis.call('ZCARD', POOL .. ':turns:' .. lane)
   end

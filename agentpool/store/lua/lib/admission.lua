@@ -19,7 +19,7 @@ local function depths_of(tenant)
   if not depths then
     depths = {all = 0, lanes = {}}
     intake.depths[tenant] = depths
-    for _, lane in ipairs(intake.queued > 0 and lanes() or {}) do
+    for _, lane in ipairs(lanes_in_use()) do
       depths.lanes[lane] = redis.call('ZCARD', lane_key(lane, tenant))
       depths.all = depths.all + depths.lanes[lane]
     end

@@ -72,11 +72,21 @@ local function place_or_queue(name)
   return nil
 end
 
+-- Agents that wait for a slot and whose time has come, longest first.
+local function due_agents(limit)
+  return redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, limit)
+end
+
+-- Tell whether a worker has the labels that an agent needs.
+local function suits(worker, name)
+  local type = redis.call('HGET', agent_key(name), 'agent_type') or ''
+  return offers(worker, redis.call('HGET', POOL, 'labels:' .. type) or '')
+end
+
 -- Tell whether the agent that has waited longest for a slot could be on this worker.
 local function is_waited_for(worker)
-  local name = redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, 1)[1]
-  local type = name and redis.call('HGET', agent_key(name), 'agent_type')
-  return type and offers(worker, redis.call('HGET', POOL, 'labels:' .. type) or '')
+  local name = due_agents(1)[1]
+  return name and suits(worker, name)
 end
 
 -- Give the room of a worker to those who wait, longest first.
@@ -86,10 +96,9 @@ local function fill(worker, limit)
   end
   local room = math.min(rescore(worker), limit)
   if room > 0 then
-    local waiting = redis.call('ZRANGEBYSCORE', POOL .. ':pending', '-inf', now, 'LIMIT', 0, room)
+    local waiting = due_agents(room)
     for _, name in ipairs(waiting) do
-      local labels = redis.call('HGET', POOL, 'labels:' .. (redis.call('HGET', agent_key(name), 'agent_type') or ''))
-      if offers(worker, labels or '') then
+      if suits(worker, name) then
         assign(name, worker)
       end
     end

@@ -250,8 +250,10 @@ local function claim_mail(is_clear, passed, named)
 end
 
 -- The lanes of each level that the worker hosts; and of each lane the turns that are not over yet: {tenant, tag, lane},
--- … by tag, of which so many are read at once.
+-- … by tag.
 local levels, turns = nil, nil
+
+-- Turns of a lane that are read at once.
 local TURNS = 20
 
 local function read_turns(lane)

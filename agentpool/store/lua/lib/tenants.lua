@@ -157,14 +157,14 @@ local function virtual_time()
   return present_time
 end
 
--- Tell whether no task by type waits for its turn, and none came to in this script.
-local function nobody_waits()
-  return is_empty and (pool_field('queued') or '0') == '0'
-end
-
 local function lanes()
   known_lanes = known_lanes or redis.call('SMEMBERS', POOL .. ':lanes')
   return known_lanes
+end
+
+-- The lanes, or none when no task by type waited and none came to wait in this script.
+local function lanes_in_use()
+  return is_empty and (pool_field('queued') or '0') == '0' and {} or lanes()
 end
 
 local function add_lane(lane)
@@ -233,7 +233,7 @@ local function write_turns()
   unwritten = {}
   if #moved > 0 then
     redis.call('ZADD', POOL .. ':tenants', unpack(moved))
-    for _, lane in ipairs(nobody_waits() and {} or lanes()) do
+    for _, lane in ipairs(lanes_in_use()) do
       redis.call('ZADD', POOL .. ':turns:' .. lane, 'XX', unpack(moved))
     end
   end
