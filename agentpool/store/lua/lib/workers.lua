@@ -49,7 +49,8 @@ local function command(worker, message, changes_sets)
   local text = message.tasks and cjson.encode(message) or to_json(message)
   publish('worker:' .. worker .. ':commands', text)
   if message.tasks then
-    text = '{"type":"' .. message.type .. '","process_id":"' .. worker .. '","version":' .. message.version .. '}'
+    message.tasks = nil
+    text = to_json(message)
   end
   publish('pool:' .. pool .. ':commands', text)
 end
